@@ -1,0 +1,104 @@
+"""Every exception of the project, with the errno, HTTP status and exit code that it turns into."""
+
+from __future__ import annotations
+
+import errno
+
+
+class LiteFSError(Exception):
+    """Base of all errors that we raise on purpose."""
+
+    errno: int = errno.EIO
+    http_status: int = 500
+    exit_code: int = 1
+
+
+class ConfigError(LiteFSError):
+    """The configuration cannot be used; the message says where and what to do."""
+
+    exit_code = 2
+
+
+class DataDirInUse(LiteFSError):
+    """A running node holds the lock of this data directory."""
+
+
+class ClusterMismatch(LiteFSError):
+    """The data directory, or a peer, belongs to another cluster."""
+
+    http_status = 409
+
+
+class MountError(LiteFSError):
+    """The mount point cannot be used or the mount failed."""
+
+
+class InvalidName(LiteFSError):
+    """A database name that could escape the data directory or clash with a control file."""
+
+    errno = errno.EINVAL
+    http_status = 400
+
+
+class DatabaseNotFound(LiteFSError):
+    """No database of that name on this node."""
+
+    errno = errno.ENOENT
+    http_status = 404
+
+
+class NotPrimary(LiteFSError):
+    """A write was asked of a node that is not the primary."""
+
+    errno = errno.EROFS
+    http_status = 503
+
+
+class CommitRefused(LiteFSError):
+    """A commit was refused before it was logged; the client rolls back."""
+
+
+class OutcomeUnknown(LiteFSError):
+    """The commit is in the log, but the deadline passed before the reply."""
+
+
+class NotSupported(LiteFSError):
+    """Something SQLite can do that is not handled; refused instead of half done."""
+
+
+class FormatError(LiteFSError):
+    """Bytes that are not what they claim to be. The message names file or stream and offset."""
+
+    http_status = 400
+
+
+class ChecksumMismatch(FormatError):
+    """Bytes of the right shape whose checksum is wrong."""
+
+
+class LogCorrupt(FormatError):
+    """A log record that is neither valid nor a torn tail."""
+
+
+class LogSyncFailed(LiteFSError):
+    """fsync of a log segment failed; that segment is never synced again."""
+
+
+class PositionMismatch(LiteFSError):
+    """A record does not chain on the position it is offered to."""
+
+    http_status = 409
+
+
+class PeerError(LiteFSError):
+    """The other node is at fault or unreachable."""
+
+    http_status = 502
+
+
+class ProtocolMismatch(PeerError):
+    """The peer speaks another version of the stream, or no stream at all."""
+
+
+class FsProcessDied(LiteFSError):
+    """The fs process ended without being asked to."""
