@@ -1,0 +1,353 @@
+"""``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
+
+Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from litefs.config_types import Duration, FileMode, split_command
+from litefs.config_yaml import decode, expand_environment
+from litefs.errors import ConfigError
+
+DEFAULT_PORT = 20202
+FILE_NAME = "litefs.yml"
+
+_UNIMPLEMENTED = (
+    "strict-verify",
+    "data.compress",
+    "http.snapshot-timeout",
+    "lease.promote",
+    "lease.demote-delay",
+    "lease.databases",
+    "lease.consul",
+    "proxy",
+    "backup",
+    "tracing",
+)
+"""Keys, or whole sections, that are read but have no function yet."""
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """Frozen, keyword-only, YAML names with dashes; unknown keys are errors."""
+
+
+class ExecCommand(_Section, frozen=True):
+    """One supervised command; ``cmd`` is split into words by :func:`config_types.split_command`."""
+
+    cmd: str
+    if_candidate: bool = False
+
+
+class DataConfig(_Section, frozen=True):
+    """Where the data directory is and how long the log reaches back."""
+
+    dir: str = "/var/lib/litefs"
+    compress: bool = True
+    retention: Duration = Duration(600)
+    retention_monitor_interval: Duration = Duration(60)
+    retention_bytes: int = 1 << 30
+    """Ours: bytes of log kept per database; the older end goes first."""
+
+
+class FuseConfig(_Section, frozen=True):
+    """The mount."""
+
+    dir: str = "/litefs"
+    allow_other: bool = False
+    debug: bool = False
+    uid: int | None = None
+    """Ours: owner of the files; None takes that of the mount point."""
+    gid: int | None = None
+    mode: FileMode | None = None
+    """Ours: permission bits of database files, in octal."""
+
+
+class HTTPConfig(_Section, frozen=True):
+    """The HTTP server; ``addr`` is ``HOST:PORT``, an empty host means every interface."""
+
+    addr: str = f":{DEFAULT_PORT}"
+    snapshot_timeout: Duration = Duration(0)
+
+    @property
+    def host_port(self) -> tuple[str, int]:
+        """Host (empty: every interface) and port. Raises ConfigError."""
+        return split_address(self.addr, "http.addr")
+
+
+class ProxyConfig(_Section, frozen=True):
+    """The HTTP proxy before the application."""
+
+    addr: str = ""
+    target: str = ""
+    db: str = ""
+    max_lag: Duration = Duration(10)
+    debug: bool = False
+    passthrough: tuple[str, ...] = ()
+    always_forward: tuple[str, ...] = ()
+    primary_redirect_timeout: Duration = Duration(5)
+    read_timeout: Duration = Duration(0)
+    read_header_timeout: Duration = Duration(10)
+    write_timeout: Duration = Duration(0)
+    idle_timeout: Duration = Duration(30)
+
+
+class ConsulConfig(_Section, frozen=True):
+    """The Consul lease."""
+
+    url: str = ""
+    key: str = ""
+    ttl: Duration = Duration(10)
+    lock_delay: Duration = Duration(1)
+
+
+class LeaseConfig(_Section, frozen=True):
+    """Who is primary.
+
+    With ``static``, ``candidate: true`` is the primary itself; on the others ``hostname``
+    and ``advertise-url`` name the primary.
+    """
+
+    type: str = ""
+    hostname: str = ""
+    advertise_url: str = ""
+    candidate: bool = True
+    promote: bool = False
+    reconnect_delay: Duration = Duration(1)
+    demote_delay: Duration = Duration(10)
+    databases: tuple[str, ...] = ()
+    consul: ConsulConfig = ConsulConfig()
+
+
+class BackupConfig(_Section, frozen=True):
+    """The backup target."""
+
+    type: str = ""
+    path: str = ""
+    url: str = ""
+    cluster: str = ""
+    auth_token: str = ""
+
+
+class LogConfig(_Section, frozen=True):
+    """The process log on stderr."""
+
+    format: str = "text"
+    timestamp: bool = False
+    debug: bool = False
+
+
+class TracingConfig(_Section, frozen=True):
+    """The trace log; ``max-size`` is in MB."""
+
+    enabled: bool = True
+    path: str = ""
+    max_size: int = 64
+    max_count: int = 8
+    compress: bool = True
+
+
+class Config(_Section, frozen=True):
+    """All of ``litefs.yml``."""
+
+    SEARCH_PATH: ClassVar[tuple[str, ...]] = (FILE_NAME, f"$HOME/{FILE_NAME}", f"/etc/{FILE_NAME}")
+
+    exec: str | tuple[ExecCommand, ...] = ()
+    exit_on_error: bool = True
+    skip_sync: bool = False
+    strict_verify: bool = False
+    data: DataConfig = DataConfig()
+    fuse: FuseConfig = FuseConfig()
+    http: HTTPConfig = HTTPConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    lease: LeaseConfig = LeaseConfig()
+    backup: BackupConfig = BackupConfig()
+    log: LogConfig = LogConfig()
+    tracing: TracingConfig = TracingConfig()
+
+    @property
+    def commands(self) -> tuple[ExecCommand, ...]:
+        """``exec`` in its long form, whichever was written."""
+        if isinstance(self.exec, str):
+            return (ExecCommand(cmd=self.exec),) if self.exec else ()
+        return self.exec
+
+    @classmethod
+    def for_dir(cls, directory: str | Path) -> Config:
+        """One node with defaults and no file: ``litefs mount --dir DIR``.
+
+        The data directory is the hidden sibling ``.NAME.litefs``; HTTP listens on loopback, on the usual port
+        or, if that is taken, on a free one. Raises ConfigError for a directory that cannot have a sibling.
+        """
+        mount = Path(os.path.abspath(directory))
+        if not mount.name:
+            raise ConfigError(f"{directory}: choose a directory that has a parent")
+        config = cls(
+            fuse=FuseConfig(dir=str(mount)),
+            data=DataConfig(dir=str(mount.parent / f".{mount.name}.litefs")),
+            http=HTTPConfig(addr=f"127.0.0.1:{_usable_port('127.0.0.1', DEFAULT_PORT)}"),
+            lease=LeaseConfig(type="static", hostname="localhost", candidate=True),
+        )
+        config.validate()
+        return config
+
+    def validate(self) -> None:
+        """Check what no single field can know; the messages are Go's where Go has one. Raises ConfigError."""
+        _validate_directories(self.fuse.dir, self.data.dir)
+        _validate_lease(self.lease)
+        if self.log.format not in ("text", "json"):
+            raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
+        if self.backup.type not in ("", "file", "litefs-cloud"):
+            raise ConfigError(f"invalid backup client type: {self.backup.type!r}")
+        if self.proxy.target and not self.proxy.db:
+            raise ConfigError("proxy database name required")
+        if self.proxy.target and not self.proxy.addr:
+            raise ConfigError("proxy bind address required")
+        if self.data.retention_bytes < 0:
+            raise ConfigError(f"data.retention-bytes must not be negative, got {self.data.retention_bytes}")
+        if self.data.retention_monitor_interval <= 0:
+            raise ConfigError("data.retention-monitor-interval must be positive")
+        split_address(self.http.addr, "http.addr")
+        for command in self.commands:
+            split_command(command.cmd)
+
+
+class LoadedConfig(msgspec.Struct, frozen=True):
+    """A configuration, the file it came from and the keys that the file sets (nested, plain)."""
+
+    config: Config
+    path: str
+    raw: dict[str, object]
+
+
+def load(path: str | None = None, *, expand_env: bool = True) -> LoadedConfig:
+    """Find, read and check the configuration.
+
+    Without ``path`` the first of ``./litefs.yml``, ``$HOME/litefs.yml``, ``/etc/litefs.yml`` is taken;
+    with it there is no fallback. Raises ConfigError.
+    """
+    for candidate in [path] if path is not None else map(os.path.expandvars, Config.SEARCH_PATH):
+        try:
+            text = Path(candidate).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            if path is not None:
+                raise ConfigError(f"config file not found: {path}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read config file {candidate}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{candidate}: not valid YAML: no UTF-8 at byte {error.start}") from None
+        else:
+            config, raw = parse(text, candidate, os.environ if expand_env else None)
+            return LoadedConfig(config, os.path.abspath(candidate), raw)
+    raise ConfigError(f"config file not found; looked for {', '.join(Config.SEARCH_PATH)}")
+
+
+def parse(text: str, origin: str, environment: Mapping[str, str] | None) -> tuple[Config, dict[str, object]]:
+    """Read and check a configuration's text; ``environment`` None leaves ``$`` alone. Raises ConfigError."""
+    if environment is not None:
+        text = expand_environment(text, environment)
+    config, raw = decode(text, Config, origin)
+    config = _with_lease_defaults(config)
+    try:
+        config.validate()
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    return config, raw
+
+
+def unimplemented_keys(raw: Mapping[str, object]) -> list[str]:
+    """Keys that are set in ``raw`` and have no function yet, as dotted names in the order of the file."""
+    found: list[str] = []
+
+    def visit(section: Mapping[str, object], prefix: str, inside: bool) -> None:
+        for key, value in section.items():
+            name = prefix + key
+            hit = inside or name in _UNIMPLEMENTED
+            if isinstance(value, Mapping):
+                visit(value, f"{name}.", hit)
+            elif hit:
+                found.append(name)
+
+    visit(raw, "", False)
+    return found
+
+
+def split_address(address: str, key: str) -> tuple[str, int]:
+    """``HOST:PORT``, ``:PORT`` or ``[V6]:PORT`` as host and port; ``key`` names it in the ConfigError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{key}: expected HOST:PORT, got {address!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _with_lease_defaults(config: Config) -> Config:
+    """A Consul lease advertises this machine's host name and HTTP port unless told otherwise, as in Go."""
+    lease = config.lease
+    if lease.type != "consul":
+        return config
+    hostname = lease.hostname or socket.gethostname()
+    url = lease.advertise_url or f"http://{hostname}:{config.http.host_port[1]}"
+    return msgspec.structs.replace(
+        config, lease=msgspec.structs.replace(lease, hostname=hostname, advertise_url=url)
+    )
+
+
+def _validate_lease(lease: LeaseConfig) -> None:
+    if lease.type not in ("consul", "static"):
+        raise ConfigError(f"invalid lease type, must be either 'consul' or 'static', got: {lease.type!r}")
+    if lease.databases and lease.candidate:
+        raise ConfigError("cannot specify a database replication filter on candidate nodes")
+    if lease.type == "static" and not lease.candidate and not lease.advertise_url:
+        raise ConfigError("a static lease on a replica needs lease.advertise-url, the URL of the primary")
+    if lease.type == "consul" and not lease.consul.key:
+        raise ConfigError("must specify a consul key")
+
+
+def _validate_directories(mount: str, data: str) -> None:
+    """The node reads its data directory itself; through its own mount it would wait for itself forever."""
+    if not mount:
+        raise ConfigError("fuse directory required")
+    if not data:
+        raise ConfigError("data directory required")
+    # By name first: resolving a path inside a mount that hangs would hang too.
+    _refuse_overlap(os.path.abspath(mount), os.path.abspath(data))
+    _refuse_overlap(_resolve_mount(mount), os.path.realpath(data))
+
+
+def _refuse_overlap(mount: str, data: str) -> None:
+    if mount == data:
+        raise ConfigError("fuse directory and data directory cannot be the same path")
+    common = os.path.commonpath([mount, data])
+    if common == mount:
+        raise ConfigError(f"the data directory {data} lies inside the fuse directory {mount}")
+    if common == data:
+        raise ConfigError(f"the fuse directory {mount} lies inside the data directory {data}")
+
+
+def _resolve_mount(path: str) -> str:
+    """``realpath`` that asks nothing of the mount at ``path``: its last component is only read as a link."""
+    path = os.path.abspath(path)
+    try:
+        return os.path.realpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    except OSError:
+        return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _usable_port(host: str, preferred: int) -> int:
+    """``preferred`` if it can be bound now, else one that the kernel picks."""
+    for port in (preferred, 0):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConfigError(f"no free TCP port on {host}")
