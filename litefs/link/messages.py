@@ -1,0 +1,135 @@
+"""The messages between the node process and its fs process.
+
+One message is one datagram of a ``SOCK_SEQPACKET`` socketpair, MessagePack with the type's name as tag. Bulk data never
+crosses: both sides map the ``sums`` files and read the log.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from litefs.types import Role
+
+FOREVER = (1 << 63) - 1
+"""A commit deadline that never passes (static lease)."""
+
+MAX_MESSAGE = 64 << 10
+"""Bytes; longer messages are a defect, not input."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of every message."""
+
+
+# node -> fs
+
+
+class Start(Message, frozen=True):
+    """First message: what to serve, and where."""
+
+    data_dir: str
+    mountpoint: str
+    node_id: int
+    allow_other: bool = False
+    debug: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
+
+
+class SetRole(Message, frozen=True):
+    """The role from now on; answered by :class:`RoleSet`.
+
+    ``deadline_ns`` is a CLOCK_BOOTTIME time in nanoseconds. ``primary`` is the primary's hostname while this node is a
+    replica that is connected to it.
+    """
+
+    role: Role
+    term: int
+    deadline_ns: int = 0
+    primary: str | None = None
+
+
+class Deadline(Message, frozen=True):
+    """The commit deadline was moved by a lease renewal."""
+
+    deadline_ns: int
+
+
+class Lag(Message, frozen=True):
+    """What ``.lag`` shows: milliseconds behind, None before the first contact; and the primary's last timestamp (Unix ms)."""
+
+    lag_ms: int | None
+    timestamp_ms: int
+
+
+class Exposed(Message, frozen=True):
+    """A replica's database was installed and may be shown; answered by :class:`ExposedAck`."""
+
+    name: str
+
+
+class Stop(Message, frozen=True):
+    """Unmount, settle the databases, end."""
+
+
+# fs -> node
+
+
+class Mounted(Message, frozen=True):
+    """The mount serves. ``minor`` names ``/sys/fs/fuse/connections/N``; ``reports`` are lines about recovery."""
+
+    minor: int
+    reports: list[str]
+
+
+class Failed(Message, frozen=True):
+    """The fs process cannot go on; it ends after this message. ``exit_code`` is the command's."""
+
+    error: str
+    exit_code: int = 1
+
+
+class RoleSet(Message, frozen=True):
+    """The role of that term is in force."""
+
+    term: int
+
+
+class ExposedAck(Message, frozen=True):
+    """The database is visible."""
+
+    name: str
+
+
+class Opened(Message, frozen=True):
+    """A client opened this database for the first time since the mount was made."""
+
+    name: str
+
+
+class Unpublished(Message, frozen=True):
+    """A logged commit stands in a client's way because nobody published it in the wal-index."""
+
+    name: str
+
+
+class Stopped(Message, frozen=True):
+    """Everything was unmounted and settled."""
+
+
+AnyMessage = (
+    Start
+    | SetRole
+    | Deadline
+    | Lag
+    | Exposed
+    | Stop
+    | Mounted
+    | Failed
+    | RoleSet
+    | ExposedAck
+    | Opened
+    | Unpublished
+    | Stopped
+)
