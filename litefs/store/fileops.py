@@ -1,0 +1,152 @@
+"""Every operation that makes bytes durable or moves files, as plain functions.
+
+Nothing else in the store calls ``fsync``, ``rename`` or ``truncate`` by itself, so that a test can fail any of them here
+and an audit reads one page. All raise OSError and are never repeated after a failure: after a failed fsync the kernel
+has marked the pages clean, and a second call would report a success that did not happen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+_ZEROS = bytes(1 << 20)
+
+
+def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``, continuing after short writes."""
+    written = os.pwrite(fd, data, offset)
+    view = memoryview(data).cast("B") if written < len(data) else memoryview(b"")
+    while written < len(view):
+        step = os.pwrite(fd, view[written:], offset + written)
+        if step == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += step
+
+
+def write_zeros(fd: int, start: int, end: int) -> None:
+    """Write zeros over ``[start, end)``: space that a later write of data cannot lack."""
+    while start < end:
+        start += os.pwrite(fd, _ZEROS[: end - start], start)
+
+
+def pread_all(fd: int, length: int, offset: int) -> bytes:
+    """Read ``length`` bytes; fewer only at the end of the file."""
+    data = os.pread(fd, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    done = len(data)
+    while done < length and (data := os.pread(fd, length - done, offset + done)):
+        parts.append(data)
+        done += len(data)
+    return b"".join(parts)
+
+
+def fsync(fd: int) -> None:
+    """fsync(2)."""
+    os.fsync(fd)
+
+
+def fdatasync(fd: int) -> None:
+    """fdatasync(2)."""
+    os.fdatasync(fd)
+
+
+def sync_file(path: Path) -> None:
+    """fsync the file at ``path``."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_dir(path: Path) -> None:
+    """Make names created, renamed or removed in the directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def rename(source: Path, target: Path) -> None:
+    """rename(2) without making it durable; follow with ``sync_dir``."""
+    os.rename(source, target)
+
+
+def unlink(path: Path) -> bool:
+    """Remove a file; False if there was none."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it; nothing happens if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def truncate(fd: int, size: int) -> None:
+    """ftruncate(2)."""
+    os.ftruncate(fd, size)
+
+
+def fallocate(fd: int, offset: int, length: int) -> None:
+    """Reserve disk space without changing bytes; raises OSError(ENOSPC) while a refusal is still possible."""
+    os.posix_fallocate(fd, offset, length)
+
+
+def write_file_atomic(path: Path, data: bytes) -> None:
+    """Replace ``path`` by a file holding ``data``: after a crash either the old or the new file is there."""
+    temporary = path.with_name(path.name + ".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        pwrite_all(fd, data, 0)
+        fsync(fd)
+    except BaseException:
+        unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+    rename(temporary, path)
+    sync_dir(path.parent)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file durably, sharing blocks where the file system can."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        done = 0
+        try:
+            while done < size:
+                step = os.copy_file_range(reader.fileno(), writer.fileno(), min(size - done, 1 << 30))
+                if step == 0:
+                    break
+                done += step
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            reader.seek(0)
+            writer.seek(0)
+            shutil.copyfileobj(reader, writer, 1 << 20)
+            writer.flush()
+        fsync(writer.fileno())
+    sync_dir(target.parent)
+
+
+def try_lock(fd: int) -> bool:
+    """Take the exclusive flock of an open file; False if another open file description holds it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,138 @@
+"""The ``sums`` file: mapped page checksums and the position, shared by both processes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from pathlib import Path
+
+from litefs._core.pagesums import HEADER_SIZE, PageSums
+from litefs.errors import DatabaseNotFound, FormatError
+from litefs.store import fileops
+from litefs.types import Position
+
+GRANULE = 512 * 1024
+"""The file is a multiple of this."""
+
+_PAGE = 4096
+
+
+class SumsFile:
+    """The map of a ``sums`` file. ``sums`` is replaced when the map grows: do not keep a reference to it.
+
+    One process writes (``ensure``, ``mark_clean``); others open the same file and call ``refresh``.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        """Map an existing file, or with ``create`` make a fresh one if there is none or it is unusable.
+
+        Raises DatabaseNotFound without a file, FormatError if it is not a sums file, OSError.
+        """
+        self.path = path
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        try:
+            self._fd = os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            raise DatabaseNotFound(f"{path}: no page checksums") from None
+        try:
+            fresh = self._size() < GRANULE
+            if fresh and not create:
+                raise FormatError(f"{path}: {self._size()} bytes are too few for a sums file")
+            if fresh:
+                fileops.truncate(self._fd, GRANULE)
+                fileops.fallocate(self._fd, 0, _PAGE)
+            self._map()
+            if not self.sums.formatted:
+                if not create:
+                    raise FormatError(f"{path}: not a sums file")
+                self.sums.format(0)
+        except BaseException:
+            self.close()
+            raise
+        self._reserved = _PAGE
+
+    sums: PageSums
+    _buffer: mmap.mmap
+
+    def _size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def _map(self) -> None:
+        size = self._size() // GRANULE * GRANULE
+        self._buffer = mmap.mmap(self._fd, size)
+        try:
+            self.sums = PageSums(self._buffer)
+        except BaseException:
+            self._buffer.close()
+            raise
+
+    def _unmap(self) -> None:
+        self.sums.release()
+        self._buffer.close()
+
+    @property
+    def position(self) -> Position:
+        """The last transaction, as the writer's own process sees it; others take ``sums.snapshot()``."""
+        return Position(self.sums.txid, self.sums.checksum)
+
+    def ensure(self, pages: int) -> None:
+        """Make room for ``pages`` checksums, growing file and map. Raises OSError, then nothing changed.
+
+        The space is reserved, not left sparse: a store to a mapped hole on a full disk would kill the process.
+        """
+        end = HEADER_SIZE + 8 * pages
+        if end > self._reserved:
+            reserve = -(-(end + 8 * _PAGE) // _PAGE) * _PAGE
+            size = -(-reserve // GRANULE) * GRANULE
+            grown = size > self._size()
+            if grown:
+                fileops.truncate(self._fd, size)
+            fileops.fallocate(self._fd, 0, reserve)
+            self._reserved = reserve
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Map the file anew if another process made it bigger than this map."""
+        if self._size() >= len(self._buffer) + GRANULE:
+            self._unmap()
+            self._map()
+
+    def flush(self) -> None:
+        """Make all stores so far durable."""
+        self._buffer.flush()
+
+    def mark_clean(self, stat: os.stat_result) -> None:
+        """Store, durably, that the database file is as these checksums say, at this size and these times."""
+        self.flush()
+        self.sums.database_stat = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        self.flush()
+        self.sums.clean = True
+        self.flush()
+
+    def unmark_clean(self) -> None:
+        """Store, durably, that the database file may change from now on."""
+        self.sums.clean = False
+        self.flush()
+
+    def same_stat(self, stat: os.stat_result) -> bool:
+        """Whether the database file still has the size and times that were stored last."""
+        return self.sums.database_stat == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+    def close(self) -> None:
+        """Unmap and close; harmless if repeated."""
+        if hasattr(self, "sums"):
+            self._unmap()
+            del self.sums
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def differing_pages(old: bytes, new: bytes) -> list[int]:
+    """Page numbers (from 1) at which two checksum arrays differ; the shorter counts as continued by zeros."""
+    size = max(len(old), len(new)) // 8
+    format_ = f"={size}Q"
+    left = struct.unpack(format_, old.ljust(8 * size, b"\0"))
+    right = struct.unpack(format_, new.ljust(8 * size, b"\0"))
+    return [pgno for pgno, (a, b) in enumerate(zip(left, right, strict=True), 1) if a != b]
