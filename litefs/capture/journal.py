@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
 from litefs.capture.wal import now_ms
-from litefs.errors import LiteFSError
+from litefs.errors import LiteFSError, NotSupported
 from litefs.ltx.format import lock_pgno
 from litefs.sqlite.header import DATABASE_HEADER_SIZE, DatabaseHeader
 from litefs.sqlite.journal import JOURNAL_MAGIC
@@ -101,8 +101,6 @@ class JournalCapture:
     def _begin(self, page_size: int) -> None:
         if page_size not in _PAGE_SIZES:
             raise Refused(self._name + "-journal", f"page size {page_size} in the header")
-        if self._db.page_size and page_size != self._db.page_size and self._dirty:
-            raise Refused(self._name + "-journal", f"page size {page_size}, the database has {self._db.page_size}")
         self.hot = True
         self._page_size = page_size
         self._synced = self._unsynced = False
@@ -174,6 +172,8 @@ class JournalCapture:
         size = os.fstat(fd).st_size
         header = DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0))
         sums = self._db.sums
+        if header.page_size != (self._db.page_size or self._page_size):
+            raise NotSupported(f"{self._name}: change of page size from {self._page_size} to {header.page_size}")
         commit = header.trusted_page_count(size)
         candidates = self._dirty.union(range(sums.page_count + 1, commit + 1))
         candidates.discard(lock_pgno(self._page_size))
