@@ -31,7 +31,7 @@ T = typing.TypeVar("T", bound=msgspec.Struct)
 
 
 def expand_environment(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Replace ``$V``, ``${V}`` and comparisons in the raw text: ``${A == 'x'}``, ``${A != "x"}``, ``${A == B}``.
+    """Replace ``$V``, ``${V}``, and comparisons like ``${A == 'x'}``, ``${A != "x"}``, ``${A == B}``.
 
     The rules are those of Go's ``os.Expand``: unset is empty, ``$$`` is the variable named ``$`` and so
     empty, a ``$`` before anything else stays. It knows nothing of YAML and works in comments too.

@@ -102,3 +102,7 @@ class ProtocolMismatch(PeerError):
 
 class FsProcessDied(LiteFSError):
     """The fs process ended without being asked to."""
+
+
+class CommandFailed(LiteFSError):
+    """A supervised command could not start, or one that had to succeed did not."""

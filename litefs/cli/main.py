@@ -1,0 +1,77 @@
+"""``litefs``: finds the command, turns errors into a line on stderr and an exit code.
+
+A command's module is imported only when it runs: what a mount does not need must not cost it memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from litefs.cli.flags import UsageError
+from litefs.errors import LiteFSError
+
+USAGE_EXIT_CODE = 2
+
+Run = Callable[[Sequence[str]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """Where a command is: the module has ``USAGE: str`` and the function named here."""
+
+    name: str
+    summary: str
+    module: str
+    function: str
+
+
+_COMMANDS = (
+    _Command("mount", "mount the file system and replicate its databases", "litefs.cli.mount", "mount"),
+    _Command("import", "send a SQLite database file into a cluster", "litefs.cli.transfer", "import_command"),
+    _Command("export", "fetch a database from a node into a file", "litefs.cli.transfer", "export_command"),
+    _Command("version", "print the version", "litefs.cli.version", "version"),
+)
+
+
+def usage() -> str:
+    """The text of ``litefs --help``."""
+    commands = "\n".join(f"  {command.name:<10}{command.summary}" for command in _COMMANDS)
+    return (
+        "litefs replicates SQLite databases from one primary to many replicas.\n\n"
+        f"Usage:\n\n  litefs COMMAND [ARGUMENTS]\n\nCommands:\n\n{commands}\n\n"
+        'Run "litefs COMMAND --help" for the arguments of a command.'
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, 1 for errors, 2 for usage and configuration."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] == "help" or arguments[0].startswith("-"):
+        print(usage(), file=sys.stderr)
+        return USAGE_EXIT_CODE
+    command = next((command for command in _COMMANDS if command.name == arguments[0]), None)
+    if command is None:
+        print(f"ERROR: litefs {arguments[0]}: unknown command", file=sys.stderr)
+        return 1
+    module = importlib.import_module(command.module)
+    run: Run = getattr(module, command.function)
+    try:
+        return run(arguments[1:])
+    except UsageError as error:
+        if str(error):
+            print(f"ERROR: {error}\n", file=sys.stderr)
+        print(module.USAGE[command.name], file=sys.stderr)
+        return USAGE_EXIT_CODE
+    except LiteFSError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ERROR: interrupted", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
