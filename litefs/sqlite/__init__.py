@@ -1,1 +1,1 @@
-
+"""SQLite's file formats and lock bytes. Nothing here does I/O."""
