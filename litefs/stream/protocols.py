@@ -20,8 +20,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 class Identity:
     """How a node introduces itself to a peer.
 
-    ``node_id`` is random per start, ``cluster_id`` empty until the node has joined a cluster (``LFSC`` + 16 hex),
-    ``term`` counts changes of primary (0 = unknown), ``hostname`` is what ``.primary`` shows on replicas.
+    ``node_id`` is random per start, ``cluster_id`` empty until the node has joined a cluster (``LFSC`` + 16
+    hex), ``term`` counts changes of primary (0 = unknown), ``hostname`` is what ``.primary`` shows on
+    replicas.
     """
 
     node_id: int
@@ -31,7 +32,7 @@ class Identity:
 
 
 class Entry(Protocol):
-    """One record of a log. ``body`` reads it whole; ``open()`` reads ``size`` bytes from the current offset on."""
+    """One record of a log: ``body`` is the whole of it, ``open()`` a file at its first byte, ``size`` bytes."""
 
     @property
     def txid_min(self) -> int: ...
@@ -51,7 +52,7 @@ class RecordReader(Protocol):
         """Place the cursor behind ``after``. False if that position is not in this log's history."""
 
     def read(self, upto_txid: int, max_bytes: int) -> Sequence[Entry]:
-        """The next records with TXID <= ``upto_txid``: about ``max_bytes`` in sum, at least one if there is one."""
+        """The next records with TXID <= ``upto_txid``: about ``max_bytes``, at least one if there is one."""
 
     def close(self) -> None: ...
 
@@ -125,7 +126,8 @@ class Sink(Protocol):
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
         """Apply contiguous whole LTX records; between snapshot_begin and snapshot_end they are its tail.
 
-        Raises PositionMismatch, ChecksumMismatch or FormatError; nothing after the offending record was applied.
+        Raises PositionMismatch, ChecksumMismatch or FormatError; nothing after the offending record was
+        applied.
         """
 
     async def snapshot_begin(

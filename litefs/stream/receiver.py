@@ -1,0 +1,290 @@
+"""The replica's end: frames from the network to the :class:`~litefs.stream.protocols.Sink`, a task per
+database.
+
+Bytes are parsed as they come and put into one bounded queue per database. A database whose snapshot or apply
+is slow delays the others only when its queue is full; then reading stops, and with it the primary's sender.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterable, Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import trio
+
+from litefs.errors import LiteFSError, PeerError, ProtocolMismatch
+from litefs.stream.frames import (
+    Database,
+    Drop,
+    End,
+    Frame,
+    Heartbeat,
+    Ready,
+    RecordPiece,
+    Records,
+    SnapshotAbort,
+    SnapshotBegin,
+    SnapshotEnd,
+    SnapshotPages,
+    unpack_pages,
+)
+from litefs.stream.handshake import Hello
+from litefs.stream.parser import Parser
+from litefs.stream.protocols import Buffer, Sink
+from litefs.stream.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+QUEUE_BYTES = 4 << 20
+"""A database's queue is full beyond this; reading from the network then waits."""
+BATCH_BYTES = 8 << 20
+"""At most about this much is handed to one ``Sink.records`` call."""
+_FRAME_COST = 256
+"""What a small frame counts for, so that empty ones cannot pile up without limit."""
+
+
+class DatabaseFailed(LiteFSError):
+    """The sink refused what was received for one database; the cause says why."""
+
+    def __init__(self, name: str, cause: LiteFSError) -> None:
+        super().__init__(f"{name}: {cause}")
+        self.name = name
+        self.cause = cause
+
+
+class _Barrier:
+    """Calls ``action`` once every queue that had work when it was made has done that work."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self.waiting = 1
+
+    def arrive(self) -> None:
+        self.waiting -= 1
+        if self.waiting == 0:
+            self._action()
+
+
+_DatabaseFrame: TypeAlias = (
+    Records | RecordPiece | SnapshotBegin | SnapshotPages | SnapshotEnd | SnapshotAbort | Drop | _Barrier
+)
+
+
+class _Queue:
+    """Frames of one database, bounded by bytes. One task puts, one takes."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[_DatabaseFrame, int]] = deque()
+        self._bytes = 0
+        self._changed = trio.Event()
+        self._busy = False
+
+    @property
+    def idle(self) -> bool:
+        return not self._items and not self._busy
+
+    async def put(self, item: _DatabaseFrame, size: int) -> None:
+        while self._bytes >= QUEUE_BYTES:
+            await self._wait()
+        self.put_nowait(item, size)
+
+    def put_nowait(self, item: _DatabaseFrame, size: int = _FRAME_COST) -> None:
+        self._items.append((item, size))
+        self._bytes += size
+        self._wake()
+
+    async def take(self) -> _DatabaseFrame:
+        """The next item; the queue counts as busy until the next call."""
+        self._busy = False
+        while not self._items:
+            await self._wait()
+        self._busy = True
+        return self._pop()
+
+    def take_more_records(self, bodies: list[Buffer]) -> None:
+        """Append the records that already wait to ``bodies``, within one batch."""
+        size = sum(map(len, bodies))
+        while self._items and isinstance(self._items[0][0], Records) and size < BATCH_BYTES:
+            frame = self._pop()
+            assert isinstance(frame, Records)
+            bodies += frame.bodies
+            size += sum(map(len, frame.bodies))
+
+    def _pop(self) -> _DatabaseFrame:
+        item, size = self._items.popleft()
+        self._bytes -= size
+        self._wake()
+        return item
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def _wait(self) -> None:
+        self._changed = trio.Event()
+        await self._changed.wait()
+
+
+class _Line:
+    """One database on its way from the queue into the sink."""
+
+    def __init__(self, name: str, sink: Sink, spool_dir: Path | None) -> None:
+        self.name = name
+        self.queue = _Queue()
+        self.scope = trio.CancelScope()
+        self._sink = sink
+        self._spool_dir = spool_dir
+        self._spool: Spool | None = None
+
+    async def run(self) -> None:
+        """Serve the queue until DROP. Raises DatabaseFailed."""
+        snapshot = False
+        try:
+            while True:
+                frame = await self.queue.take()
+                snapshot = isinstance(frame, SnapshotBegin) or (
+                    snapshot and not isinstance(frame, SnapshotEnd | SnapshotAbort | Drop)
+                )
+                await self._handle(frame)
+                if isinstance(frame, Drop):
+                    return
+        except LiteFSError as error:
+            raise DatabaseFailed(self.name, error) from error
+        finally:
+            if self._spool is not None:
+                self._spool.close()
+            if snapshot:
+                with trio.CancelScope(shield=True):
+                    await self._sink.snapshot_abort(self.name)
+
+    async def _handle(self, frame: _DatabaseFrame) -> None:
+        sink, name = self._sink, self.name
+        if isinstance(frame, Records):
+            bodies: list[Buffer] = list(frame.bodies)
+            self.queue.take_more_records(bodies)
+            await sink.records(name, bodies)
+        elif isinstance(frame, RecordPiece):
+            await self._piece(frame)
+        elif isinstance(frame, SnapshotPages):
+            pgnos, images = await trio.to_thread.run_sync(unpack_pages, frame)
+            await sink.snapshot_pages(name, pgnos, images)
+        elif isinstance(frame, SnapshotBegin):
+            await sink.snapshot_begin(name, frame.page_size, frame.commit, frame.at, frame.timestamp)
+        elif isinstance(frame, SnapshotEnd):
+            await sink.snapshot_end(name, frame.position)
+        elif isinstance(frame, SnapshotAbort):
+            logger.warning("%s: the primary broke its snapshot off: %s", name, frame.reason)
+            await sink.snapshot_abort(name)
+        elif isinstance(frame, Drop):
+            await sink.drop(name)
+        else:
+            frame.arrive()
+
+    async def _piece(self, piece: RecordPiece) -> None:
+        if self._spool is None:
+            self._spool = Spool(piece.size, self._spool_dir)
+        await self._spool.write(piece.data)
+        if piece.last:
+            spool, self._spool = self._spool, None
+            try:
+                with spool.view() as body:
+                    await self._sink.records(self.name, [body])
+            finally:
+                spool.close()
+
+
+class Receiver:
+    """Runs one stream to its end.
+
+    ``on_hello`` may refuse the primary by raising a LiteFSError. ``spool_dir`` takes the temporary files of
+    records beyond 8 MiB (None: the system's default).
+    """
+
+    def __init__(
+        self, sink: Sink, *, on_hello: Callable[[Hello], None] | None = None, spool_dir: Path | None = None
+    ) -> None:
+        self._sink = sink
+        self._on_hello = on_hello
+        self._spool_dir = spool_dir
+        self._lines: dict[int, _Line] = {}
+        self.ready = False
+        self.bytes_received = 0
+
+    async def run(self, chunks: AsyncIterable[bytes]) -> str:
+        """Receive until the primary ends the stream; returns its reason.
+
+        Everything received has gone into the sink when this returns. Raises ProtocolMismatch or FormatError
+        for bytes that break the rules, DatabaseFailed for what the sink refused, PeerError if the bytes just
+        stop.
+        """
+        parser = Parser()
+        reason: str | None = None
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            async for chunk in chunks:
+                self.bytes_received += len(chunk)
+                for frame in parser.feed(chunk):
+                    if isinstance(frame, End):
+                        reason = frame.reason
+                    else:
+                        await self._accept(frame, nursery)
+            if reason is None:
+                raise self._cut_off(parser)
+            drained = trio.Event()
+            self._after_queues(drained.set)
+            await drained.wait()
+            nursery.cancel_scope.cancel()
+        assert reason is not None
+        return reason
+
+    def _cut_off(self, parser: Parser) -> PeerError:
+        if not parser.greeted:
+            return ProtocolMismatch(
+                f"the peer ended the stream after {self.bytes_received} bytes, before its hello"
+            )
+        return PeerError(f"the stream broke off after {self.bytes_received} bytes")
+
+    async def _accept(self, frame: Frame, nursery: trio.Nursery) -> None:
+        if isinstance(frame, Hello):
+            if self._on_hello is not None:
+                self._on_hello(frame)
+        elif isinstance(frame, Database):
+            line = self._lines[frame.handle] = _Line(frame.name, self._sink, self._spool_dir)
+            nursery.start_soon(line.run)
+        elif isinstance(frame, Heartbeat):
+            if frame.timestamp:
+                self._after_queues(partial(self._sink.primary_time, frame.timestamp))
+        elif isinstance(frame, Ready):
+            self._after_queues(self._set_ready)
+        elif not isinstance(frame, End):
+            line = self._lines[frame.handle]
+            await line.queue.put(frame, _size(frame))
+            if isinstance(frame, Drop):
+                del self._lines[frame.handle]
+
+    def _set_ready(self) -> None:
+        self.ready = True
+        self._sink.ready()
+
+    def _after_queues(self, action: Callable[[], None]) -> None:
+        """Call ``action`` when all that was received before now is in the sink."""
+        barrier = _Barrier(action)
+        for line in self._lines.values():
+            if not line.queue.idle:
+                barrier.waiting += 1
+                line.queue.put_nowait(barrier)
+        barrier.arrive()
+
+
+def _size(
+    frame: Records | RecordPiece | SnapshotBegin | SnapshotPages | SnapshotEnd | SnapshotAbort | Drop,
+) -> int:
+    if isinstance(frame, Records):
+        return _FRAME_COST + sum(map(len, frame.bodies))
+    if isinstance(frame, RecordPiece):
+        return _FRAME_COST + len(frame.data)
+    if isinstance(frame, SnapshotPages):
+        return _FRAME_COST + len(frame.payload)
+    return _FRAME_COST
