@@ -1,0 +1,47 @@
+# make test   sets up and runs the whole test suite      make demo   a primary and a replica, live
+# make setup  only sets up                               make bench  speed against native SQLite
+# make soak   the tests with many more random rounds     make clean  removes all that was made here
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+KERNELS := $(wildcard litefs/_core/*.pyx litefs/_core/*.pxd litefs/_core/*.h)
+
+TEST_SECONDS ?= 1800
+SOAK_ROUNDS ?= 500
+SOAK_SECONDS ?= 28800
+# SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
+BOUNDED = timeout --foreground --signal=INT --kill-after=60
+
+.PHONY: setup demo test lint bench soak clean
+.DELETE_ON_ERROR:
+
+setup: .build-stamp
+
+.venv/.installed: pyproject.toml setup.py tools/setup.sh
+	./tools/setup.sh
+	@touch $@
+
+.build-stamp: .venv/.installed $(KERNELS)
+	$(PYTHON) setup.py -q build_ext --inplace
+	@touch $@
+
+demo: setup
+	$(PYTHON) tools/demo.py $(DEMO_ARGS)
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+test: lint
+	$(BOUNDED) $(TEST_SECONDS) $(PYTHON) -m pytest $(PYTEST_ARGS) </dev/null
+
+bench: setup
+	@set -e; for benchmark in kernels commit reads lag memory; do $(PYTHON) benchmarks/$$benchmark.py; done
+
+soak: setup
+	LITEFS_SOAK=$(SOAK_ROUNDS) $(BOUNDED) $(SOAK_SECONDS) $(PYTHON) -m pytest --timeout=0 tests/cluster </dev/null
+
+clean:
+	rm -rf .venv .build-stamp build dist wheels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo
+	rm -f litefs/_core/*.so litefs/_core/*.c
+	find litefs tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
