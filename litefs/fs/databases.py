@@ -1,0 +1,160 @@
+"""The databases that the fs process serves: their files, their position, and on the primary their capture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import trio
+
+from litefs.capture.commit import Watcher
+from litefs.capture.database import DatabaseCapture
+from litefs.errors import LiteFSError
+from litefs.fs.role import RoleState
+from litefs.store.database import Database
+from litefs.store.paths import DatabaseDir, DataDir
+from litefs.store.sums import SumsFile
+from litefs.types import ZERO, Position
+
+
+class FsDatabase:
+    """One database of the mount.
+
+    ``capture`` is there while this node is the primary. ``busy`` is set while a big commit runs in a thread; nothing
+    else may change the database then.
+    """
+
+    def __init__(self, directory: DatabaseDir) -> None:
+        self.dir = directory
+        self.name = directory.name
+        self.capture: DatabaseCapture | None = None
+        self.database_fd = -1
+        self.announced = False
+        self.busy = False
+        self._idle = trio.Event()
+        self._sums: SumsFile | None = None
+
+    def begin_job(self) -> None:
+        self.busy = True
+        self._idle = trio.Event()
+
+    def end_job(self) -> None:
+        self.busy = False
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no big commit is under way."""
+        while self.busy:
+            await self._idle.wait()
+
+    def open_database(self) -> int:
+        """A descriptor of the database file that lives as long as this object. Raises OSError."""
+        if self.database_fd < 0:
+            self.database_fd = os.open(self.dir.database, os.O_RDWR | os.O_CLOEXEC)
+        return self.database_fd
+
+    def position(self) -> tuple[Position, int]:
+        """Position and the timestamp (Unix ms) of its transaction, whoever writes the log."""
+        if self.capture is not None:
+            sums = self.capture.db.sums
+        else:
+            if self._sums is None:
+                if not os.path.exists(self.dir.sums):
+                    return ZERO, 0
+                self._sums = SumsFile.open(self.dir)
+            sums = self._sums.sums
+        txid, checksum, timestamp, _, _ = sums.snapshot()
+        return Position(txid, checksum), timestamp
+
+    def close_sums(self) -> None:
+        if self._sums is not None:
+            self._sums.close()
+            self._sums = None
+
+    def close(self) -> None:
+        self.close_sums()
+        if self.capture is not None:
+            self.capture.db.close()
+            self.capture = None
+        if self.database_fd >= 0:
+            os.close(self.database_fd)
+            self.database_fd = -1
+
+
+class Databases:
+    """Every database of the data directory, by name."""
+
+    def __init__(self, data: DataDir, role: RoleState, watcher: Watcher, node_id: int) -> None:
+        self._data = data
+        self._role = role
+        self._watcher = watcher
+        self._node_id = node_id
+        self._by_name: dict[str, FsDatabase] = {}
+        for name in data.names():
+            directory = data.database_dir(name)
+            if os.path.exists(directory.database):
+                self._by_name[name] = FsDatabase(directory)
+
+    def __iter__(self) -> Iterator[FsDatabase]:
+        return iter(list(self._by_name.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def get(self, name: str) -> FsDatabase | None:
+        return self._by_name.get(name)
+
+    def expose(self, name: str) -> FsDatabase:
+        """A database that the node process installed is there now (or was replaced)."""
+        db = self._by_name.get(name)
+        if db is None:
+            db = self._by_name[name] = FsDatabase(self._data.database_dir(name))
+        db.close_sums()
+        return db
+
+    def create(self, name: str, mode: int) -> FsDatabase:
+        """A new, empty database on the primary. Raises InvalidName, OSError."""
+        directory = self._data.database_dir(name)
+        os.makedirs(directory.path, exist_ok=True)
+        os.close(os.open(directory.database, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+        db = self._by_name[name] = FsDatabase(directory)
+        self.start_capture(db)
+        return db
+
+    def remove(self, db: FsDatabase) -> None:
+        """Remove a database that has no transaction yet, with all its files. Raises OSError."""
+        db.close()
+        for entry in sorted(os.walk(db.dir.path, topdown=False)):
+            for file in entry[2]:
+                os.unlink(os.path.join(entry[0], file))
+        for entry in sorted(os.walk(db.dir.path, topdown=False), reverse=True):
+            os.rmdir(entry[0])
+        del self._by_name[db.name]
+
+    def start_capture(self, db: FsDatabase) -> None:
+        """Become the log's writer for this database. Raises LiteFSError, OSError."""
+        db.close_sums()
+        store = Database.open(db.dir, node_id=self._node_id)
+        db.capture = DatabaseCapture(db.name, store, self._role, self._watcher)
+
+    def set_primary(self) -> list[str]:
+        """Start capture everywhere; returns what could not be opened, one line each."""
+        errors = []
+        for db in self:
+            if db.capture is None:
+                try:
+                    self.start_capture(db)
+                except (LiteFSError, OSError) as exc:
+                    errors.append(f"{db.name}: {exc}")
+        return errors
+
+    def set_replica(self) -> None:
+        """Let go of the logs: the node process writes them from now on."""
+        for db in self:
+            if db.capture is not None:
+                db.capture.db.close()
+                db.capture = None
+
+    def close(self) -> None:
+        for db in self:
+            db.close()

@@ -1,0 +1,260 @@
+"""The fs process: recover, mount, serve, settle. Started by the node process with its end of the link.
+
+Usage: ``python -m litefs.fs.main LINK_FD WAKE_FD``. Standard error is the node's log. It never opens a file of its mount (I7),
+never talks to the network, and ends when the node process does.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from litefs.errors import LiteFSError
+from litefs.fs.databases import Databases
+from litefs.fs.inodes import Kind
+from litefs.fs.operations import Operations, Ownership
+from litefs.fs.role import RoleState, boottime_ns
+from litefs.fs.session import Session
+from litefs.link.channel import Channel, LinkClosed, Wake
+from litefs.link.messages import (
+    Deadline,
+    Exposed,
+    ExposedAck,
+    Failed,
+    Lag,
+    Mounted,
+    Opened,
+    RoleSet,
+    SetRole,
+    Start,
+    Stop,
+    Stopped,
+    Unpublished,
+)
+from litefs.store.paths import DataDir
+from litefs.store.recovery import Report, mark_clean, recover
+from litefs.types import Role
+
+log = logging.getLogger("litefs.fs")
+
+READ_AHEAD_KIB = 1024
+"""Read-ahead of the mount: cold scans then run at native speed (reference/speed.md)."""
+
+WAL_INDEX_HEADERS = 96
+"""Bytes of the two copies of the wal-index header."""
+
+HOUSEKEEPING_SECONDS = 2.0
+
+
+class FsProcess:
+    """State and tasks of the fs process; implements :class:`litefs.capture.commit.Watcher`."""
+
+    def __init__(self, channel: Channel, wake: Wake, start: Start) -> None:
+        self.role = RoleState()
+        self._channel = channel
+        self._wake = wake
+        self._start = start
+        self._data = DataDir(start.data_dir)
+        self._stopping = False
+
+    # -- Watcher --------------------------------------------------------------------------------------------------
+
+    def logged(self, name: str) -> None:
+        self._wake.signal()
+
+    def unpublished(self, name: str) -> None:
+        self._post(Unpublished(name))
+
+    def _post(self, message: Opened | Unpublished) -> None:
+        try:
+            self._channel.post(message)
+        except LinkClosed:
+            log.debug("the node process is gone")
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until told to stop or the node process dies. Raises LiteFSError if the mount cannot be made."""
+        reports = await trio.to_thread.run_sync(self._recover)
+        databases = Databases(self._data, self.role, self, self._start.node_id)
+        operations = self._operations(databases)
+        session = Session(operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug)
+        session.mount()
+        try:
+            session.set_read_ahead(READ_AHEAD_KIB)
+        except OSError as exc:
+            log.info("read-ahead stays as it is: %s", exc)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.serve)
+            await self._channel.send(Mounted(session.minor, reports))
+            nursery.start_soon(self._housekeeping, databases)
+            nursery.start_soon(self._flush_link)
+            asked = await self._serve_link(databases, operations)
+            await self._leave(operations, session)
+            nursery.cancel_scope.cancel()
+        databases.close()
+        await trio.to_thread.run_sync(self._settle)
+        if asked:
+            await self._channel.send(Stopped())
+
+    def _operations(self, databases: Databases) -> Operations:
+        root = os.stat(self._start.mountpoint)
+        owner = Ownership(
+            root.st_uid if self._start.uid is None else self._start.uid,
+            root.st_gid if self._start.gid is None else self._start.gid,
+            self._start.mode,
+        )
+        operations = Operations(self._data, databases, self.role, owner, stat.S_IMODE(root.st_mode), os.getppid())
+        operations.on_open = lambda name: self._post(Opened(name))
+        return operations
+
+    def _recover(self) -> list[str]:
+        lines: list[str] = []
+        for name in self._data.names():
+            report: Report = recover(self._data.database_dir(name))
+            lines += [f"{name}: {line}" for line in report.lines()]
+        return lines
+
+    async def _serve_link(self, databases: Databases, operations: Operations) -> bool:
+        """Handle the node's messages; True when told to stop, False when the node process is gone."""
+        while True:
+            try:
+                message = await self._channel.receive()
+            except LinkClosed:
+                log.warning("the node process is gone: unmounting")
+                return False
+            match message:
+                case SetRole():
+                    self._set_role(message, databases)
+                    await self._channel.send(RoleSet(message.term))
+                case Deadline():
+                    self.role.deadline_ns = message.deadline_ns
+                case Lag():
+                    self.role.lag_ms = message.lag_ms
+                    self.role.primary_timestamp_ms = message.timestamp_ms
+                case Exposed():
+                    databases.expose(message.name)
+                    await self._channel.send(ExposedAck(message.name))
+                case Stop():
+                    return True
+                case _:
+                    log.error("unexpected message on the link: %r", message)
+
+    def _set_role(self, message: SetRole, databases: Databases) -> None:
+        role = self.role
+        if message.role is Role.PRIMARY and role.role is not Role.PRIMARY:
+            for line in databases.set_primary():
+                log.error("cannot write to its log: %s", line)
+        elif message.role is not Role.PRIMARY:
+            databases.set_replica()
+        role.role, role.term = message.role, message.term
+        role.deadline_ns, role.primary = message.deadline_ns, message.primary
+
+    async def _flush_link(self) -> None:
+        while True:
+            await trio.sleep(0.05)
+            try:
+                await self._channel.flush()
+            except LinkClosed:
+                return
+
+    async def _housekeeping(self, databases: Databases) -> None:
+        """Sync what clients with synchronous=OFF never sync, so that the log can be reaped (I6)."""
+        while True:
+            await trio.sleep(HOUSEKEEPING_SECONDS)
+            for db in databases:
+                capture = db.capture
+                if capture is None or db.busy or capture.wal.pending or capture.journal.hot:
+                    continue
+                txid = capture.db.position.txid
+                if capture.db.sums.durable_txid >= txid or capture.db.stopped is not None:
+                    continue
+                try:
+                    await trio.to_thread.run_sync(os.fdatasync, db.open_database())
+                except OSError as exc:
+                    capture.db.stop(f"{db.name}: fsync failed: {exc}")
+                    continue
+                if db.capture is capture and not capture.wal.pending and not capture.journal.hot:
+                    capture.db.sums.durable_txid = max(capture.db.sums.durable_txid, txid)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    async def _leave(self, operations: Operations, session: Session) -> None:
+        """Answer nothing any more, make connections that stay open fail instead of answering from caches (I10), unmount."""
+        self.role.role, self.role.deadline_ns = Role.NONE, 0
+        operations.dead = True
+        inodes = operations.invalidated_inodes()
+        with trio.move_on_after(2):
+            await trio.to_thread.run_sync(functools.partial(_drop_caches, inodes), abandon_on_cancel=True)
+        with trio.move_on_after(2):
+            await trio.to_thread.run_sync(functools.partial(session.unmount, lazy=True), abandon_on_cancel=True)
+
+    def _settle(self) -> None:
+        """Bring the database files to their logs' tips, so that the next start reads nothing."""
+        for name in self._data.names():
+            directory = self._data.database_dir(name)
+            try:
+                recover(directory)
+                mark_clean(directory)
+            except (LiteFSError, OSError) as exc:
+                log.error("%s: could not be settled, the next start recovers it: %s", name, exc)
+
+
+def _drop_caches(inodes: list[tuple[int, Kind]]) -> None:
+    """Pages of database and WAL first, then the wal-index headers through the page cache that clients have mapped."""
+    for ino, kind in inodes:
+        if kind is not Kind.SHM:
+            try:
+                pyfuse3.invalidate_inode(ino)
+            except OSError:
+                continue  # the kernel does not know it any more
+    for ino, kind in inodes:
+        if kind is Kind.SHM:
+            try:
+                pyfuse3.notify_store(ino, 0, bytes(WAL_INDEX_HEADERS))
+            except OSError:
+                continue
+
+
+async def _main(link_fd: int, wake_fd: int) -> int:
+    channel = Channel(socket.socket(fileno=link_fd))
+    try:
+        start = await channel.receive()
+    except LinkClosed:
+        return 1
+    assert isinstance(start, Start)
+    try:
+        await FsProcess(channel, Wake(wake_fd), start).run()
+    except (LiteFSError, OSError) as exc:
+        code = exc.exit_code if isinstance(exc, LiteFSError) else 1
+        log.debug("giving up at %d", boottime_ns(), exc_info=True)
+        try:
+            await channel.send(Failed(str(exc), code))
+        except LinkClosed:
+            log.error("%s", exc)
+        return code
+    except LinkClosed:
+        return 1
+    return 0
+
+
+def main() -> None:
+    logging.basicConfig(level=os.environ.get("LITEFS_FS_LOG", "INFO"), format="fs: %(levelname)s %(message)s", stream=sys.stderr)
+    # the node process decides when to stop; a Ctrl-C reaches the whole process group
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.chdir(Path("/"))
+    sys.exit(trio.run(_main, int(sys.argv[1]), int(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()
