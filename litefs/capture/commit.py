@@ -1,4 +1,7 @@
-"""What every way of committing shares: the gate, refusals, and commits that are too big for the request loop."""
+"""What every way of committing shares:
+
+the gate, refusals, and commits that are too big for the request loop.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from litefs.errors import LiteFSError
 log = logging.getLogger("litefs.capture")
 
 BIG_COMMIT = 1 << 20
-"""Bytes of page images from which on a commit is encoded and appended in a thread, so that small ones do not queue behind it."""
+"""Bytes of page images from which on a commit is encoded and appended in a thread, so that small ones do not
+queue behind it.
+"""
 
 
 class Gate(Protocol):
@@ -39,7 +44,10 @@ class Watcher(Protocol):
 
 
 class Refused(LiteFSError):
-    """An operation that would leave the database different from its log. Logged once per reason, and answered with an errno."""
+    """An operation that would leave the database different from its log.
+
+    Logged once per reason, and answered with an errno.
+    """
 
     def __init__(self, file: str, reason: str, code: int = errno.EIO) -> None:
         super().__init__(f"{file}: {reason}")
@@ -50,7 +58,8 @@ class BigCommit:
     """A commit in two halves: :meth:`run` in a worker thread, then :meth:`finish` in the request loop.
 
     While it is under way the database is busy: the request loop holds back every other change to it.
-    ``finish(error)`` gets the exception that ``run`` raised, or None, and raises what the client is to be answered.
+    ``finish(error)`` gets the exception that ``run`` raised, or None, and raises what the client is to be
+    answered.
     """
 
     def __init__(self, run: Callable[[], None], finish: Callable[[Exception | None], None]) -> None:

@@ -14,8 +14,8 @@ from litefs.store.database import Database
 class DatabaseCapture:
     """What may happen to a database and its ``-wal`` and ``-journal`` on the primary.
 
-    Every method either does the operation on the backing file and returns (a :class:`BigCommit` where the rest belongs
-    in a thread), or raises LiteFSError or OSError and has changed nothing that counts.
+    Every method either does the operation on the backing file and returns (a :class:`BigCommit` where the
+    rest belongs in a thread), or raises LiteFSError or OSError and has changed nothing that counts.
     """
 
     def __init__(self, name: str, db: Database, gate: Gate, watcher: Watcher) -> None:
@@ -34,7 +34,7 @@ class DatabaseCapture:
         if self.db.sums.damaged:
             raise Refused(file, "the database is damaged and served for reading only")
 
-    # -- database file --------------------------------------------------------------------------------------------
+    # -- database file -----------------------------------------------------------------------------
 
     def database_write(self, fd: int, offset: int, data: bytes) -> None:
         self.check_writable(self._name)
@@ -44,7 +44,9 @@ class DatabaseCapture:
             self.journal.database_write(fd, offset, data)
 
     def database_truncate(self, fd: int, size: int) -> None:
-        """A checkpoint's or VACUUM's truncation, a rollback's, or an extension; never of pages that the log counts."""
+        """A checkpoint's or VACUUM's truncation, a rollback's, or an extension; never of pages that the log
+        counts.
+        """
         self.check_writable(self._name)
         db = self.db
         if self.wal.holds_logged_frames:
@@ -66,7 +68,7 @@ class DatabaseCapture:
         elif not self.wal.pending:
             self.db.sums.durable_txid = txid
 
-    # -- WAL --------------------------------------------------------------------------------------------------------
+    # -- WAL ---------------------------------------------------------------------------------------
 
     def wal_write(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
         self.check_writable(self._name + "-wal")
@@ -76,7 +78,7 @@ class DatabaseCapture:
         """The log stands for the WAL: recovery never reads the WAL itself."""
         self._sync_log()
 
-    # -- journal ----------------------------------------------------------------------------------------------------
+    # -- journal -----------------------------------------------------------------------------------
 
     def journal_write(self, fd: int, offset: int, data: bytes, database_fd: int | None) -> BigCommit | None:
         self.check_writable(self._name + "-journal")

@@ -1,7 +1,8 @@
 """Rollback journals: DELETE, TRUNCATE and PERSIST (DESIGN §3).
 
-Pages written to the database while the journal is hot are dirty; the transaction ends when the journal is unlinked, truncated or
-its header zeroed. A rollback ends the same way: what it put back has the checksum it had, so nothing is logged.
+Pages written to the database while the journal is hot are dirty; the transaction ends when the journal is
+unlinked, truncated or its header zeroed. A rollback ends the same way: what it put back has the checksum it
+had, so nothing is logged.
 """
 
 from __future__ import annotations
@@ -20,11 +21,17 @@ from litefs.store import fileops
 from litefs.store.database import Database
 
 _HEADER = 28
-"""Bytes of a journal header: magic, record count, nonce, initial size, sector size, page size (sqlite.org/fileformat)."""
+"""Bytes of a journal header:
+
+magic, record count, nonce, initial size, sector size, page size (sqlite.org/fileformat).
+"""
 
 
 class JournalCapture:
-    """The rollback journal of one database on the primary, and the database writes under it. Owned by the request loop."""
+    """The rollback journal of one database on the primary, and the database writes under it.
+
+    Owned by the request loop.
+    """
 
     def __init__(self, name: str, db: Database, gate: Gate, watcher: Watcher) -> None:
         self._name = name
@@ -40,10 +47,12 @@ class JournalCapture:
         self.hot = False
         """The journal has a valid header: SQLite would roll it back, and may write to the database."""
 
-    # -- the journal file -----------------------------------------------------------------------------------------
+    # -- the journal file --------------------------------------------------------------------------
 
     def write(self, fd: int, offset: int, data: bytes, database_fd: int | None) -> BigCommit | None:
-        """Lay *data* at *offset* of the journal behind *fd*; zeroing the header (PERSIST) ends the transaction."""
+        """Lay *data* at *offset* of the journal behind *fd*; zeroing the header (PERSIST) ends the
+        transaction.
+        """
         if offset >= _HEADER:
             fileops.pwrite_all(fd, data, offset)
             return None
@@ -76,7 +85,7 @@ class JournalCapture:
         os.unlink(path)
         return None
 
-    # -- the database file under it -------------------------------------------------------------------------------
+    # -- the database file under it ----------------------------------------------------------------
 
     def database_write(self, fd: int, offset: int, data: bytes) -> None:
         """A database write with no logged WAL frame around. Raises Refused when no hot journal covers it."""
@@ -96,7 +105,7 @@ class JournalCapture:
         self._synced = True
         self._unsynced = False
 
-    # -- the end of a transaction ---------------------------------------------------------------------------------
+    # -- the end of a transaction ------------------------------------------------------------------
 
     def _begin(self, page_size: int) -> None:
         if page_size not in _PAGE_SIZES:
@@ -136,7 +145,11 @@ class JournalCapture:
             if pgnos or commit != self._db.sums.page_count:
                 self._gate.check()
                 self._db.commit_stream(
-                    pgnos.tobytes(), lambda: self._batches(fd, pgnos), commit, now_ms(), page_size=self._page_size
+                    pgnos.tobytes(),
+                    lambda: self._batches(fd, pgnos),
+                    commit,
+                    now_ms(),
+                    page_size=self._page_size,
                 )
                 changed.append(True)
 
@@ -168,17 +181,26 @@ class JournalCapture:
         self._gate.confirm()
 
     def _changes(self, fd: int) -> tuple[int, array[int]]:
-        """The database's size in pages by its header, and the pages that differ from the last transaction (native u32)."""
+        """The database's size in pages by its header, and the pages that differ from the last transaction
+        (native u32).
+        """
         size = os.fstat(fd).st_size
         header = DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0))
         sums = self._db.sums
         if header.page_size != (self._db.page_size or self._page_size):
-            raise NotSupported(f"{self._name}: change of page size from {self._page_size} to {header.page_size}")
+            raise NotSupported(
+                f"{self._name}: change of page size from {self._page_size} to {header.page_size}"
+            )
         commit = header.trusted_page_count(size)
         candidates = self._dirty.union(range(sums.page_count + 1, commit + 1))
         candidates.discard(lock_pgno(self._page_size))
         return commit, array(
-            "I", (pgno for pgno in sorted(candidates) if pgno <= commit and not self._same(fd, pgno, sums.page_count))
+            "I",
+            (
+                pgno
+                for pgno in sorted(candidates)
+                if pgno <= commit and not self._same(fd, pgno, sums.page_count)
+            ),
         )
 
     def _same(self, fd: int, pgno: int, page_count: int) -> bool:

@@ -1,7 +1,8 @@
-"""WAL mode: client writes to ``-wal`` and checkpoints to the database file, judged against the log (DESIGN §3).
+"""WAL mode: client writes to ``-wal`` and checkpoints to the database file, judged against the log (DESIGN
+§3).
 
-A commit is captured at the write that completes its chain of salts and checksums, before that write is acknowledged:
-invariants I2, I3 and I4 of ``docs/concurrency.md`` are held here.
+A commit is captured at the write that completes its chain of salts and checksums, before that write is
+acknowledged: invariants I2, I3 and I4 of ``docs/concurrency.md`` are held here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from litefs._core.pagesums import page_checksum
 from litefs._core.walcursor import NEED, LoggedFrames, Transaction, WalCursor
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
 from litefs.errors import LiteFSError
-from litefs.sqlite.wal import FRAME_HEADER_SIZE, WAL_HEADER_SIZE
+from litefs.sqlite.wal import WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
 
@@ -45,10 +46,13 @@ class WalCapture:
         """Pages whose newest logged image has not reached the database file."""
         return self._frames.pending
 
-    # -- the WAL file ---------------------------------------------------------------------------------------------
+    # -- the WAL file ------------------------------------------------------------------------------
 
     def write(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
-        """Lay *data* at *offset* of the WAL behind *fd*. Raises LiteFSError or OSError; then nothing was committed."""
+        """Lay *data* at *offset* of the WAL behind *fd*.
+
+        Raises LiteFSError or OSError; then nothing was committed.
+        """
         if offset < WAL_HEADER_SIZE:
             return self._write_header(fd, offset, data)
         cursor = self._cursor
@@ -80,16 +84,19 @@ class WalCapture:
             if self._frames.pending:
                 raise self._unpublished("truncation below frames that are in the log")
             if size >= WAL_HEADER_SIZE and self._frames.frames:
-                raise Refused(self._file, f"truncation to {size} bytes, inside the frames that are in the log")
+                raise Refused(
+                    self._file, f"truncation to {size} bytes, inside the frames that are in the log"
+                )
         os.ftruncate(fd, size)
         if size < WAL_HEADER_SIZE:
             self._forget()
-        else:
-            cursor.truncate(size)
         self._size = self._secured = size
 
     def unlink(self) -> None:
-        """Whether the WAL may go. Raises Refused while it holds the only copy of a logged page (SQLite ignores that)."""
+        """Whether the WAL may go.
+
+        Raises Refused while it holds the only copy of a logged page (SQLite ignores that).
+        """
         if self._frames.pending:
             raise self._unpublished("unlink of a WAL with pages that are not in the database file")
         self._forget()
@@ -103,9 +110,7 @@ class WalCapture:
     def _forget(self) -> None:
         self._cursor = WalCursor()
         self._frames.clear()
-        sums = self._db.sums
-        sums.wal_frames = 0
-        sums.wal_salt1 = sums.wal_salt2 = 0
+        self._db.sums.set_wal(0, 0, 0)
 
     def _write_header(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
         old = os.pread(fd, WAL_HEADER_SIZE, 0)
@@ -122,11 +127,9 @@ class WalCapture:
             except ValueError:
                 pass  # not a header SQLite would accept: nothing in this file counts
             else:
-                sums = self._db.sums
-                sums.wal_salt1, sums.wal_salt2 = self._cursor.salt1, self._cursor.salt2
-        # frames that were there before the header may continue its chain: judge them as if written now
-        rest = rest or os.pread(fd, FRAME_HEADER_SIZE, WAL_HEADER_SIZE)
-        return self.write(fd, WAL_HEADER_SIZE, rest) if rest else None
+                self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, 0)
+        # frames that were there before the header may continue its chain: they are judged with it
+        return self.write(fd, WAL_HEADER_SIZE, rest) if rest or self._size > WAL_HEADER_SIZE else None
 
     def _judge(self, fd: int, offset: int, data: bytes) -> int:
         cursor = self._cursor
@@ -152,7 +155,7 @@ class WalCapture:
             else:
                 self._cursor.accept()
 
-    # -- commits --------------------------------------------------------------------------------------------------
+    # -- commits -----------------------------------------------------------------------------------
 
     def _commit(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
         cursor, db = self._cursor, self._db
@@ -228,7 +231,10 @@ class WalCapture:
         self._watcher.logged(self._name)
 
     def _secure(self, fd: int, end: int) -> None:
-        """Allocate up to *end*, so that the completing bytes cannot fail for want of space. Raises OSError (ENOSPC)."""
+        """Allocate up to *end*, so that the completing bytes cannot fail for want of space.
+
+        Raises OSError (ENOSPC).
+        """
         if end <= self._secured:
             return
         start = max(self._size, self._secured)
@@ -239,10 +245,11 @@ class WalCapture:
             fileops.fallocate(fd, start, end - start)
             self._secured = end
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def checkpoint_write(self, fd: int, offset: int, data: bytes) -> None:
-        """A write to the database file while the WAL holds logged frames. Raises Refused if it is no checkpoint.
+        """A write to the database file while the WAL holds logged frames. Raises Refused if it is no
+        checkpoint.
 
         Log first (I5): what it overwrites must be recoverable.
         """
@@ -261,7 +268,10 @@ class WalCapture:
             if total == self._db.sums.get(pgno):
                 marks.append(pgno)
             elif not self._frames.knows(pgno, total):
-                raise Refused(self._name, f"write to page {pgno} that is no checkpoint while the WAL holds logged frames")
+                raise Refused(
+                    self._name,
+                    f"write to page {pgno} that is no checkpoint while the WAL holds logged frames",
+                )
         fileops.pwrite_all(fd, data, offset)
         for pgno in marks:
             self._frames.backfilled(pgno)
@@ -274,13 +284,18 @@ class WalCapture:
         return bytes(page)
 
     def checkpoint_truncate(self, size: int) -> None:
-        """Whether a checkpoint may cut the database to *size* bytes. Raises Refused if logged pages would be lost."""
+        """Whether a checkpoint may cut the database to *size* bytes.
+
+        Raises Refused if logged pages would be lost.
+        """
         kept = size // self._db.page_size
         for pgno in range(kept + 1, self._db.sums.page_count + 1):
             if not self._frames.is_pending(pgno):
-                raise Refused(self._name, f"truncation to {kept} pages, page {pgno} is only in the database file")
+                raise Refused(
+                    self._name, f"truncation to {kept} pages, page {pgno} is only in the database file"
+                )
 
-    # -- refusals -------------------------------------------------------------------------------------------------
+    # -- refusals ----------------------------------------------------------------------------------
 
     def _unpublished(self, reason: str) -> Refused:
         self._watcher.unpublished(self._name)

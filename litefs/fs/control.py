@@ -23,10 +23,9 @@ def content(inode: Inode, role: RoleState) -> bytes:
 
 def lag_text(role: RoleState) -> str:
     """Milliseconds behind the primary, signed, at least ten characters; 0 on the primary itself."""
+    lag = NEVER_SYNCED_MS if role.lag_ms is None else role.lag_ms
     if role.role is Role.PRIMARY:
         lag = 0
-    else:
-        lag = NEVER_SYNCED_MS if role.lag_ms is None else role.lag_ms
     return f"{lag:+010d}\n"
 
 

@@ -11,6 +11,7 @@ from litefs.capture.commit import Watcher
 from litefs.capture.database import DatabaseCapture
 from litefs.errors import LiteFSError
 from litefs.fs.role import RoleState
+from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.sums import SumsFile
@@ -20,8 +21,8 @@ from litefs.types import ZERO, Position
 class FsDatabase:
     """One database of the mount.
 
-    ``capture`` is there while this node is the primary. ``busy`` is set while a big commit runs in a thread; nothing
-    else may change the database then.
+    ``capture`` is there while this node is the primary. ``busy`` is set while a big commit runs in a
+    thread; nothing else may change the database then.
     """
 
     def __init__(self, directory: DatabaseDir) -> None:
@@ -61,7 +62,7 @@ class FsDatabase:
             if self._sums is None:
                 if not os.path.exists(self.dir.sums):
                     return ZERO, 0
-                self._sums = SumsFile.open(self.dir)
+                self._sums = SumsFile(self.dir.sums)
             sums = self._sums.sums
         txid, checksum, timestamp, _, _ = sums.snapshot()
         return Position(txid, checksum), timestamp
@@ -124,11 +125,7 @@ class Databases:
     def remove(self, db: FsDatabase) -> None:
         """Remove a database that has no transaction yet, with all its files. Raises OSError."""
         db.close()
-        for entry in sorted(os.walk(db.dir.path, topdown=False)):
-            for file in entry[2]:
-                os.unlink(os.path.join(entry[0], file))
-        for entry in sorted(os.walk(db.dir.path, topdown=False), reverse=True):
-            os.rmdir(entry[0])
+        fileops.remove_tree(db.dir.path)
         del self._by_name[db.name]
 
     def start_capture(self, db: FsDatabase) -> None:

@@ -1,4 +1,7 @@
-"""Directories of the mount: those that database names imply, and those made with mkdir (markers in the data directory)."""
+"""Directories of the mount:
+
+those that database names imply, and those made with mkdir (markers in the data directory).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from litefs.store.paths import DataDir, decode_name, encode_name, validate_name
 
 
 class Directories:
-    """Which directories exist, and what is in them. Directories are local to a node until a database is in them."""
+    """Which directories exist, and what is in them.
+
+    Directories are local to a node until a database is in them.
+    """
 
     def __init__(self, data: DataDir) -> None:
         self._root = Path(data.path) / "dirs"

@@ -1,7 +1,8 @@
 """Inodes of the mount: which path is what, and which backing file stands behind it.
 
-A path gets a new inode each time it is created, so that the kernel never shows cached pages of a journal that was
-unlinked. Inodes live while the kernel knows them (lookup count), a handle is open or the path exists.
+A path gets a new inode each time it is created, so that the kernel never shows cached pages of a journal
+that was unlinked. Inodes live while the kernel knows them (lookup count), a handle is open or the path
+exists.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ CONTROL_KINDS = frozenset((Kind.POS, Kind.PRIMARY, Kind.LAG))
 
 @dataclass(slots=True, eq=False)
 class Inode:
-    """One inode. ``backing`` is the file in the data directory ("" for control files); ``fd`` is open while handles are."""
+    """One inode.
+
+    ``backing`` is the file in the data directory ("" for control files); ``fd`` is open while handles
+    are.
+    """
 
     ino: int
     kind: Kind

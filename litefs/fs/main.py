@@ -1,7 +1,7 @@
 """The fs process: recover, mount, serve, settle. Started by the node process with its end of the link.
 
-Usage: ``python -m litefs.fs.main LINK_FD WAKE_FD``. Standard error is the node's log. It never opens a file of its mount (I7),
-never talks to the network, and ends when the node process does.
+Usage: ``python -m litefs.fs.main LINK_FD WAKE_FD``. Standard error is the node's log. It never opens a file
+of its mount (I7), never talks to the network, and ends when the node process does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import trio
 from litefs.errors import LiteFSError
 from litefs.fs.databases import Databases
 from litefs.fs.inodes import Kind
-from litefs.fs.operations import Operations, Ownership
+from litefs.fs.namespace import Ownership
+from litefs.fs.operations import Operations
 from litefs.fs.role import RoleState, boottime_ns
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
@@ -66,7 +67,7 @@ class FsProcess:
         self._data = DataDir(start.data_dir)
         self._stopping = False
 
-    # -- Watcher --------------------------------------------------------------------------------------------------
+    # -- Watcher -----------------------------------------------------------------------------------
 
     def logged(self, name: str) -> None:
         self._wake.signal()
@@ -80,14 +81,19 @@ class FsProcess:
         except LinkClosed:
             log.debug("the node process is gone")
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until told to stop or the node process dies. Raises LiteFSError if the mount cannot be made."""
+        """Serve until told to stop or the node process dies.
+
+        Raises LiteFSError if the mount cannot be made.
+        """
         reports = await trio.to_thread.run_sync(self._recover)
         databases = Databases(self._data, self.role, self, self._start.node_id)
         operations = self._operations(databases)
-        session = Session(operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug)
+        session = Session(
+            operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
+        )
         session.mount()
         try:
             session.set_read_ahead(READ_AHEAD_KIB)
@@ -113,9 +119,10 @@ class FsProcess:
             root.st_gid if self._start.gid is None else self._start.gid,
             self._start.mode,
         )
-        operations = Operations(self._data, databases, self.role, owner, stat.S_IMODE(root.st_mode), os.getppid())
-        operations.on_open = lambda name: self._post(Opened(name))
-        return operations
+        mode = stat.S_IMODE(root.st_mode)
+        return Operations(
+            self._data, databases, self.role, owner, mode, os.getppid(), lambda name: self._post(Opened(name))
+        )
 
     def _recover(self) -> list[str]:
         lines: list[str] = []
@@ -186,17 +193,21 @@ class FsProcess:
                 if db.capture is capture and not capture.wal.pending and not capture.journal.hot:
                     capture.db.sums.durable_txid = max(capture.db.sums.durable_txid, txid)
 
-    # -- the end --------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     async def _leave(self, operations: Operations, session: Session) -> None:
-        """Answer nothing any more, make connections that stay open fail instead of answering from caches (I10), unmount."""
+        """Answer nothing any more, make connections that stay open fail instead of answering from caches
+        (I10), unmount.
+        """
         self.role.role, self.role.deadline_ns = Role.NONE, 0
         operations.dead = True
         inodes = operations.invalidated_inodes()
         with trio.move_on_after(2):
             await trio.to_thread.run_sync(functools.partial(_drop_caches, inodes), abandon_on_cancel=True)
         with trio.move_on_after(2):
-            await trio.to_thread.run_sync(functools.partial(session.unmount, lazy=True), abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                functools.partial(session.unmount, lazy=True), abandon_on_cancel=True
+            )
 
     def _settle(self) -> None:
         """Bring the database files to their logs' tips, so that the next start reads nothing."""
@@ -210,7 +221,9 @@ class FsProcess:
 
 
 def _drop_caches(inodes: list[tuple[int, Kind]]) -> None:
-    """Pages of database and WAL first, then the wal-index headers through the page cache that clients have mapped."""
+    """Pages of database and WAL first, then the wal-index headers through the page cache that clients have
+    mapped.
+    """
     for ino, kind in inodes:
         if kind is not Kind.SHM:
             try:
@@ -248,7 +261,11 @@ async def _main(link_fd: int, wake_fd: int) -> int:
 
 
 def main() -> None:
-    logging.basicConfig(level=os.environ.get("LITEFS_FS_LOG", "INFO"), format="fs: %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=os.environ.get("LITEFS_FS_LOG", "INFO"),
+        format="fs: %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
     # the node process decides when to stop; a Ctrl-C reaches the whole process group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

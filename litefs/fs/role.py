@@ -38,4 +38,6 @@ class RoleState:
 
     def confirm(self) -> None:
         if self.role is not Role.PRIMARY or boottime_ns() >= self.deadline_ns:
-            raise OutcomeUnknown("the lease ended while the commit was under way; its outcome is not known yet")
+            raise OutcomeUnknown(
+                "the lease ended while the commit was under way; its outcome is not known yet"
+            )

@@ -38,6 +38,7 @@ try:
 except OSError as error:
     sys.exit(error.errno)
 """
+_MNT_FORCE = 1
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -67,12 +68,16 @@ def _unescape(text: str) -> str:
     return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
+def mount_table() -> list[MountInfo]:
+    """Every mount that this process sees, in mount order."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return parse_mountinfo(file.read())
+
+
 def find_mount(path: str | os.PathLike[str]) -> MountInfo | None:
     """The topmost mount at exactly ``path``, or None. Does not touch the mount."""
     wanted = _absolute(path)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = parse_mountinfo(file.read())
-    return next((mount for mount in reversed(mounts) if mount.path == wanted), None)
+    return next((mount for mount in reversed(mount_table()) if mount.path == wanted), None)
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -114,15 +119,21 @@ def _umount(path: str, flags: int) -> None:
 
 
 def abort(minor: int) -> None:
-    """Abort the FUSE connection of the mount with this device minor: every waiting client gets ECONNABORTED.
+    """Abort the FUSE connection of the mount with this device minor: every waiting client gets an error.
 
+    Uses the control file system where it is mounted, else a forced unmount, which aborts also if the mount is
+    busy and removes it if not; for that it must be in the mount table: abort before :func:`lazy_unmount`.
     A connection that is already gone is no error. Raises MountError if it cannot be aborted.
     """
     try:
         with open(f"/sys/fs/fuse/connections/{minor}/abort", "w", encoding="ascii") as file:
             file.write("1")
     except FileNotFoundError:
-        return
+        mount = next((mount for mount in mount_table() if (mount.major, mount.minor) == (0, minor)), None)
+        if mount is not None and _libc.umount2(os.fsencode(mount.path), _MNT_FORCE) != 0:
+            code = ctypes.get_errno()
+            if code != errno.EBUSY:
+                raise MountError(f"cannot abort the mount at {mount.path}: {os.strerror(code)}") from None
     except OSError as error:
         raise MountError(f"cannot abort FUSE connection {minor}: {error.strerror}") from error
 
@@ -152,7 +163,7 @@ class Session:
 
     @property
     def minor(self) -> int:
-        """Device minor of the mount, its number below ``/sys/fs/fuse/connections``. Raises MountError before."""
+        """Device minor of the mount: N of ``/sys/fs/fuse/connections/N``. Raises MountError before mount."""
         if self._minor < 0:
             raise MountError(f"{self._path} is not mounted")
         return self._minor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections import deque
@@ -35,7 +36,10 @@ class Channel:
         return self._raw.fileno()
 
     def post(self, message: Message) -> None:
-        """Send without waiting; what the socket does not take now leaves with :meth:`flush`. Raises LinkClosed."""
+        """Send without waiting; what the socket does not take now leaves with :meth:`flush`.
+
+        Raises LinkClosed.
+        """
         data = _encoder.encode(message)
         assert len(data) <= MAX_MESSAGE, f"message of {len(data)} bytes"
         if not self._queue:
@@ -84,17 +88,18 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
 
 
 class Wake:
-    """A coalescing wake-up over an eventfd: :meth:`signal` never blocks, :meth:`wait` returns after any signal."""
+    """A coalescing wake-up over an eventfd:
+
+    :meth:`signal` never blocks, :meth:`wait` returns after any signal.
+    """
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if fd is None else fd
         os.set_blocking(self.fd, False)
 
     def signal(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # the counter is full: a wake-up is due anyway
             os.eventfd_write(self.fd, 1)
-        except BlockingIOError:
-            pass  # the counter is full: a wake-up is due anyway
 
     async def wait(self) -> None:
         while True:

@@ -1,7 +1,7 @@
 """The messages between the node process and its fs process.
 
-One message is one datagram of a ``SOCK_SEQPACKET`` socketpair, MessagePack with the type's name as tag. Bulk data never
-crosses: both sides map the ``sums`` files and read the log.
+One message is one datagram of a ``SOCK_SEQPACKET`` socketpair, MessagePack with the type's name as tag.
+Bulk data never crosses: both sides map the ``sums`` files and read the log.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Start(Message, frozen=True):
 class SetRole(Message, frozen=True):
     """The role from now on; answered by :class:`RoleSet`.
 
-    ``deadline_ns`` is a CLOCK_BOOTTIME time in nanoseconds. ``primary`` is the primary's hostname while this node is a
-    replica that is connected to it.
+    ``deadline_ns`` is a CLOCK_BOOTTIME time in nanoseconds. ``primary`` is the primary's hostname while
+    this node is a replica that is connected to it.
     """
 
     role: Role
@@ -57,7 +57,10 @@ class Deadline(Message, frozen=True):
 
 
 class Lag(Message, frozen=True):
-    """What ``.lag`` shows: milliseconds behind, None before the first contact; and the primary's last timestamp (Unix ms)."""
+    """What ``.lag`` shows:
+
+    milliseconds behind, None before the first contact; and the primary's last timestamp (Unix ms).
+    """
 
     lag_ms: int | None
     timestamp_ms: int
@@ -77,7 +80,10 @@ class Stop(Message, frozen=True):
 
 
 class Mounted(Message, frozen=True):
-    """The mount serves. ``minor`` names ``/sys/fs/fuse/connections/N``; ``reports`` are lines about recovery."""
+    """The mount serves.
+
+    ``minor`` names ``/sys/fs/fuse/connections/N``; ``reports`` are lines about recovery.
+    """
 
     minor: int
     reports: list[str]

@@ -1,0 +1,72 @@
+"""Import and export of whole databases, as an ordinary SQLite client of the mount.
+
+An import is SQLite's backup API writing through the mount, so it is captured like any transaction and
+connected clients see it as one. Blocking: call in a worker thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from litefs.errors import DatabaseNotFound, FormatError, LiteFSError
+from litefs.sqlite.header import DATABASE_HEADER_SIZE, DatabaseHeader
+
+BUSY_SECONDS = 10.0
+"""How long an import waits for writers, an export for a moment to read."""
+
+_VERSIONS = slice(18, 20)
+"""File format write and read version: 2, 2 means WAL (sqlite.org/fileformat, section 1.3)."""
+
+
+def import_file(source: Path, target: Path) -> None:
+    """Replace the database *target* on the mount by the one in *source*, in one transaction.
+
+    Raises FormatError if *source* is no SQLite database or damaged, LiteFSError if the target cannot be
+    written.
+    """
+    with open(source, "rb") as file:
+        header = DatabaseHeader.parse(file.read(DATABASE_HEADER_SIZE))
+    try:
+        with closing(sqlite3.connect(_uri(source, "mode=ro&immutable=1"), uri=True)) as origin:
+            problem = origin.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                raise FormatError(f"not imported, the database is damaged: {problem}")
+            with closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as mounted:
+                origin.backup(mounted)
+                if header.is_wal:
+                    mounted.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.DatabaseError as exc:
+        if isinstance(exc, sqlite3.OperationalError):
+            raise LiteFSError(f"import failed: {exc}") from exc
+        raise FormatError(f"not imported: {exc}") from exc
+
+
+def export_file(source: Path, target: Path) -> None:
+    """Write a consistent copy of the database *source* on the mount to *target*.
+
+    Raises DatabaseNotFound, LiteFSError.
+    """
+    if not source.exists():
+        raise DatabaseNotFound("database not found")
+    try:
+        with closing(sqlite3.connect(_uri(source, "mode=ro"), uri=True, timeout=BUSY_SECONDS)) as mounted:
+            mode = mounted.execute("PRAGMA journal_mode").fetchone()[0]
+            with closing(sqlite3.connect(target)) as copy:
+                mounted.backup(copy)
+    except sqlite3.Error as exc:
+        raise LiteFSError(f"export failed: {exc}") from exc
+    if mode == "wal":
+        # the backup API writes a rollback-mode header; an export is the database as it is
+        fd = os.open(target, os.O_RDWR)
+        try:
+            os.pwrite(fd, b"\x02\x02", _VERSIONS.start)
+        finally:
+            os.close(fd)
+
+
+def _uri(path: Path, query: str) -> str:
+    return f"file:{quote(str(path))}?{query}"

@@ -1,0 +1,216 @@
+"""The node process as guard over its fs process: start, watch, clear away after its death, start again
+(DESIGN §2).
+
+Also what has to happen before a mount may serve at all: a mount left over from a node that died is made
+harmless first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from litefs.apply.retire import MountGuard, retire_stale
+from litefs.errors import FsProcessDied, LiteFSError, MountError
+from litefs.fs import session
+from litefs.link.channel import Channel, LinkClosed, Wake, socketpair
+from litefs.link.messages import AnyMessage, Failed, Message, Mounted, Start, Stop, Stopped
+
+log = logging.getLogger("litefs.guard")
+
+MOUNT_SECONDS = 600.0
+"""How long recovery and mounting may take (an unclean stop reads every page)."""
+
+STOP_SECONDS = 4.0
+"""How long the fs process may take to unmount and settle before it is killed."""
+
+RESTART_DELAYS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+"""Seconds before each restart in a row; the last one repeats. A run of a minute starts the row again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the node does at the turns of the fs process's life.
+
+    ``mounted``: a mount serves; its databases are recovered. ``message``: anything else it says.
+    ``died``: it is gone; let go of every file of the mount.
+    """
+
+    mounted: Callable[[Mounted], Awaitable[None]]
+    message: Callable[[AnyMessage], Awaitable[None]]
+    died: Callable[[], Awaitable[None]]
+
+
+class FsGuard:
+    """Keeps one fs process running for a mount point."""
+
+    def __init__(self, start: Start, wake: Wake, lock_fd: int, hooks: Hooks) -> None:
+        self._start = start
+        self._wake = wake
+        self._lock_fd = lock_fd
+        self._hooks = hooks
+        self._channel: Channel | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self._minor = -1
+        self.mount_guard = MountGuard(start.mountpoint)
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+    def post(self, message: Message) -> None:
+        """Tell the fs process; lost if it is just dying, since its successor is told everything anew."""
+        if self._channel is not None:
+            try:
+                self._channel.post(message)
+            except LinkClosed:
+                log.debug("the fs process is gone, dropped %r", message)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the fs process running until :meth:`stop`.
+
+        The first start's failure is raised (LiteFSError).
+        """
+        await trio.to_thread.run_sync(clear_stale_mount, self._start.mountpoint)
+        failures = 0
+        while not self._stopping:
+            began = trio.current_time()
+            try:
+                await self._run_once(task_status if failures == 0 and self.restarts == 0 else None)
+            except FsProcessDied as exc:
+                if self._stopping:
+                    return
+                log.error("%s; starting it again", exc)
+            except LiteFSError as exc:
+                if self.restarts == 0:
+                    raise
+                log.error("the fs process could not be started again: %s", exc)
+            failures = 0 if trio.current_time() - began > 60 else failures + 1
+            self.restarts += 1
+            await trio.sleep(RESTART_DELAYS[min(failures - 1 if failures else 0, len(RESTART_DELAYS) - 1)])
+
+    async def _run_once(self, task_status: trio.TaskStatus[None] | None) -> None:
+        self._spawn()
+        channel = self._channel
+        assert channel is not None
+        try:
+            await channel.send(self._start)
+            with trio.move_on_after(MOUNT_SECONDS) as scope:
+                first = await channel.receive()
+            if scope.cancelled_caught:
+                raise MountError(f"the mount did not appear within {MOUNT_SECONDS:g} s")
+            if isinstance(first, Failed):
+                error = MountError(first.error)
+                error.exit_code = first.exit_code
+                raise error
+            assert isinstance(first, Mounted)
+            self._minor = first.minor
+            await self._hooks.mounted(first)
+            if task_status is not None:
+                task_status.started()
+            while True:
+                message = await channel.receive()
+                if isinstance(message, Stopped):
+                    return
+                await self._hooks.message(message)
+        except LinkClosed:
+            raise FsProcessDied(f"the fs process ended unexpectedly ({self._exit_status()})") from None
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._clear_away()
+
+    def _spawn(self) -> None:
+        ours, theirs = socketpair()
+        fds = (theirs.fileno(), self._wake.fd, self._lock_fd)
+        argv = [sys.executable, "-m", "litefs.fs.main", str(fds[0]), str(fds[1])]
+        self._child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=fds, start_new_session=True)
+        theirs.close()
+        self._channel = Channel(ours)
+
+    def _exit_status(self) -> str:
+        assert self._child is not None
+        try:
+            code = self._child.wait(0.2)
+        except subprocess.TimeoutExpired:
+            return "still running, its end of the link is closed"
+        return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+
+    async def _clear_away(self) -> None:
+        """After the fs process ended, asked or not: nothing of its mount may answer or hang anybody."""
+        channel, child = self._channel, self._child
+        self._channel = None
+        if channel is not None:
+            channel.close()
+        if child is not None:
+            await self._reap(child)
+            self._child = None
+        if self._minor >= 0:
+            try:
+                await trio.to_thread.run_sync(session.abort, self._minor)
+            except MountError as exc:
+                log.error("%s", exc)
+        await trio.to_thread.run_sync(self.mount_guard.retire)
+        await self._hooks.died()
+        if self._minor >= 0 and session.is_mounted(self._start.mountpoint):
+            await trio.to_thread.run_sync(clear_stale_mount, self._start.mountpoint)
+        self._minor = -1
+
+    async def _reap(self, child: subprocess.Popen[bytes]) -> None:
+        if not await _ended(child, STOP_SECONDS if self._stopping else 0.2):
+            log.warning("the fs process did not end by itself, killing it")
+            child.kill()
+            if self._minor >= 0:
+                await trio.to_thread.run_sync(session.abort, self._minor)
+            if not await _ended(child, 5):
+                log.error("the fs process %d hangs in the kernel", child.pid)
+
+    async def stop(self) -> None:
+        """Ask the fs process to unmount and settle; :meth:`run` returns when it is gone."""
+        self._stopping = True
+        self.mount_guard.close()
+        self.post(Stop())
+
+
+async def _ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether *child* ends within that time; it is reaped then."""
+    descriptor = os.pidfd_open(child.pid) if child.poll() is None else -1
+    try:
+        with trio.move_on_after(seconds):
+            while child.poll() is None:
+                await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return child.poll() is not None
+
+
+def clear_stale_mount(mountpoint: str) -> None:
+    """Make a mount whose server is dead harmless and remove it (I10).
+
+    Raises MountError if it cannot be removed.
+    """
+    while session.is_stale(mountpoint):
+        for holder in retire_stale(mountpoint):
+            log.warning(
+                "process %d (%s) still holds files of the dead mount: restart it", holder.pid, holder.command
+            )
+        log.info("removing the dead mount at %s", mountpoint)
+        session.lazy_unmount(mountpoint)
+
+
+def prepare_mountpoint(path: str) -> None:
+    """Create the mount point if it is missing. Raises MountError."""
+    if session.is_mounted(path):
+        return  # stat()ing a dead mount fails; the guard looks at it next
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as exc:
+        raise MountError(f"cannot create mount point {path}: {exc.strerror}") from exc
