@@ -163,7 +163,9 @@ class DataDir:
         try:
             if not fileops.try_lock(fd):
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-                raise DataDirInUse(f"data directory {self.path} is in use by process {holder} or a child of it")
+                raise DataDirInUse(
+                    f"data directory {self.path} is in use by process {holder} or a child of it"
+                )
             os.ftruncate(fd, 0)
             fileops.pwrite_all(fd, b"%d\n" % os.getpid(), 0)
         except BaseException:

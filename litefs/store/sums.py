@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from pathlib import Path
 
 from litefs._core.pagesums import HEADER_SIZE, PageSums
@@ -16,6 +15,7 @@ GRANULE = 512 * 1024
 """The file is a multiple of this."""
 
 _PAGE = 4096
+_COMPARE = 8 * 4096
 
 
 class SumsFile:
@@ -76,8 +76,10 @@ class SumsFile:
         """The last transaction, as the writer's own process sees it; others take ``sums.snapshot()``."""
         return Position(self.sums.txid, self.sums.checksum)
 
-    def ensure(self, pages: int) -> None:
-        """Make room for ``pages`` checksums, growing file and map. Raises OSError, then nothing changed.
+    def ensure(self, pages: int) -> int:
+        """Make room for ``pages`` checksums, growing file and map; returns for how many there is room now.
+
+        Raises OSError, then nothing changed.
 
         The space is reserved, not left sparse: a store to a mapped hole on a full disk would kill the process.
         """
@@ -91,6 +93,7 @@ class SumsFile:
             fileops.fallocate(self._fd, 0, reserve)
             self._reserved = reserve
         self.refresh()
+        return (self._reserved - HEADER_SIZE) // 8
 
     def refresh(self) -> None:
         """Map the file anew if another process made it bigger than this map."""
@@ -131,8 +134,12 @@ class SumsFile:
 
 def differing_pages(old: bytes, new: bytes) -> list[int]:
     """Page numbers (from 1) at which two checksum arrays differ; the shorter counts as continued by zeros."""
-    size = max(len(old), len(new)) // 8
-    format_ = f"={size}Q"
-    left = struct.unpack(format_, old.ljust(8 * size, b"\0"))
-    right = struct.unpack(format_, new.ljust(8 * size, b"\0"))
-    return [pgno for pgno, (a, b) in enumerate(zip(left, right, strict=True), 1) if a != b]
+    size = max(len(old), len(new))
+    pages: list[int] = []
+    for start in range(0, size, _COMPARE):
+        left = old[start : start + _COMPARE].ljust(min(_COMPARE, size - start), b"\0")
+        right = new[start : start + _COMPARE].ljust(len(left), b"\0")
+        if left != right:
+            pairs = zip(memoryview(left).cast("Q"), memoryview(right).cast("Q"), strict=True)
+            pages += [start // 8 + index for index, (a, b) in enumerate(pairs, 1) if a != b]
+    return pages

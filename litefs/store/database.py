@@ -1,0 +1,297 @@
+"""One database's durable state, held by the writer of its log: checksums, position, log."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from litefs._core.pageblock import encode_record
+from litefs._core.pagesums import PageSums, checksums_of
+from litefs.errors import CommitRefused, FormatError, LogCorrupt, NotSupported
+from litefs.ltx.encoder import Encoder
+from litefs.ltx.format import Header, lock_pgno
+from litefs.store.log import Log
+from litefs.store.paths import DatabaseDir
+from litefs.store.segments import list_segments
+from litefs.store.sums import SumsFile
+from litefs.types import ZERO, Position
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+Batch = tuple["Buffer", "Buffer"]
+"""Page numbers (native u32, ascending) and as many contiguous page images."""
+
+_HEADER = struct.Struct(">4sIIIQQqQqqIIQ20x")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A transaction that is encoded and checked, but not in the log yet."""
+
+    pgnos: Buffer
+    new_sums: bytes
+    """Checksums of its pages, native u64."""
+    record: bytes
+    commit: int
+    position: Position
+    """The position after it."""
+    timestamp: int
+
+
+class Database:
+    """The durable state of a database. One process may have it open for writing; not for use by two threads at once."""
+
+    def __init__(self, directory: DatabaseDir, sums: SumsFile, log: Log | None, node_id: int) -> None:
+        """Use ``open``."""
+        self.dir = directory
+        self.node_id = node_id
+        self.stopped: str | None = None
+        """Why nothing more can be committed here, once ``stop`` was called."""
+        self._file = sums
+        self._log = log
+        self._room = 0
+
+    @classmethod
+    def open(cls, directory: DatabaseDir, *, node_id: int = 0) -> Database:
+        """Open a recovered database, or a new one whose directory exists (its log begins with the first commit).
+
+        Raises LogCorrupt if log and checksums are at different positions (``recovery.recover`` sets that right), OSError.
+        """
+        sums = SumsFile(directory.sums, create=True)
+        log = None
+        try:
+            if list_segments(directory.log):
+                log = Log.open(directory.log, synced_txid=sums.sums.synced_txid, trusted=sums.position)
+            tip = log.tip if log is not None else ZERO
+            if tip != sums.position:
+                raise LogCorrupt(
+                    f"{directory.path}: log at {tip}, checksums at {sums.position}: recovery is needed"
+                )
+        except BaseException:
+            if log is not None:
+                log.close()
+            sums.close()
+            raise
+        return cls(directory, sums, log, node_id)
+
+    @property
+    def sums(self) -> PageSums:
+        """The checksums. Take it anew each time: a commit that grows the database may map the file elsewhere."""
+        return self._file.sums
+
+    @property
+    def sums_file(self) -> SumsFile:
+        return self._file
+
+    @property
+    def log(self) -> Log:
+        """The log. Raises LogCorrupt before the first transaction, when there is none."""
+        if self._log is None:
+            raise LogCorrupt(f"{self.dir.log}: no transaction yet")
+        return self._log
+
+    @property
+    def page_size(self) -> int:
+        """Bytes; 0 before the first transaction."""
+        return self._file.sums.page_size
+
+    @property
+    def position(self) -> Position:
+        """The last published transaction."""
+        return self._file.position
+
+    def stop(self, reason: str) -> None:
+        """Refuse all commits from now on; the first reason stays."""
+        self.stopped = self.stopped or reason
+
+    def prepare(
+        self,
+        pgnos: Buffer,
+        images: Buffer,
+        commit: int,
+        timestamp: int,
+        page_size: int = 0,
+        fill: Callable[[int], bytes] | None = None,
+    ) -> Prepared:
+        """Encode a transaction; nothing changes, except that space is made ready.
+
+        ``pgnos``: native u32, ascending, no lock page; ``images``: as many pages, contiguous; ``commit``: database size
+        after it, in pages; ``timestamp``: Unix ms (raised to the last one's). Every page that the database grows by must
+        be given, or ``fill(pgno)`` is asked for it. ``page_size`` is needed if a first transaction has no pages.
+        Raises CommitRefused after ``stop``, NotSupported for another page size, FormatError for pages that do not fit,
+        OSError.
+        """
+        sums = self._begin(commit, page_size or _infer_page_size(pgnos, images))
+        if fill is not None and commit > sums.page_count:
+            pgnos, images = _filled(pgnos, images, sums, commit, fill)
+        try:
+            post, new = sums.preview(pgnos, images, commit)
+            position = Position(sums.txid + 1, post)
+            stamp = max(timestamp, sums.timestamp)
+            header = self._header(commit, position.txid, stamp)
+            record = encode_record(header, pgnos, images, post)
+        except ValueError as error:
+            raise FormatError(f"{self.dir.name}: not a transaction: {error}") from error
+        return Prepared(pgnos, new, record, commit, position, stamp)
+
+    def append(self, prepared: Prepared, *, publish: bool = True) -> None:
+        """Append to the log: from the return on the transaction exists. ``publish`` it too, unless told to wait.
+
+        Raises OSError, LogSyncFailed; then log and checksums are as before.
+        """
+        self.log.append(prepared.record, prepared.position.txid, prepared.position.checksum)
+        if publish:
+            self.publish(prepared)
+
+    def publish(self, prepared: Prepared) -> None:
+        """Show a transaction that is in the log to everybody who reads the position. Cannot fail."""
+        self._file.sums.commit(
+            prepared.pgnos,
+            prepared.new_sums,
+            prepared.commit,
+            prepared.position.txid,
+            prepared.position.checksum,
+            prepared.timestamp,
+        )
+
+    def commit(
+        self,
+        pgnos: Buffer,
+        images: Buffer,
+        commit: int,
+        timestamp: int,
+        *,
+        page_size: int = 0,
+        fill: Callable[[int], bytes] | None = None,
+        before_publish: Callable[[], None] | None = None,
+    ) -> Position:
+        """``prepare``, ``append``, ``publish``; returns the new position.
+
+        If ``before_publish`` raises, the transaction is in the log but unpublished, and nothing can be committed before
+        the database was recovered.
+        """
+        prepared = self.prepare(pgnos, images, commit, timestamp, page_size, fill)
+        self.append(prepared, publish=False)
+        if before_publish is not None:
+            before_publish()
+        self.publish(prepared)
+        return prepared.position
+
+    def commit_stream(
+        self,
+        pgnos: Buffer,
+        batches: Iterable[Batch] | Callable[[], Iterable[Batch]],
+        commit: int,
+        timestamp: int,
+        page_size: int = 0,
+    ) -> bytes:
+        """Commit a transaction of any size in memory bounded by its batches; returns its pages' checksums (native u64).
+
+        ``batches`` (or what it returns, if callable) is iterated twice and yields the pages of ``pgnos`` in order, first
+        for the checksums, then for the record. Runs in a worker thread: the kernels drop the GIL. Raises as ``prepare``
+        and ``append``, FormatError also if the second pass gives other pages than the first.
+        """
+        sums = self._begin(commit, page_size)
+        repeat: Callable[[], Iterable[Batch]] = batches if callable(batches) else lambda: batches
+        size = sums.page_size
+        try:
+            new = b"".join(checksums_of(some, images, size) for some, images in repeat())
+            post = sums.post(pgnos, new, commit)
+        except ValueError as error:
+            raise FormatError(f"{self.dir.name}: not a transaction: {error}") from error
+        position = Position(sums.txid + 1, post)
+        stamp = max(timestamp, sums.timestamp)
+        encoder = Encoder(self._fields(commit, position.txid, stamp))
+        with self.log.begin() as record:
+            record.write(encoder.begin())
+            for some, images, expected in _aligned(repeat(), new):
+                if checksums_of(some, images, size) != expected:
+                    raise FormatError(f"{self.dir.name}: pages changed while they were being logged")
+                record.write(encoder.add(some, images))
+            record.write(encoder.finish(post))
+            record.commit(position.txid, post)
+        self._file.sums.commit(pgnos, new, commit, position.txid, post, stamp)
+        return new
+
+    def sync(self) -> None:
+        """Make the log durable. Raises LogSyncFailed; see ``Log.sync``."""
+        if self._log is not None:
+            tip = self._log.tip.txid
+            self._log.sync()
+            self._file.sums.synced_txid = tip
+
+    def close(self) -> None:
+        """Close files without a sync; harmless if repeated."""
+        if self._log is not None:
+            self._log.close()
+        self._file.close()
+
+    def _begin(self, commit: int, page_size: int) -> PageSums:
+        """Check that a commit may begin, and make what it needs: log, page size, room for checksums."""
+        sums = self._file.sums
+        if self.stopped is not None:
+            raise CommitRefused(f"{self.dir.name}: {self.stopped}")
+        if self._log is None:
+            self._start_log(page_size)
+        elif self._log.tip.txid != sums.txid:
+            raise CommitRefused(f"{self.dir.name}: the log holds a transaction that was not published")
+        if page_size and page_size != sums.page_size:
+            raise NotSupported(f"{self.dir.name}: page size changes from {sums.page_size} to {page_size}")
+        if commit > self._room:
+            self._room = self._file.ensure(commit)
+        return self._file.sums
+
+    def _start_log(self, page_size: int) -> None:
+        if not page_size:
+            raise FormatError(f"{self.dir.name}: the first transaction has no pages")
+        try:
+            self._file.sums.format(page_size)
+        except ValueError as error:
+            raise FormatError(f"{self.dir.name}: {error}") from None
+        self._log = Log.create(self.dir.log, ZERO, page_size)
+
+    def _fields(self, commit: int, txid: int, timestamp: int) -> Header:
+        sums = self._file.sums
+        return Header(0, sums.page_size, commit, txid, txid, timestamp, sums.checksum, node_id=self.node_id)
+
+    def _header(self, commit: int, txid: int, timestamp: int) -> bytes:
+        """The bytes of ``_fields(...).pack()`` without its checks, which all hold here."""
+        sums = self._file.sums
+        return _HEADER.pack(
+            b"LTX1", 0, sums.page_size, commit, txid, txid, timestamp, sums.checksum, 0, 0, 0, 0, self.node_id
+        )
+
+
+def _infer_page_size(pgnos: Buffer, images: Buffer) -> int:
+    count = memoryview(pgnos).nbytes // 4
+    return memoryview(images).nbytes // count if count else 0
+
+
+def _aligned(batches: Iterable[Batch], new: bytes) -> Iterator[tuple[Buffer, Buffer, bytes]]:
+    """Each batch with the part of ``new`` that belongs to it."""
+    at = 0
+    for pgnos, images in batches:
+        size = memoryview(pgnos).nbytes * 2
+        yield pgnos, images, new[at : at + size]
+        at += size
+    if at != len(new):
+        raise FormatError("pages disappeared while they were being logged")
+
+
+def _filled(
+    pgnos: Buffer, images: Buffer, sums: PageSums, commit: int, fill: Callable[[int], bytes]
+) -> tuple[bytes, bytes]:
+    """The transaction with every page that the database grows by."""
+    numbers = memoryview(pgnos).cast("B").cast("I").tolist()
+    size = sums.page_size
+    data = memoryview(images).cast("B")
+    pages = {pgno: data[index * size : (index + 1) * size] for index, pgno in enumerate(numbers)}
+    skip = lock_pgno(size)
+    for pgno in range(sums.page_count + 1, commit + 1):
+        if pgno not in pages and pgno != skip:
+            pages[pgno] = memoryview(fill(pgno))
+    ordered = sorted(pages)
+    return struct.pack(f"={len(ordered)}I", *ordered), b"".join(pages[pgno] for pgno in ordered)

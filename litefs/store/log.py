@@ -1,0 +1,399 @@
+"""The log of one database: its single writer.
+
+A record exists once ``append`` returned. It is one ``pwritev`` of head, body and padding into space that was filled
+with zeros before, so that a full disk is met before anything of the record is in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from litefs.errors import LogCorrupt, LogSyncFailed, PositionMismatch
+from litefs.store import fileops
+from litefs.store.segments import (
+    LENGTH,
+    RECORD_HEAD,
+    RECORD_HEAD_SIZE,
+    SEGMENT_HEADER_SIZE,
+    SegmentHeader,
+    SegmentMap,
+    list_segments,
+    segment_path,
+)
+from litefs.types import Position
+
+SEGMENT_BYTES = 16 << 20
+"""A segment that would grow beyond this is closed; a bigger record has one of its own."""
+SEGMENT_SECONDS = 60.0
+"""A segment is closed at the first append after this age, so that retention by age has something to delete."""
+PREALLOCATE_MAX = 1 << 20
+PREALLOCATE_MIN = 64 << 10
+ONE_WRITE_MAX = 1 << 20
+"""Bigger records are written body first, head last, without filling their space with zeros before."""
+
+_PADS = tuple(bytes(n) for n in range(8))
+_COPY = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What ``Log.open`` removed from the end of the log: never a record that is whole, except behind a lost write."""
+
+    path: Path
+    offset: int
+    size: int
+    after_txid: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.size} bytes cut at offset {self.offset}, after TXID {self.after_txid:016x}"
+        )
+
+
+class Log:
+    """The writer. Not for use by two threads at once; other processes read with ``LogReader`` at any time."""
+
+    def __init__(self, directory: Path, fd: int, header: SegmentHeader, tip: Position, end: int) -> None:
+        """Use ``create`` or ``open``. ``end``: where the next record goes in the segment open as ``fd``."""
+        self.directory = directory
+        self.tip = tip
+        """The last transaction in the log."""
+        self.page_size = header.page_size
+        self.cut: Cut | None = None
+        """What opening the log removed, if anything."""
+        self._fd = fd
+        self._header = header
+        self._end = end
+        self._allocated = max(end, os.fstat(fd).st_size)
+        self._synced = header.base
+        self._synced_end = SEGMENT_HEADER_SIZE
+        self._sync_failed = False
+        self._directory_dirty = False
+        self._expires = time.monotonic() + SEGMENT_SECONDS
+        self._open_append: LogAppend | None = None
+
+    @classmethod
+    def create(cls, directory: Path, base: Position, page_size: int) -> Log:
+        """Start a log whose first record follows ``base``. Durable on return. Raises FileExistsError, OSError."""
+        directory.mkdir(exist_ok=True)
+        if list_segments(directory):
+            raise FileExistsError(f"{directory}: there is a log already")
+        header = SegmentHeader(base.txid + 1, base.checksum, page_size)
+        path = segment_path(directory, header.first_txid)
+        fileops.write_file_atomic(path, header.pack())
+        fileops.sync_dir(directory.parent)
+        return cls(directory, os.open(path, os.O_RDWR | os.O_CLOEXEC), header, base, SEGMENT_HEADER_SIZE)
+
+    @classmethod
+    def open(cls, directory: Path, *, synced_txid: int = 0, trusted: Position | None = None) -> Log:
+        """Open the log to append to it, removing a torn tail (then ``cut`` says what was removed).
+
+        ``synced_txid``: records up to it are known to have reached the disk, so nothing of them is cut as a write lost
+        in a power failure. ``trusted``: the tip that was stored at a clean stop; if the records lead to it, their
+        bodies are not read. Raises LogCorrupt naming segment and offset, FileNotFoundError without a log, OSError.
+        """
+        for leftover in directory.glob("*.tmp"):
+            fileops.unlink(leftover)
+        segments = list_segments(directory)
+        if not segments:
+            raise FileNotFoundError(f"{directory}: no log segments")
+        cut: Cut | None = None
+        if len(segments) > 1 and (cut := _remove_unborn(segments[-1][1], segments[-1][0])) is not None:
+            segments.pop()
+        path = segments[-1][1]
+        tip, end, size, header = _scan(path, synced_txid, trusted)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if size:
+                cut = Cut(path, end, size, tip.txid)
+                fileops.truncate(fd, end)
+                fileops.fdatasync(fd)
+            log = cls(directory, fd, header, tip, end)
+        except BaseException:
+            os.close(fd)
+            raise
+        log.cut = cut
+        return log
+
+    @property
+    def first_txid(self) -> int:
+        """The first transaction that the log still holds, or would hold."""
+        segments = list_segments(self.directory)
+        return segments[0][0] if segments else self.tip.txid + 1
+
+    @property
+    def synced_txid(self) -> int:
+        """``sync`` succeeded up to here (in this process; what is before this process's segment counts as synced)."""
+        return self._synced.txid
+
+    def append(self, record: bytes | bytearray | memoryview, txid: int, post: int) -> None:
+        """Append a whole LTX file whose last transaction is ``txid`` and whose post-apply checksum is ``post``.
+
+        Raises OSError (ENOSPC and others): then the log is as before. Raises PositionMismatch if ``txid`` is not new.
+        """
+        if txid <= self.tip.txid:
+            raise PositionMismatch(f"{self.directory}: TXID {txid:016x} offered after {self.tip.txid:016x}")
+        length = len(record)
+        if length > ONE_WRITE_MAX:
+            with self.begin() as big:
+                big.write(record)
+                big.commit(txid, post)
+            return
+        size = RECORD_HEAD_SIZE + (length + 7 & ~7)
+        self._make_room(size)
+        offset = self._end
+        state = xxhash.xxh3_64(record)
+        state.update(LENGTH.pack(length))
+        head = RECORD_HEAD.pack(length, state.intdigest())
+        try:
+            written = os.pwritev(self._fd, (head, record, _PADS[-length & 7]), offset)
+            if written != size:
+                fileops.pwrite_all(self._fd, b"".join((head, record, _PADS[-length & 7])), offset)
+        except OSError:
+            self._erase(offset, size)
+            raise
+        self._end = offset + size
+        self.tip = Position(txid, post)
+
+    def begin(self) -> LogAppend:
+        """Start a record that comes in pieces. Nothing else may be appended until it is committed or aborted."""
+        if self._open_append is not None:
+            raise RuntimeError(f"{self.directory}: another record is being written")
+        self._make_room(RECORD_HEAD_SIZE)
+        self._open_append = LogAppend(self)
+        return self._open_append
+
+    def sync(self) -> None:
+        """Make every record durable. Raises LogSyncFailed; that file is then never synced again.
+
+        The next ``append`` or ``sync`` puts all that may be missing on disk into a new segment.
+        """
+        if self._sync_failed:
+            self._supersede()
+        if self._synced == self.tip:
+            return
+        tip, end = self.tip, self._end
+        try:
+            fileops.fdatasync(self._fd)
+            if self._directory_dirty:
+                fileops.sync_dir(self.directory)
+        except OSError as error:
+            self._sync_failed = True
+            raise LogSyncFailed(f"{self._path}: {error}") from error
+        self._directory_dirty = False
+        self._synced, self._synced_end = tip, end
+
+    def close(self) -> None:
+        """Give the unused space back and close, without a sync; harmless if repeated."""
+        if self._open_append is not None:
+            self._open_append.abort()
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                fileops.truncate(self._fd, self._end)
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def _path(self) -> Path:
+        return segment_path(self.directory, self._header.first_txid)
+
+    def _make_room(self, size: int) -> None:
+        """Ensure written space for ``size`` bytes and for the zeros that mark the end behind them."""
+        if self._open_append is not None:
+            raise RuntimeError(f"{self.directory}: another record is being written")
+        if self._sync_failed:
+            self._supersede()
+        if self._end > SEGMENT_HEADER_SIZE and (
+            self._end + size > SEGMENT_BYTES or time.monotonic() > self._expires
+        ):
+            self._rotate()
+        need = self._end + size + RECORD_HEAD_SIZE
+        if need <= self._allocated:
+            return
+        ahead = max(PREALLOCATE_MIN, min(PREALLOCATE_MAX, self._allocated))
+        try:
+            fileops.write_zeros(self._fd, self._allocated, need + ahead)
+            self._allocated = need + ahead
+        except OSError:
+            fileops.write_zeros(self._fd, self._allocated, need)
+            self._allocated = need
+
+    def _erase(self, offset: int, size: int) -> None:
+        """Remove what a failed write left, as far as possible: without a whole record there it means nothing."""
+        with contextlib.suppress(OSError):
+            fileops.write_zeros(self._fd, offset, offset + size)
+
+    def _rotate(self) -> None:
+        """Open the next segment; only the last one may ever be torn, so the present one is synced before."""
+        try:
+            self.sync()
+        except LogSyncFailed:
+            self._supersede()
+            return
+        header = SegmentHeader(self.tip.txid + 1, self.tip.checksum, self.page_size)
+        path = segment_path(self.directory, header.first_txid)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            fileops.pwrite_all(fd, header.pack(), 0)
+            fileops.write_zeros(fd, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
+        except BaseException:
+            fileops.unlink(path)
+            os.close(fd)
+            raise
+        with contextlib.suppress(OSError):
+            fileops.truncate(self._fd, self._end)
+        self._adopt(fd, header, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
+        self._directory_dirty = True
+
+    def _supersede(self) -> None:
+        """After a failed fsync: copy the records that may not be on disk into a new segment, and sync that.
+
+        Raises LogSyncFailed if they can no longer be read or the new segment cannot be made durable either.
+        """
+        header = SegmentHeader(self._synced.txid + 1, self._synced.checksum, self.page_size)
+        path = segment_path(self.directory, header.first_txid)
+        temporary = path.with_name(path.name + ".tmp")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            fileops.pwrite_all(fd, header.pack(), 0)
+            for start in range(self._synced_end, self._end, _COPY):
+                data = fileops.pread_all(self._fd, min(_COPY, self._end - start), start)
+                fileops.pwrite_all(fd, data, start - self._synced_end + SEGMENT_HEADER_SIZE)
+            with SegmentMap(temporary) as copy:
+                found = list(copy.extents(verify=True))
+            if found and (found[-1].txid_max, found[-1].post_apply) != (self.tip.txid, self.tip.checksum):
+                raise LogSyncFailed(f"{self._path}: records after a failed fsync can no longer be read")
+            fileops.fdatasync(fd)
+            fileops.rename(temporary, path)
+            fileops.sync_dir(self.directory)
+        except OSError as error:
+            os.close(fd)
+            raise LogSyncFailed(f"{path}: {error}") from error
+        except BaseException:
+            os.close(fd)
+            raise
+        end = SEGMENT_HEADER_SIZE + self._end - self._synced_end
+        self._adopt(fd, header, end, end)
+        self._sync_failed = False
+
+    def _adopt(self, fd: int, header: SegmentHeader, end: int, allocated: int) -> None:
+        os.close(self._fd)
+        self._fd, self._header = fd, header
+        self._end, self._allocated = end, allocated
+        self._synced, self._synced_end = self.tip, end
+        self._expires = time.monotonic() + SEGMENT_SECONDS
+
+    def _finish_append(self, offset: int | None, tip: Position | None) -> None:
+        """Called by ``LogAppend``: the record ended at ``offset`` and leads to ``tip``, or (None) it was given up."""
+        self._open_append = None
+        if offset is not None and tip is not None:
+            self._end, self.tip = offset, tip
+            self._allocated = max(self._allocated, offset)
+        else:
+            # What the record left behind its missing head must not lie under the end marks of later records.
+            self._allocated = self._end
+            try:
+                fileops.truncate(self._fd, self._end)
+            except OSError:
+                self._expires = 0.0
+
+
+class LogAppend:
+    """A record written in pieces; its head, which makes it exist, comes last. As a context it aborts unless committed."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._offset = log._end
+        self._at = log._end + RECORD_HEAD_SIZE
+        self._state = xxhash.xxh3_64()
+        self._done = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body so far."""
+        return self._at - self._offset - RECORD_HEAD_SIZE
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Add to the body. Raises OSError; abort then."""
+        fileops.pwrite_all(self._log._fd, chunk, self._at)
+        self._state.update(chunk)
+        self._at += len(chunk)
+
+    def commit(self, txid: int, post: int) -> None:
+        """End the body and make the record exist. Raises OSError; then the log is as before ``begin``."""
+        if self._done:
+            raise RuntimeError("the record is finished already")
+        if txid <= self._log.tip.txid:
+            raise PositionMismatch(f"TXID {txid:016x} offered after {self._log.tip.txid:016x}")
+        size = self.size
+        self._state.update(LENGTH.pack(size))
+        end = self._at + (-size & 7)
+        try:
+            # The end mark behind it; inside the preallocated space it may hold no bytes of this record.
+            fileops.write_zeros(self._log._fd, self._at, end + RECORD_HEAD_SIZE)
+            fileops.pwrite_all(self._log._fd, RECORD_HEAD.pack(size, self._state.intdigest()), self._offset)
+        except OSError:
+            self.abort()
+            raise
+        self._done = True
+        self._log._allocated = max(self._log._allocated, end + RECORD_HEAD_SIZE)
+        self._log._finish_append(end, Position(txid, post))
+
+    def abort(self) -> None:
+        """Give the record up; harmless after ``commit``."""
+        if not self._done:
+            self._done = True
+            self._log._finish_append(None, None)
+
+    def __enter__(self) -> LogAppend:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.abort()
+
+
+def _remove_unborn(path: Path, first_txid: int) -> Cut | None:
+    """Remove a last segment whose creation a crash cut short. Raises LogCorrupt if its header is wrong but it was used."""
+    with path.open("rb") as file:
+        data = file.read(PREALLOCATE_MIN + 1)
+    try:
+        SegmentHeader.unpack(data[:SEGMENT_HEADER_SIZE], path)
+    except LogCorrupt:
+        if any(data[SEGMENT_HEADER_SIZE:]) or len(data) > PREALLOCATE_MIN:
+            raise
+        fileops.unlink(path)
+        fileops.sync_dir(path.parent)
+        return Cut(path, 0, len(data), first_txid - 1)
+    return None
+
+
+def _scan(path: Path, synced_txid: int, trusted: Position | None) -> tuple[Position, int, int, SegmentHeader]:
+    """(tip, end of the last record, bytes behind it to cut, header) of the last segment. Raises LogCorrupt."""
+    with SegmentMap(path) as segment:
+        if trusted is not None:
+            tip, end = _walk(segment, verify=False)
+            if tip == trusted and segment.is_end(end):
+                return tip, end, 0, segment.header
+        tip, end = _walk(segment, verify=True)
+        if segment.extent_at(end, verify=True) is not None:
+            raise LogCorrupt(f"{path}: offset {end}: the record does not follow TXID {tip.txid:016x}")
+        after = segment.valid_after(end)
+        if after is not None and (tip.txid < synced_txid or not segment.never_written(end)):
+            raise LogCorrupt(
+                f"{path}: offset {end}: the record after TXID {tip.txid:016x} is damaged, "
+                f"but a whole one (TXID {after.txid_min:016x}) follows at offset {after.offset}"
+            )
+        return tip, end, segment.used_after(end), segment.header
+
+
+def _walk(segment: SegmentMap, *, verify: bool) -> tuple[Position, int]:
+    tip, end = segment.header.base, SEGMENT_HEADER_SIZE
+    for extent in segment.extents(verify=verify):
+        tip, end = Position(extent.txid_max, extent.post_apply), extent.end
+    return tip, end

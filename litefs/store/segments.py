@@ -1,0 +1,259 @@
+"""Log segments: the bytes of a segment file, and walking over the records in it. Format: ARCHITECTURE.md, "The log".
+
+The records of a segment count only below the first TXID of the next segment: after a failed fsync the writer puts the
+records that may be lost into a new segment and never touches the old file again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from litefs.errors import LogCorrupt
+from litefs.types import Position
+
+SEGMENT_HEADER_SIZE = 64
+RECORD_HEAD = struct.Struct("<QQ")
+"""Length of the body and XXH3-64 of body and length. The upper half of the length is the "flags" of small records: 0."""
+LENGTH = struct.Struct("<Q")
+RECORD_HEAD_SIZE = 16
+MIN_BODY = 100 + 6 + 1 + 8 + 16
+"""An LTX file without a page: header, end of pages, empty page index, trailer."""
+MAX_BODY = 1 << 48
+
+_MAGIC = b"LFSEG01\n"
+_HEADER = struct.Struct("<8sQQII24x")
+_HASH = struct.Struct("<Q")
+_NAME = re.compile(r"([0-9a-f]{16})\.seg\Z")
+_LTX_TXIDS = struct.Struct(">QQ")
+_LTX_TXIDS_AT = 16
+_LTX_CHECKSUM = struct.Struct(">Q")
+_LTX_PRE_AT = 40
+_BLOCK = 4096
+_ZERO_SCAN = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """What a segment says about itself: the position before its first record, and the page size."""
+
+    first_txid: int
+    pre_apply: int
+    page_size: int
+
+    @property
+    def base(self) -> Position:
+        """The position before the first record."""
+        return Position(self.first_txid - 1, self.pre_apply)
+
+    def pack(self) -> bytes:
+        """The 64 bytes at the start of the file."""
+        head = _HEADER.pack(_MAGIC, self.first_txid, self.pre_apply, self.page_size, 0)
+        return head + _HASH.pack(xxhash.xxh3_64_intdigest(head))
+
+    @classmethod
+    def unpack(cls, data: bytes, where: object) -> SegmentHeader:
+        """Raises LogCorrupt naming ``where`` if these are not the 64 bytes of a segment header."""
+        if len(data) != SEGMENT_HEADER_SIZE or data[:8] != _MAGIC:
+            raise LogCorrupt(f"{where}: offset 0: not a log segment")
+        if _HASH.unpack_from(data, 56)[0] != xxhash.xxh3_64_intdigest(data[:56]):
+            raise LogCorrupt(f"{where}: offset 0: segment header checksum is wrong")
+        _, first, pre, page_size, _ = _HEADER.unpack_from(data)
+        return cls(first, pre, page_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where one record lies: ``offset`` of its head in the segment, ``size`` bytes of body behind the 16 of the head."""
+
+    path: Path
+    offset: int
+    size: int
+    txid_min: int
+    txid_max: int
+    pre_apply: int
+    post_apply: int
+
+    @property
+    def body_offset(self) -> int:
+        return self.offset + RECORD_HEAD_SIZE
+
+    @property
+    def end(self) -> int:
+        """Offset of the next record."""
+        return record_end(self.offset, self.size)
+
+
+def segment_path(directory: Path, first_txid: int) -> Path:
+    """The file of the segment that begins with ``first_txid``."""
+    return directory / f"{first_txid:016x}.seg"
+
+
+def list_segments(directory: Path) -> list[tuple[int, Path]]:
+    """(first TXID, path) of every segment, ascending; empty if there is no such directory."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    found = [(int(match[1], 16), directory / name) for name in names if (match := _NAME.match(name))]
+    return sorted(found)
+
+
+def record_end(offset: int, size: int) -> int:
+    """Offset behind a record with a body of ``size`` bytes and its padding to 8."""
+    return offset + RECORD_HEAD_SIZE + (size + 7 & ~7)
+
+
+def record_hash(body: bytes | bytearray | memoryview, size: int) -> int:
+    """XXH3-64 of the body followed by its length."""
+    state = xxhash.xxh3_64(body)
+    state.update(LENGTH.pack(size))
+    return state.intdigest()
+
+
+def read_extent(
+    path: Path, buffer: bytes | memoryview | mmap.mmap, at: int, size: int, offset: int
+) -> Extent:
+    """The extent of a record whose body of ``size`` bytes begins at ``buffer[at]``; ``offset``: of its head in the file."""
+    txid_min, txid_max = _LTX_TXIDS.unpack_from(buffer, at + _LTX_TXIDS_AT)
+    (pre,) = _LTX_CHECKSUM.unpack_from(buffer, at + _LTX_PRE_AT)
+    (post,) = _LTX_CHECKSUM.unpack_from(buffer, at + size - 16)
+    return Extent(path, offset, size, txid_min, txid_max, pre, post)
+
+
+class SegmentMap:
+    """A segment file mapped for reading, as it is at this moment."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises LogCorrupt if there is no valid segment header, OSError."""
+        self.path = path
+        with path.open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            self.header = SegmentHeader.unpack(file.read(SEGMENT_HEADER_SIZE), path)
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Unmap; slices of ``view`` that still exist keep the map alive until they are gone."""
+        self.view.release()
+        with contextlib.suppress(BufferError):
+            self._map.close()
+
+    def __enter__(self) -> SegmentMap:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def is_end(self, offset: int) -> bool:
+        """Whether no record begins at ``offset``: the end of the file, or a zero length."""
+        tail = bytes(self.view[offset : offset + 8])
+        return not any(tail)
+
+    def used_after(self, offset: int) -> int:
+        """Bytes from ``offset`` to the last one that is not zero; 0 if nothing but preallocated space follows."""
+        at = self.size
+        while at > offset:
+            start = max(offset, at - _ZERO_SCAN)
+            used = len(bytes(self.view[start:at]).rstrip(b"\0"))
+            if used:
+                return start + used - offset
+            at = start
+        return 0
+
+    def extent_at(self, offset: int, *, verify: bool) -> Extent | None:
+        """The record at ``offset``, or None if none that is whole begins there. ``verify``: check the hash too."""
+        if offset + RECORD_HEAD_SIZE + MIN_BODY > self.size:
+            return None
+        size, digest = RECORD_HEAD.unpack_from(self.view, offset)
+        body = offset + RECORD_HEAD_SIZE
+        if not MIN_BODY <= size <= self.size - body:
+            return None
+        if verify:
+            with self.view[body : body + size] as data:
+                if record_hash(data, size) != digest:
+                    return None
+        extent = read_extent(self.path, self.view, body, size, offset)
+        return extent if 1 <= extent.txid_min <= extent.txid_max else None
+
+    def extents(self, *, verify: bool, before: int | None = None) -> Iterator[Extent]:
+        """The records up to the first that is not whole or does not chain, in order; ``before``: first TXID left out."""
+        offset = SEGMENT_HEADER_SIZE
+        at = self.header.base
+        while (extent := self.extent_at(offset, verify=verify)) is not None:
+            if extent.txid_min != at.txid + 1 or extent.pre_apply != at.checksum:
+                return
+            if before is not None and extent.txid_max >= before:
+                return
+            yield extent
+            offset = extent.end
+            at = Position(extent.txid_max, extent.post_apply)
+
+    def valid_after(self, offset: int) -> Extent | None:
+        """Any whole record that begins behind ``offset``: then what is at ``offset`` is no torn tail."""
+        at = offset + RECORD_HEAD_SIZE + 1
+        while (at := self._map.find(b"LTX1", at)) >= 0:
+            head = at - RECORD_HEAD_SIZE
+            if head % 8 == 0 and (extent := self.extent_at(head, verify=True)) is not None:
+                return extent
+            at += 1
+        return None
+
+    def never_written(self, offset: int) -> bool:
+        """Whether the record at ``offset`` has a page-cache page of which the rest, from its first byte on, is zero.
+
+        After a power failure a page of the file may have missed the disk while later ones reached it. It then still
+        holds the zeros of the preallocation from some record on. A flipped bit or a bad sector does not look so.
+        """
+        (size,) = LENGTH.unpack(bytes(self.view[offset : offset + 8]).ljust(8, b"\0"))
+        end = min(self.size, record_end(offset, size) if size <= MAX_BODY else self.size)
+        start = offset
+        while start < max(end, offset + 1):
+            stop = min((start // _BLOCK + 1) * _BLOCK, self.size)
+            if stop > start and not any(self.view[start:stop]):
+                return True
+            start = (start // _BLOCK + 1) * _BLOCK
+        return False
+
+
+def extents(
+    directory: Path, after_txid: int, upto_txid: int | None = None, *, verify: bool = False
+) -> Iterator[Extent]:
+    """The records with ``after_txid`` < TXID <= ``upto_txid``, oldest first, across all segments.
+
+    Raises LogCorrupt where the chain of records breaks before ``upto_txid``, or if it does not reach back to
+    ``after_txid``. Without ``upto_txid`` the last segment may end anywhere.
+    """
+    segments = list_segments(directory)
+    at: Position | None = None
+    for index, (first, path) in enumerate(segments):
+        following = segments[index + 1][0] if index + 1 < len(segments) else None
+        if following is not None and following <= after_txid + 1:
+            continue
+        with SegmentMap(path) as segment:
+            if at is None and first > after_txid + 1:
+                raise LogCorrupt(
+                    f"{path}: the log begins with TXID {first:016x}, after {after_txid + 1:016x}"
+                )
+            if at is not None and segment.header.base != at:
+                raise LogCorrupt(
+                    f"{path}: begins at {segment.header.base}, but the segment before ends at {at}"
+                )
+            at = segment.header.base
+            for extent in segment.extents(verify=verify, before=following):
+                if upto_txid is not None and extent.txid_max > upto_txid:
+                    return
+                at = Position(extent.txid_max, extent.post_apply)
+                if extent.txid_max > after_txid:
+                    yield extent
+    if upto_txid is not None and (at is None or at.txid < upto_txid):
+        where = segments[-1][1] if segments else directory
+        raise LogCorrupt(f"{where}: the log ends at {at}, before TXID {upto_txid:016x}")
