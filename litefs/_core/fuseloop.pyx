@@ -222,6 +222,8 @@ cdef class FuseLoop:
         cdef int64_t until
         while True:
             self.yield_due = False
+            # Twice: trio shuffles a batch of runnable tasks, so after one turn the others may still be to come.
+            await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
             if self.closed:
                 raise trio.ClosedResourceError("the mount is being closed")
