@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import IO
+from io import BytesIO
 
 import trio
 
@@ -22,7 +22,7 @@ from litefs.stream.frames import (
     encode_snapshot_end,
     encode_snapshot_pages,
 )
-from litefs.stream.protocols import Entry, Pages, RecordReader, Source
+from litefs.stream.protocols import Entry, Pages, RecordReader, RecordStream, Source
 from litefs.types import Position
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Feed:
         self._wake = wake
         self._reader: RecordReader | None = None
         self._entries: deque[Entry] = deque()
-        self._big: tuple[IO[bytes], int] | None = None
+        self._big: tuple[RecordStream, int] | None = None
         self._behind = False
         self._slot: bytes | None = None
         self._slot_free = trio.Event()
@@ -196,22 +196,27 @@ class Feed:
 
     async def _pack(self) -> bytes:
         """One chunk of what has been read: whole records in one frame, or a piece of a big one."""
-        if self._big is None and self._entries[0].size > TURN_BYTES:
-            self._big = (await trio.to_thread.run_sync(self._entries[0].open), 0)
+        first = self._entries[0]
+        if self._big is None and first.body is None:
+            self._big = (await trio.to_thread.run_sync(first.open), 0)
+        elif self._big is None and first.body is not None and first.size > TURN_BYTES:
+            self._big = (BytesIO(first.body), 0)
         if self._big is not None:
             return await self._pack_piece(*self._big)
         bodies: list[bytes] = []
         room = MAX_PAYLOAD
-        while self._entries and self._entries[0].size <= min(TURN_BYTES, room - 4):
-            entry = self._entries.popleft()
-            bodies.append(entry.body)
-            room -= 4 + entry.size
-            self.at = Position(entry.txid_max)
+        while self._entries and first.body is not None and first.size <= min(TURN_BYTES, room - 4):
+            bodies.append(first.body)
+            room -= 4 + first.size
+            self.at = Position(first.txid_max)
+            self._entries.popleft()
+            first = self._entries[0] if self._entries else first
         return encode_records(self.handle, bodies)
 
-    async def _pack_piece(self, file: IO[bytes], offset: int) -> bytes:
+    async def _pack_piece(self, file: RecordStream, offset: int) -> bytes:
         entry = self._entries[0]
-        data = await trio.to_thread.run_sync(file.read, min(TURN_BYTES, entry.size - offset))
+        size = min(TURN_BYTES, entry.size - offset)
+        data = file.read(size) if entry.body is not None else await trio.to_thread.run_sync(file.read, size)
         if not data:
             raise LiteFSError(f"record {entry.txid_max:016x} ends after {offset} of {entry.size} bytes")
         chunk = encode_piece(self.handle, entry.size, offset, data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from litefs.types import Position
 
@@ -31,8 +31,15 @@ class Identity:
     hostname: str = ""
 
 
+class RecordStream(Protocol):
+    """The body of one record, read from its first byte on."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
 class Entry(Protocol):
-    """One record of a log: ``body`` is the whole of it, ``open()`` a file at its first byte, ``size`` bytes."""
+    """One record of a log: ``size`` bytes in ``body``, or only through ``open()`` if it is too big for memory."""
 
     @property
     def txid_min(self) -> int: ...
@@ -41,8 +48,8 @@ class Entry(Protocol):
     @property
     def size(self) -> int: ...
     @property
-    def body(self) -> bytes: ...
-    def open(self) -> IO[bytes]: ...
+    def body(self) -> bytes | None: ...
+    def open(self) -> RecordStream: ...
 
 
 class RecordReader(Protocol):

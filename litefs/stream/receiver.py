@@ -80,7 +80,7 @@ class _Queue:
     def __init__(self) -> None:
         self._items: deque[tuple[_DatabaseFrame, int]] = deque()
         self._bytes = 0
-        self._changed = trio.Event()
+        self._lot = trio.lowlevel.ParkingLot()
         self._busy = False
 
     @property
@@ -89,19 +89,19 @@ class _Queue:
 
     async def put(self, item: _DatabaseFrame, size: int) -> None:
         while self._bytes >= QUEUE_BYTES:
-            await self._wait()
+            await self._lot.park()
         self.put_nowait(item, size)
 
     def put_nowait(self, item: _DatabaseFrame, size: int = _FRAME_COST) -> None:
         self._items.append((item, size))
         self._bytes += size
-        self._wake()
+        self._lot.unpark_all()
 
     async def take(self) -> _DatabaseFrame:
         """The next item; the queue counts as busy until the next call."""
         self._busy = False
         while not self._items:
-            await self._wait()
+            await self._lot.park()
         self._busy = True
         return self._pop()
 
@@ -117,15 +117,8 @@ class _Queue:
     def _pop(self) -> _DatabaseFrame:
         item, size = self._items.popleft()
         self._bytes -= size
-        self._wake()
+        self._lot.unpark_all()
         return item
-
-    def _wake(self) -> None:
-        self._changed.set()
-
-    async def _wait(self) -> None:
-        self._changed = trio.Event()
-        await self._changed.wait()
 
 
 class _Line:
@@ -220,9 +213,18 @@ class Receiver:
         for bytes that break the rules, DatabaseFailed for what the sink refused, PeerError if the bytes just
         stop.
         """
+        try:
+            return await self._run(chunks)
+        except BaseExceptionGroup as group:
+            errors, others = group.split(LiteFSError)
+            if errors is None or others is not None:
+                raise
+            raise _first(errors) from None
+
+    async def _run(self, chunks: AsyncIterable[bytes]) -> str:
         parser = Parser()
         reason: str | None = None
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        async with trio.open_nursery() as nursery:
             async for chunk in chunks:
                 self.bytes_received += len(chunk)
                 for frame in parser.feed(chunk):
@@ -276,6 +278,12 @@ class Receiver:
                 barrier.waiting += 1
                 line.queue.put_nowait(barrier)
         barrier.arrive()
+
+
+def _first(group: BaseExceptionGroup[LiteFSError]) -> LiteFSError:
+    """The first single error inside a group."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _size(

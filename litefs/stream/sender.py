@@ -67,7 +67,10 @@ class Sender:
         self._unlisten()
         self._nursery.cancel_scope.cancel()
         try:
-            await self._manager.__aexit__(kind, error, trace)
+            if isinstance(error, trio.Cancelled):
+                await self._manager.__aexit__(kind, error, trace)
+            else:  # the body's own error goes on as it is, not in a group
+                await self._manager.__aexit__(None, None, None)
         finally:
             for feed in self._feeds.values():
                 feed.close()

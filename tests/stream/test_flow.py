@@ -1,0 +1,344 @@
+"""Sender and receiver joined by a pipe: every path from the log to the sink."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from litefs.errors import FormatError
+from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
+from litefs.stream.protocols import Identity
+from litefs.stream.receiver import DatabaseFailed, Receiver
+from litefs.stream.sender import Sender
+from litefs.types import ZERO, Position
+
+IDENTITY = Identity(7, "LFSC0123456789ABCDEF", 1, "primary")
+SEED = random.SystemRandom().randrange(1 << 32)
+
+
+def image(rng: random.Random, size: int = 512) -> bytes:
+    return rng.randbytes(size)
+
+
+def filled(name: str, commits: int, pages: int = 40, size: int = 512, **options: float) -> MemorySource:
+    rng = random.Random(SEED)
+    source = MemorySource(name, size, **options)
+    source.commit({pgno: image(rng, size) for pgno in range(1, pages + 1)})
+    for _ in range(commits - 1):
+        source.commit({rng.randint(1, pages): image(rng, size) for _ in range(3)})
+    return source
+
+
+@asynccontextmanager
+async def replica(
+    catalog: MemoryCatalog, sink: MemorySink, *, active: Callable[[], bool] = lambda: True, piece: int = 1000
+) -> AsyncIterator[Sender]:
+    """Run a sender into a receiver, the bytes cut into odd pieces."""
+    sender = Sender(catalog, IDENTITY, sink.positions(), active=active)
+
+    async def cut(chunks: Sender) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            for at in range(0, len(chunk), piece):
+                yield chunk[at : at + piece]
+            await trio.lowlevel.checkpoint()
+
+    async def run() -> None:
+        async with sender as chunks:
+            await Receiver(sink).run(cut(chunks))
+
+    try:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                yield sender
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
+
+
+def run(test: Callable[[], object]) -> None:
+    print(f"seed {SEED}")
+    trio.run(test)  # type: ignore[arg-type]
+
+
+async def ready(sink: MemorySink) -> None:
+    while not sink.ready_count:
+        await sink.changed.wait_change(sink.changed.revision)
+
+
+def test_empty_replica_gets_a_snapshot_then_records() -> None:
+    async def main() -> None:
+        source, sink = filled("app.db", 30), MemorySink()
+        catalog = MemoryCatalog(source)
+        async with replica(catalog, sink):
+            await sink.wait_position("app.db", source.position())
+            await ready(sink)
+            assert sink.snapshots == ["app.db"]
+            rng = random.Random(SEED)
+            for _ in range(50):
+                at = source.commit({rng.randint(1, 40): image(rng)})
+                catalog.notify()
+                await sink.wait_position("app.db", at)
+            assert sink.pages["app.db"] == source.pages
+        assert source.open_snapshots == 0
+
+    run(main)
+
+
+def test_replica_behind_catches_up_from_the_log_in_batches() -> None:
+    async def main() -> None:
+        source, sink = filled("a", 1), MemorySink()
+        catalog = MemoryCatalog(source)
+        async with replica(catalog, sink):
+            await sink.wait_position("a", source.position())
+        rng = random.Random(SEED)
+        for _ in range(3000):
+            source.commit({rng.randint(1, 40): image(rng)})
+        sink.batches.clear()
+        async with replica(catalog, sink, piece=65536):
+            await sink.wait_position("a", source.position())
+        assert sink.snapshots == ["a"]
+        assert sum(count for _, count in sink.batches) == 3000
+        assert len(sink.batches) < 100
+        assert sink.pages["a"] == source.pages
+
+    run(main)
+
+
+@pytest.mark.parametrize("case", ["reaped", "diverged", "ahead", "same txid"])
+def test_replica_off_the_primarys_history_gets_a_snapshot(case: str) -> None:
+    async def main() -> None:
+        source, sink = filled("a", 1), MemorySink()
+        catalog = MemoryCatalog(source)
+        async with replica(catalog, sink):
+            await sink.wait_position("a", source.position())
+        old = sink.at["a"]
+        source.commit({1: image(random.Random(SEED + 1))})
+        tip = source.commit({1: image(random.Random(SEED + 2))})
+        if case == "reaped":
+            source.reap(old.txid + 1)
+        else:
+            txid = {"diverged": old.txid, "ahead": tip.txid + 5, "same txid": tip.txid}[case]
+            sink.at["a"] = Position(txid, old.checksum ^ 1)
+        async with replica(catalog, sink):
+            await sink.wait_position("a", tip)
+        assert sink.snapshots == ["a", "a"]
+        assert sink.pages["a"] == source.pages
+
+    run(main)
+
+
+def test_equal_positions_send_nothing() -> None:
+    async def main() -> None:
+        source, sink = filled("a", 5), MemorySink()
+        catalog = MemoryCatalog(source)
+        async with replica(catalog, sink):
+            await sink.wait_position("a", source.position())
+        sink.batches.clear()
+        async with replica(catalog, sink) as sender:
+            await ready(sink)
+            assert sender.bytes_sent < 200
+        assert (sink.batches, sink.snapshots) == ([], ["a"])
+
+    run(main)
+
+
+def test_a_record_larger_than_memory_allows_travels_in_pieces() -> None:
+    async def main() -> None:
+        source, sink = filled("big", 1, pages=2, size=65536), MemorySink()
+        other = filled("small", 1)
+        catalog = MemoryCatalog(source, other)
+        async with replica(catalog, sink, piece=65536):
+            await sink.wait_position("big", source.position())
+            rng = random.Random(SEED)
+            at = source.commit({pgno: image(rng, 65536) for pgno in range(1, 200)})
+            middle = source.commit({pgno: image(rng, 65536) for pgno in range(1, 30)})
+            last = source.commit({1: image(rng, 65536)})
+            small = other.commit({1: image(rng)})
+            catalog.notify()
+            await sink.wait_position("small", small)
+            assert sink.at["big"].txid < at.txid, "the small database waited for the big record"
+            await sink.wait_position("big", last)
+            assert middle.txid < last.txid
+        assert sink.pages["big"] == source.pages
+
+    run(main)
+
+
+def test_snapshots_and_live_records_interleave_while_the_primary_commits() -> None:
+    async def main() -> None:
+        slow = filled("slow", 3, pages=640, page_delay=0.01)
+        slow2 = filled("slow2", 3, pages=640, page_delay=0.01)
+        live, sink = filled("live", 1), MemorySink()
+        catalog = MemoryCatalog(slow, slow2, live)
+        rng = random.Random(SEED)
+        async with replica(catalog, sink):
+            await sink.wait_position("live", live.position())
+            began = trio.current_time()
+            commits = 0
+            while len(sink.snapshots) < 3:
+                slow.commit({rng.randint(1, 640): image(rng)})
+                at = live.commit({rng.randint(1, 40): image(rng)})
+                catalog.notify()
+                with trio.fail_after(2):
+                    await sink.wait_position("live", at)
+                commits += 1
+                await trio.sleep(0.005)
+            assert trio.current_time() - began < 1.5, "the two snapshots waited for each other"
+            assert commits > 10
+            for source in (slow, slow2):
+                await sink.wait_position(source.name, source.position())
+                assert sink.pages[source.name] == source.pages
+
+    run(main)
+
+
+def test_a_slow_apply_does_not_stop_other_databases() -> None:
+    async def main() -> None:
+        stuck, live = filled("stuck", 1), filled("live", 1)
+        slow = {"stuck": 0.0}
+        sink = MemorySink(delay=lambda name: slow.get(name, 0.0))
+        catalog = MemoryCatalog(stuck, live)
+        rng = random.Random(SEED)
+        async with replica(catalog, sink):
+            await ready(sink)
+            slow["stuck"] = 30.0
+            for _ in range(20):
+                stuck.commit({1: image(rng)})
+                at = live.commit({1: image(rng)})
+                catalog.notify()
+                with trio.fail_after(2):
+                    await sink.wait_position("live", at)
+
+    run(main)
+
+
+def test_failed_snapshots_are_tried_again_and_do_not_hold_ready_back() -> None:
+    async def main() -> None:
+        source, sink = filled("a", 1), MemorySink()
+        source.fail_snapshots = 1
+        async with replica(MemoryCatalog(source), sink):
+            await ready(sink)
+            assert "a" not in sink.at
+            await sink.wait_position("a", source.position())
+            assert sink.aborted == ["a"]
+        assert source.open_snapshots == 0
+
+    run(main)
+
+
+def test_leaving_in_the_middle_of_a_snapshot_closes_it_on_both_sides() -> None:
+    async def main() -> None:
+        source, sink = filled("a", 1, pages=2000, page_delay=0.05), MemorySink()
+        async with replica(MemoryCatalog(source), sink):
+            while not sink.changed.revision:
+                await sink.changed.wait_change(0)
+        assert sink.aborted == ["a"]
+        with trio.fail_after(5):
+            while source.open_snapshots:
+                await trio.sleep(0.01)
+
+    run(main)
+
+
+def test_databases_come_go_and_are_replaced() -> None:
+    async def main() -> None:
+        first, sink = filled("first", 1), MemorySink()
+        sink.at["stale"], sink.pages["stale"] = Position(3, 1 << 63), {}
+        catalog = MemoryCatalog(first)
+        async with replica(catalog, sink):
+            await ready(sink)
+            assert sink.dropped == ["stale"]
+            second = filled("dir/second", 4)
+            catalog.add(second)
+            await sink.wait_position("dir/second", second.position())
+            catalog.remove("first")
+            while "first" in sink.at:
+                await sink.changed.wait_change(sink.changed.revision)
+            again = MemorySource("dir/second")
+            catalog.add(again)
+            at = again.commit({1: b"x" * 512})
+            catalog.notify()
+            await sink.wait_position("dir/second", at)
+            assert sink.pages == {"dir/second": {1: b"x" * 512}}
+
+    run(main)
+
+
+def test_a_database_without_a_transaction_is_announced_only() -> None:
+    async def main() -> None:
+        empty, sink = MemorySource("empty"), MemorySink()
+        catalog = MemoryCatalog(empty)
+        async with replica(catalog, sink):
+            await ready(sink)
+            assert sink.positions() == {}
+            at = empty.commit({1: b"y" * 512})
+            catalog.notify()
+            await sink.wait_position("empty", at)
+
+    run(main)
+
+
+def test_heartbeats_come_when_idle_and_the_stream_ends_when_the_role_is_lost() -> None:
+    async def main() -> None:
+        source, sink = filled("a", 1), MemorySink()
+        catalog = MemoryCatalog(source)
+        primary = [True]
+        sender = Sender(catalog, IDENTITY, {}, active=lambda: primary[0])
+        reasons: list[str] = []
+
+        async def receive() -> None:
+            async with sender as chunks:
+                reasons.append(await Receiver(sink).run(chunks))
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                while not sink.times:
+                    await sink.changed.wait_change(sink.changed.revision)
+                primary[0] = False
+                catalog.notify()
+        assert "no longer primary" in reasons[0]
+        assert sink.at["a"] == source.position()
+
+    run(main)
+
+
+def test_what_the_sink_refuses_ends_the_stream_with_the_databases_name() -> None:
+    async def main() -> None:
+        source, sink = filled("a", 1), MemorySink()
+        catalog = MemoryCatalog(source)
+        async with replica(catalog, sink):
+            await ready(sink)
+        sink.pages["a"][1] = b"z" * 512
+        source.commit({2: b"n" * 512})
+        with pytest.raises(DatabaseFailed, match="do not add up") as caught:
+            async with replica(catalog, sink):
+                await trio.sleep_forever()
+        assert caught.value.name == "a"
+        assert isinstance(caught.value.cause, FormatError)
+
+    run(main)
+
+
+def test_a_reaped_log_under_a_slow_replica_turns_into_a_snapshot() -> None:
+    async def main() -> None:
+        source, sink = filled("a", 1), MemorySink()
+        catalog = MemoryCatalog(source)
+        async with replica(catalog, sink):
+            await ready(sink)
+            tip = ZERO
+            for _ in range(10):
+                tip = source.commit({1: image(random.Random(SEED + 5))})
+            source.reap(tip.txid - 2)
+            catalog.notify()
+            await sink.wait_position("a", tip)
+            assert sink.snapshots == ["a", "a"]
+
+    run(main)
