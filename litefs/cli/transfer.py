@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import httpx
+import msgspec
 
 from litefs.cli.flags import Arguments, Flag, UsageError, describe, parse_flags
 from litefs.config import DEFAULT_PORT
@@ -23,6 +24,9 @@ CHUNK = 1 << 20
 """Bytes read, sent or written at a time."""
 
 CONNECT_TIMEOUT = 10.0
+GREETING_TIMEOUT = 5.0
+"""Seconds that a node has to say who it is; what is not a node may never say anything."""
+
 IDLE_TIMEOUT = 300.0
 """Seconds without a byte, in either direction, after which the node counts as gone. A node answers an
 import only when all of it is replicated, hence minutes."""
@@ -43,6 +47,17 @@ USAGE = {
     "Writes a consistent copy of the database NAME to PATH, replacing PATH when all of it has arrived.\n\n"
     f"Arguments:\n\n{describe(_FLAGS)}",
 }
+
+
+class _Primary(msgspec.Struct):
+    hostname: str = ""
+
+
+class _Info(msgspec.Struct, rename="camel"):
+    """What ``GET /info`` says of the node's role; other keys are not ours."""
+
+    is_primary: bool
+    primary: _Primary = msgspec.field(default_factory=_Primary)
 
 
 def import_command(argv: Sequence[str]) -> int:
@@ -77,8 +92,15 @@ def import_database(url: str, name: str, path: Path) -> None:
         size = os.fstat(file.fileno()).st_size
         _require_database(file, size, path)
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        with _exchange("POST", url, "/import", name, headers=headers, content=_chunks(file, size, path)):
-            pass
+        content = _chunks(file, size, path)
+        with _client() as client:
+            info = _greet(client, url)
+            if not info.is_primary:
+                # Said before gigabytes are sent for nothing.
+                primary = info.primary.hostname or "not known there"
+                raise PeerError(f"{url} is not the primary, which is {primary}")
+            with _exchange(client, "POST", url, "/import", name, headers=headers, content=content):
+                pass
 
 
 def export_database(url: str, name: str, path: Path) -> None:
@@ -91,9 +113,11 @@ def export_database(url: str, name: str, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            with _exchange("GET", url, "/export", name) as response:
-                for chunk in response.iter_bytes(CHUNK):
-                    file.write(chunk)
+            with _client() as client:
+                _greet(client, url)
+                with _exchange(client, "GET", url, "/export", name) as response:
+                    for chunk in response.iter_bytes(CHUNK):
+                        file.write(chunk)
             file.flush()
             fileops.fsync(file.fileno())
         with temporary.open("rb") as file:
@@ -163,30 +187,48 @@ def _chunks(file: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
         yield chunk
 
 
+def _client() -> httpx.Client:
+    """A client that speaks HTTP/2 from its first byte, as every node does."""
+    return httpx.Client(http1=False, http2=True, trust_env=False)
+
+
+def _greet(client: httpx.Client, url: str) -> _Info:
+    """Make sure, within seconds, that a LiteFS node answers at ``url``. Raises PeerError if not."""
+    with _exchange(client, "GET", url, "/info", timeout=GREETING_TIMEOUT) as response:
+        try:
+            return msgspec.json.decode(response.read(), type=_Info)
+        except msgspec.MsgspecError as error:
+            raise PeerError(f"{url} is not a LiteFS node: {error}") from None
+
+
 @contextlib.contextmanager
 def _exchange(
+    client: httpx.Client,
     method: str,
     url: str,
     path: str,
-    name: str,
+    name: str | None = None,
     *,
     headers: dict[str, str] | None = None,
     content: Iterator[bytes] | None = None,
+    timeout: float = IDLE_TIMEOUT,
 ) -> Iterator[httpx.Response]:
-    """One request over HTTP/2 by prior knowledge; yields the open response of a success.
+    """One request; yields the open response of a success. ``timeout``: seconds without a byte.
 
     Raises DatabaseNotFound for 404, PeerError for any other status and for every failure of the network.
     """
-    timeout = httpx.Timeout(IDLE_TIMEOUT, connect=CONNECT_TIMEOUT)
     try:
-        with (
-            httpx.Client(http1=False, http2=True, timeout=timeout, trust_env=False) as client,
-            client.stream(
-                method, url.rstrip("/") + path, params={"name": name}, headers=headers, content=content
-            ) as response,
-        ):
+        request = client.build_request(
+            method,
+            url.rstrip("/") + path,
+            params=None if name is None else {"name": name},
+            headers=headers,
+            content=content,
+            timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
+        )
+        with contextlib.closing(client.send(request, stream=True)) as response:
             if response.status_code == httpx.codes.NOT_FOUND:
-                raise DatabaseNotFound(f"database not found: {name}")
+                raise DatabaseNotFound(f"database not found: {name}" if name else f"no LiteFS node at {url}")
             if response.status_code != httpx.codes.OK:
                 raise PeerError(f"invalid response: code={response.status_code}{_reason(response)}")
             yield response

@@ -1,0 +1,300 @@
+"""The command line: flags, exit codes, what is refused in time, import and export over HTTP/2."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+
+from litefs.cli import transfer
+from litefs.cli.flags import Flag, UsageError, parse_flags
+from litefs.cli.main import main
+from litefs.cli.transfer import CHUNK, export_database, import_database
+from litefs.errors import DatabaseNotFound, FormatError, LiteFSError, PeerError
+
+FLAGS = (Flag("name", "", "NAME", "x"), Flag("v", ""))
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "verbose", "rest"),
+    [
+        ([], "x", False, ()),
+        (["-name", "a", "--v", "f"], "a", True, ("f",)),
+        (["--name=a=b", "-v=false"], "a=b", False, ()),
+        (["-name=", "-v=1"], "", True, ()),
+        (["-name", "-v"], "-v", False, ()),
+        (["f", "-v"], "x", False, ("f", "-v")),
+        (["-v", "--", "-name"], "x", True, ("-name",)),
+        (["-", "-v"], "x", False, ("-", "-v")),
+    ],
+)
+def test_flags_parse_as_in_go(argv: list[str], name: str, verbose: bool, rest: tuple[str, ...]) -> None:
+    parsed = parse_flags(FLAGS, argv)
+    assert (parsed.values["name"], "v" in parsed.switches, parsed.rest) == (name, verbose, rest)
+
+
+@pytest.mark.parametrize("argv", [["-name"], ["-x"], ["-v=perhaps"], ["---v"]])
+def test_wrong_flags(argv: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"."):
+        parse_flags(FLAGS, argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ([], 2, "Usage:"),
+        (["help"], 2, "Commands:"),
+        (["--help"], 2, "litefs COMMAND"),
+        (["frobnicate"], 1, "ERROR: litefs frobnicate: unknown command"),
+        (["mount", "--help"], 2, "-config PATH"),
+        (["mount", "-nope"], 2, "flag provided but not defined: -nope"),
+        (["mount", "x"], 2, "specify a '--'"),
+        (["mount", "--"], 2, "no command after '--'"),
+        (["mount", "-config", "a", "-dir", "b"], 2, "exclude each other"),
+        (["mount", "-config", "/nonexistent/litefs.yml"], 2, "ERROR: config file not found"),
+        (["import", "f"], 2, "database name required"),
+        (["import", "-name", "a"], 2, "path required"),
+        (["export", "-name", "a", "b", "c"], 2, "too many arguments"),
+        (["import", "-name", "a", "/nonexistent/f"], 1, "ERROR: cannot read /nonexistent/f"),
+        (["import", "-name", "a", __file__], 1, "is not a SQLite database"),
+        (["version", "x"], 2, "too many arguments"),
+    ],
+)
+def test_exit_codes(argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert not captured.out
+
+
+def test_a_consul_lease_is_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "litefs.yml"
+    path.write_text("lease: {type: consul, consul: {key: k}}\nproxy: {debug: true}\n")
+    # In a process of its own: it sets up the process log.
+    done = subprocess.run(
+        [sys.executable, "-m", "litefs.cli.main", "mount", "-config", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"config file read from {path}" in done.stdout
+    assert "lease type 'consul' has no function yet" in done.stderr
+    warned = [line for line in done.stderr.splitlines() if line.startswith("level=WARN")]
+    assert [line.rpartition(" ")[2].rstrip('"') for line in warned] == ["lease.consul.key", "proxy.debug"]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("LiteFS ")
+
+
+def test_version_needs_neither_fuse_nor_http() -> None:
+    heavy = "{'pyfuse3', 'trio', 'quart', 'httpx', 'hypercorn', 'msgspec'}"
+    code = (
+        f"import sys; from litefs.cli.main import main; main(['version']); print({heavy} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@dataclass
+class FakeNode:
+    """A node's import and export over h2c, as much as the commands can see of it."""
+
+    databases: dict[str, bytes] = field(default_factory=dict)
+    primary: str = ""
+    """Host name of the primary if it is another node."""
+    full: bool = False
+    """Answer an import with 500."""
+    cut: bool = False
+    """Stop in the middle of an export."""
+    url: str = ""
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        assert scope["type"] == "http"
+        name = scope["query_string"].decode().removeprefix("name=")
+        if scope["http_version"] != "2":
+            await self._answer(send, 426, b"HTTP/2 required\n")
+        elif scope["path"] == "/info":
+            info = {"isPrimary": not self.primary, "primary": {"hostname": self.primary}}
+            await self._answer(send, 200, json.dumps(info).encode())
+        elif scope["path"] == "/import":
+            body = b""
+            while True:
+                event = await receive()
+                assert event["type"] == "http.request"
+                body += event["body"]
+                if not event["more_body"]:
+                    break
+            if self.full:
+                await self._answer(send, 500, b"no space left on device\n")
+                return
+            self.databases[name] = body
+            await self._answer(send, 200, b"")
+        elif name not in self.databases:
+            await self._answer(send, 404, b"database not found\n")
+        else:
+            await self._answer(send, 200, self.databases[name])
+
+    async def _answer(self, send: ASGISendCallable, status: int, body: bytes) -> None:
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": status, "headers": [length], "trailers": False})
+        if self.cut:
+            await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+            raise ConnectionAbortedError("cut on purpose")
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+@pytest.fixture
+def node() -> Iterator[FakeNode]:
+    """A FakeNode that listens on loopback, in a thread."""
+    fake = FakeNode()
+    listener = socket.create_server(("127.0.0.1", 0))
+    fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    config = HypercornConfig()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.errorlog = None
+    config.graceful_timeout = 0.2
+    config.keep_alive_timeout = 0.5
+    started = threading.Event()
+    stop: list[Callable[[], None]] = []
+
+    async def run() -> None:
+        token, wake = trio.lowlevel.current_trio_token(), trio.Event()
+        stop.append(lambda: token.run_sync_soon(wake.set))
+        started.set()
+        with trio.fail_after(60):
+            await serve(fake, config, shutdown_trigger=wake.wait)
+
+    thread = threading.Thread(target=partial(trio.run, run), daemon=True)
+    thread.start()
+    assert started.wait(10)
+    yield fake
+    stop[0]()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A database of some MiB, more than one chunk and more than an HTTP/2 window."""
+    path = tmp_path / "source.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE t (b BLOB)")
+        connection.executemany("INSERT INTO t VALUES (randomblob(65536))", [()] * (3 * CHUNK // 65536))
+    connection.close()
+    return path
+
+
+def test_import_and_export(node: FakeNode, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", "-url", node.url, "-name", "a.db", str(database)]) == 0
+    assert node.databases["a.db"] == database.read_bytes()
+    target = database.with_name("target.db")
+    assert main(["export", "-url", node.url + "/", "-name", "a.db", str(target)]) == 0
+    assert target.read_bytes() == database.read_bytes()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" ")[0] for line in lines] == [
+        'Import of database "a.db" in',
+        'Export of database "a.db" in',
+    ]
+    assert sorted(path.name for path in database.parent.iterdir()) == ["source.db", "target.db"]
+
+
+def test_import_refuses_what_is_no_whole_database(node: FakeNode, database: Path) -> None:
+    whole = database.read_bytes()
+    for broken in (b"", b"SQLite format 3\0", b"x" * 8192, whole[:-4096], whole[:-1]):
+        database.write_bytes(broken)
+        with pytest.raises(FormatError, match=r"source\.db"):
+            import_database(node.url, "a.db", database)
+    database.write_bytes(whole)
+    database.with_name("source.db-wal").write_bytes(b"x")
+    with pytest.raises(FormatError, match=r"not complete without source\.db-wal"):
+        import_database(node.url, "a.db", database)
+    assert not node.databases
+
+
+def test_import_reports_the_nodes_refusal(node: FakeNode, database: Path) -> None:
+    node.full = True
+    with pytest.raises(PeerError, match=r"invalid response: code=500: no space left on device"):
+        import_database(node.url, "a.db", database)
+
+
+def test_import_sends_nothing_to_a_replica(node: FakeNode, database: Path) -> None:
+    node.primary = "other"
+    with pytest.raises(PeerError, match=r"is not the primary, which is other"):
+        import_database(node.url, "a.db", database)
+    assert not node.databases
+
+
+def test_a_failed_export_touches_nothing(node: FakeNode, database: Path, tmp_path: Path) -> None:
+    before = database.read_bytes()
+    database.with_name("source.db-wal").write_bytes(b"x")
+    node.databases = {"a.db": before, "text": b"no database " * 100}
+    with pytest.raises(DatabaseNotFound, match="database not found"):
+        export_database(node.url, "b.db", database)
+    with pytest.raises(FormatError, match="is not a SQLite database"):
+        export_database(node.url, "text", database)
+    node.cut = True
+    with pytest.raises(PeerError):
+        export_database(node.url, "a.db", database)
+    with pytest.raises(LiteFSError, match="cannot write"):
+        export_database(node.url, "a.db", tmp_path / "missing" / "f")
+    assert database.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.db", "source.db-wal"]
+
+
+def test_an_export_takes_the_old_wal_away(node: FakeNode, database: Path, tmp_path: Path) -> None:
+    """SQLite would apply the WAL of the old content to the new one."""
+    node.databases = {"a.db": database.read_bytes()}
+    target = tmp_path / "target.db"
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        target.with_name(target.name + suffix).write_bytes(b"old")
+    export_database(node.url, "a.db", target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.db", "target.db"]
+
+
+def test_no_node_there(database: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(PeerError, match=rf"http://127\.0\.0\.1:{port}: "):
+        import_database(f"http://127.0.0.1:{port}", "a.db", database)
+    with pytest.raises(PeerError):
+        import_database("localhost:1", "a.db", database)
+
+
+def test_something_else_answers(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that speaks no HTTP/2, and keeps the connection open."""
+    monkeypatch.setattr(transfer, "GREETING_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"220 mail.example ESMTP\r\n" * 10)
+                connection.settimeout(30)
+                while connection.recv(65536):
+                    pass
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(PeerError):
+            export_database(f"http://127.0.0.1:{server.getsockname()[1]}", "a.db", database)
+        thread.join(10)
