@@ -1,0 +1,1 @@
+"""Each compiled kernel against a plain-Python reference."""
