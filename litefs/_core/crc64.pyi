@@ -3,7 +3,7 @@ from typing import Literal
 from typing_extensions import Buffer
 
 def crc64(data: Buffer, crc: int = 0) -> int:
-    """CRC-64/ISO of ``data`` appended to what ``crc`` covers (a finished value, 0 at the start; as zlib.crc32)."""
+    """CRC-64/ISO of what ``crc`` covers followed by ``data``; a finished value in and out, as zlib.crc32."""
 
 def crc64_table(data: Buffer, crc: int = 0) -> int:
     """The same by slice-by-16 tables, on any CPU."""

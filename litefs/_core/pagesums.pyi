@@ -13,7 +13,7 @@ def page_checksums(first_pgno: int, data: Buffer, page_size: int) -> bytes:
     """
 
 def checksums_of(pgnos: Buffer, images: Buffer, page_size: int) -> bytes:
-    """The checksums (native u64 array) of pages ``pgnos`` (native u32, ascending) with the contiguous ``images``.
+    """The checksums (native u64) of pages ``pgnos`` (native u32, ascending) with contiguous ``images``.
 
     Raises ValueError if the lengths disagree, the numbers do not ascend, or one is the lock page.
     """
@@ -81,7 +81,10 @@ class PageSums:
         """The checksums of ``n`` pages as a native u64 array. Raises ValueError beyond the capacity."""
 
     def load(self, first_pgno: int, sums_bytes: Buffer) -> None:
-        """Set many checksums (native u64 array) without touching the total. Raises ValueError beyond the capacity."""
+        """Set many checksums (native u64 array) without touching the total.
+
+        Raises ValueError beyond the capacity.
+        """
 
     def recompute_total(self) -> int:
         """Bit 63 | XOR of the checksums of pages 1 to ``page_count``."""
@@ -89,9 +92,10 @@ class PageSums:
     def preview(self, pgnos: Buffer, images: Buffer, commit: int) -> tuple[int, bytes]:
         """The database checksum after a transaction, and its pages' checksums (native u64); changes nothing.
 
-        ``pgnos``: native u32, ascending, no lock page; ``images``: as many pages, contiguous; ``commit``: database size
-        after it, in pages. Costs O(pages given + pages cut off). Raises ValueError if the numbers do not ascend, exceed
-        ``commit``, leave out a page that the database grows by, or do not fit the images.
+        ``pgnos``: native u32, ascending, no lock page; ``images``: as many pages, contiguous; ``commit``:
+        database size after it, in pages. Costs O(pages given + pages cut off). Raises ValueError if the
+        numbers do not ascend, exceed ``commit``, leave out a page that the database grows by, or do not fit
+        the images.
         """
 
     def post(self, pgnos: Buffer, new: Buffer, commit: int) -> int:

@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
+# distutils: depends = litefs/_core/pagesums_impl.h
 """Page checksums, and the array of them that both processes of a node map (ARCHITECTURE.md, "sums").
 
 One process writes the array, any number read it. The fields that belong together change under a sequence lock: the
@@ -11,95 +12,21 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from litefs._core.crc64 cimport crc64_update
-
-cdef extern from *:
-    """
-    #include <sched.h>
-    #include <stdint.h>
-    #include <time.h>
-    #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-    #error "the sums file is little-endian and mapped as it is"
-    #endif
-
-    typedef struct {
-        char magic[8];
-        uint32_t page_size, page_count;
-        uint64_t seq, txid, checksum;
-        int64_t timestamp;
-        uint64_t durable_txid, synced_txid;
-        uint32_t clean, unused;
-        int64_t file_size, file_mtime, file_ctime;
-        uint32_t wal_salt1, wal_salt2, wal_frames, unused2;
-        uint32_t damaged;
-    } sums_header;
-    _Static_assert(offsetof(sums_header, seq) == 16 && offsetof(sums_header, durable_txid) == 48
-                   && offsetof(sums_header, file_size) == 72 && offsetof(sums_header, wal_salt1) == 96
-                   && offsetof(sums_header, damaged) == 112, "layout of the sums file");
-
-    /* The fields proper are relaxed atomics, so that a racing reader sees old or new words, never torn ones. */
-    #define sums_get(field) __atomic_load_n(&(field), __ATOMIC_RELAXED)
-    #define sums_set(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELAXED)
-
-    /* One odd value higher; also over an odd one that a killed writer left. */
-    static inline void sums_enter(sums_header *h)
-    {
-        sums_set(h->seq, (sums_get(h->seq) + 1) | 1);
-        __atomic_thread_fence(__ATOMIC_RELEASE);
-    }
-
-    static inline void sums_leave(sums_header *h)
-    {
-        __atomic_store_n(&h->seq, sums_get(h->seq) + 1, __ATOMIC_RELEASE);
-    }
-
-    static inline uint64_t sums_read_begin(sums_header *h)
-    {
-        return __atomic_load_n(&h->seq, __ATOMIC_ACQUIRE);
-    }
-
-    static inline int sums_read_valid(sums_header *h, uint64_t seq)
-    {
-        __atomic_thread_fence(__ATOMIC_ACQUIRE);
-        return !(seq & 1) && sums_get(h->seq) == seq;
-    }
-
-    static inline uint64_t sums_now_ns(void)
-    {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-    }
-    """
-    ctypedef struct sums_header:
-        char* magic
-        uint32_t page_size
-        uint32_t page_count
-        uint64_t seq
-        uint64_t txid
-        uint64_t checksum
-        int64_t timestamp
-        uint64_t durable_txid
-        uint64_t synced_txid
-        uint32_t clean
-        int64_t file_size
-        int64_t file_mtime
-        int64_t file_ctime
-        uint32_t wal_salt1
-        uint32_t wal_salt2
-        uint32_t wal_frames
-        uint32_t damaged
-    uint32_t get32 "sums_get"(uint32_t field) nogil
-    uint64_t get64 "sums_get"(uint64_t field) nogil
-    int64_t geti64 "sums_get"(int64_t field) nogil
-    void set32 "sums_set"(uint32_t field, uint32_t value) nogil
-    void set64 "sums_set"(uint64_t field, uint64_t value) nogil
-    void seti64 "sums_set"(int64_t field, int64_t value) nogil
-    void sums_enter(sums_header* h) nogil
-    void sums_leave(sums_header* h) nogil
-    uint64_t sums_read_begin(sums_header* h) nogil
-    int sums_read_valid(sums_header* h, uint64_t seq) nogil
-    uint64_t sums_now_ns() nogil
-    int sched_yield() nogil
+from litefs._core.pagesums_impl cimport (
+    get32,
+    get64,
+    geti64,
+    sched_yield,
+    set32,
+    set64,
+    seti64,
+    sums_enter,
+    sums_header,
+    sums_leave,
+    sums_now_ns,
+    sums_read_begin,
+    sums_read_valid,
+)
 
 cdef enum:
     HEADER_BYTES = 4096
@@ -179,7 +106,9 @@ def page_checksums(uint32_t first_pgno, data, uint32_t page_size):
         lock = lock_page(page_size)
         with nogil:
             for i in range(n):
-                out[i] = page_sum(<uint32_t>(first_pgno + i), <const uint8_t*>view.buf + i * <Py_ssize_t>page_size, page_size)
+                out[i] = page_sum(
+                    <uint32_t>(first_pgno + i), <const uint8_t*>view.buf + i * <Py_ssize_t>page_size, page_size
+                )
             if first_pgno <= lock < first_pgno + n:
                 out[lock - first_pgno] = 0
     finally:

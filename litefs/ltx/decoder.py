@@ -1,4 +1,4 @@
-"""Records to pages: LTX v3 with either page format (LZ4 blocks; one LZ4 frame per page, as ltx 0.5.0 and 0.5.1 wrote)."""
+"""Records to pages: LTX v3 with LZ4 blocks, or with one LZ4 frame per page as ltx 0.5.0 and 0.5.1 wrote."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from litefs._core import pageblock
+from litefs._core import pagedecode
 from litefs._core.crc64 import crc64
 from litefs.errors import ChecksumMismatch, FormatError
 from litefs.ltx.format import (
@@ -40,13 +40,13 @@ class Record:
 def decode(record: Buffer, verify: bool = True) -> Record:
     """Decode a whole record held in memory.
 
-    ``verify`` False leaves out the file checksum; everything else is checked always. Raises ChecksumMismatch for that
-    checksum, FormatError for all else; both name the byte offset.
+    ``verify`` False leaves out the file checksum; everything else is checked always. Raises ChecksumMismatch
+    for that checksum, FormatError for all else; both name the byte offset.
     """
     header = Header.unpack(record)
     try:
-        pgnos, images, post_apply, checksum = pageblock.decode_record(record, verify)
-    except pageblock.BlockError as error:
+        pgnos, images, post_apply, checksum = pagedecode.decode_record(record, verify)
+    except pagedecode.BlockError as error:
         raise format_error(error) from None
     header.check_post_apply(post_apply, memoryview(record).nbytes - TRAILER_SIZE)
     return Record(header, pgnos, images, Trailer(post_apply, checksum))
@@ -55,11 +55,11 @@ def decode(record: Buffer, verify: bool = True) -> Record:
 def read_page(record: Buffer, offset: int, size: int, page_size: int, pgno: int | None = None) -> bytes:
     """One page by its index entry, without reading the rest.
 
-    Raises FormatError if there is no whole frame of exactly ``size`` bytes, or it is not page ``pgno`` (None: any).
+    Raises FormatError unless it is a whole frame of ``size`` bytes and page ``pgno`` (None: any page).
     """
     try:
-        found, page = pageblock.decode_page(memoryview(record)[offset : offset + size], page_size)
-    except pageblock.BlockError as error:
+        found, page = pagedecode.decode_page(memoryview(record)[offset : offset + size], page_size)
+    except pagedecode.BlockError as error:
         raise FormatError(f"page frame at byte {offset}: {error}") from None
     if pgno is not None and found != pgno:
         raise FormatError(f"page frame at byte {offset}: page {found} instead of {pgno}")
@@ -69,10 +69,11 @@ def read_page(record: Buffer, offset: int, size: int, page_size: int, pgno: int 
 class Decoder:
     """Decodes a record of any size from a function that reads it, in memory bounded by the batch.
 
-    ``read(n)`` returns up to ``n`` bytes, none at the end of the record; it is asked for more than the record has, so it
-    must end where the record ends. ``header`` is there at once, then iterate (once) for ``(pgnos, images)`` batches as in
-    ``Record``; ``trailer`` is set, and everything verified, when the iteration ends. A batch must not be trusted before.
-    Raises FormatError and ChecksumMismatch as ``decode`` does, in the constructor and while iterating.
+    ``read(n)`` returns up to ``n`` bytes, none at the end of the record; it is asked for more than the record
+    has, so it must end where the record ends. ``header`` is there at once, then iterate (once) for ``(pgnos,
+    images)`` batches as in ``Record``; ``trailer`` is set, and everything verified, when the iteration ends.
+    A batch must not be trusted before. Raises FormatError and ChecksumMismatch as ``decode`` does, in the
+    constructor and while iterating.
     """
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
@@ -99,7 +100,7 @@ class Decoder:
         index_length = index_crc = 0
         while True:
             try:
-                pgnos, images, index, used, self._crc, ended = pageblock.decode_pages(
+                pgnos, images, index, used, self._crc, ended = pagedecode.decode_pages(
                     self._buffer,
                     self._start,
                     self._offset,
@@ -110,7 +111,7 @@ class Decoder:
                     limit,
                     self._crc,
                 )
-            except pageblock.BlockError as error:
+            except pagedecode.BlockError as error:
                 raise format_error(error) from None
             self._skip(used)
             if pgnos:
@@ -151,7 +152,8 @@ class Decoder:
     def _take(self, n: int) -> bytes:
         while len(self._buffer) - self._start < n:
             if not self._fill():
-                raise FormatError(f"the record ends early (at byte {self._offset + len(self._buffer) - self._start})")
+                end = self._offset + len(self._buffer) - self._start
+                raise FormatError(f"the record ends early (at byte {end})")
         piece = bytes(memoryview(self._buffer)[self._start : self._start + n])
         self._skip(n)
         return piece

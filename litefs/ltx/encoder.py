@@ -18,9 +18,10 @@ _END_OF_PAGES = bytes(6)
 def encode(header: Header, pgnos: Buffer, images: Buffer, post_apply: int) -> bytes:
     """A whole record.
 
-    ``pgnos``: native u32, ascending, without the lock page; ``images``: as many pages, contiguous; ``post_apply``:
-    rolling checksum after it. Raises FormatError for an impossible header or checksum, ValueError if the pages do not
-    fit it: out of order, beyond ``commit``, or not all of them where the first transaction is 1.
+    ``pgnos``: native u32, ascending, without the lock page; ``images``: as many pages, contiguous;
+    ``post_apply``: rolling checksum after it. Raises FormatError for an impossible header or checksum,
+    ValueError if the pages do not fit it: out of order, beyond ``commit``, or not all of them where the first
+    transaction is 1.
     """
     header.check_post_apply(post_apply)
     return encode_record(header.pack(), pgnos, images, post_apply)
@@ -45,7 +46,10 @@ class Encoder:
         return self._covered(self.header.pack())
 
     def add(self, pgnos: Buffer, images: Buffer) -> bytes:
-        """Frames of the next pages, shapes as in ``encode``. Raises ValueError for pages that cannot follow."""
+        """Frames of the next pages, shapes as in ``encode``.
+
+        Raises ValueError for pages that cannot follow.
+        """
         if self._size < HEADER_SIZE:
             raise ValueError("begin() comes first")
         numbers = memoryview(pgnos).cast("B").cast("I")
@@ -63,7 +67,10 @@ class Encoder:
         return block
 
     def finish(self, post_apply: int) -> bytes:
-        """End mark, index and trailer. Raises FormatError for an impossible checksum, ValueError if pages are missing."""
+        """End mark, index and trailer.
+
+        Raises FormatError for an impossible checksum, ValueError if pages are missing.
+        """
         self.header.check_post_apply(post_apply)
         if self.header.is_full and self._count != page_total(self.header.page_size, self.header.commit):
             raise ValueError(

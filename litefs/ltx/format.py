@@ -1,6 +1,7 @@
-"""Header and trailer of an LTX v3 file (github.com/superfly/ltx, README and ltx.go). All integers are big-endian.
+"""Header and trailer of an LTX v3 file, all integers big-endian (github.com/superfly/ltx, README and ltx.go).
 
-A file is: header (100 bytes), page frames, page index, trailer (16 bytes). The middle is in ``litefs._core.pageblock``.
+A file is: header (100 bytes), page frames, page index, trailer (16 bytes). The middle is in
+``litefs._core.pageblock``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from litefs._core import pageblock
+from litefs._core import pagedecode
 from litefs.errors import ChecksumMismatch, FormatError
 from litefs.types import CHECKSUM_FLAG
 
@@ -33,7 +34,10 @@ _MIN_RECORD_SIZE = HEADER_SIZE + 6 + 1 + INDEX_LENGTH_SIZE + TRAILER_SIZE
 
 
 def lock_pgno(page_size: int) -> int:
-    """The page that holds SQLite's lock bytes (offset 0x40000000). It is never part of a record or a checksum."""
+    """The page that holds SQLite's lock bytes (offset 0x40000000).
+
+    It is never part of a record or a checksum.
+    """
     return _LOCK_BYTE // page_size + 1
 
 
@@ -46,8 +50,9 @@ def page_total(page_size: int, commit: int) -> int:
 class Header:
     """The first 100 bytes of a record.
 
-    ``commit``: pages of the database after it (0: dropped). ``timestamp``: Unix ms. ``pre_apply``: rolling checksum
-    before it, 0 in a record from transaction 1 on. The WAL fields say where the transaction came from and may be 0.
+    ``commit``: pages of the database after it (0: dropped). ``timestamp``: Unix ms. ``pre_apply``: rolling
+    checksum before it, 0 in a record from transaction 1 on. The WAL fields say where the transaction came
+    from and may be 0.
     """
 
     flags: int
@@ -113,7 +118,7 @@ class Header:
         if self.min_txid < 1:
             raise FormatError("transactions start from 0 instead of 1 (at byte 16)")
         if self.max_txid < self.min_txid:
-            raise FormatError(f"last transaction {self.max_txid} before the first, {self.min_txid} (at byte 24)")
+            raise FormatError(f"transactions {self.min_txid} to {self.max_txid} go backwards (at byte 24)")
         self._validate_pre_apply()
         if self.wal_offset < 0 or self.wal_size < 0:
             raise FormatError("negative WAL offset or size (at byte 48)")
@@ -142,7 +147,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Trailer:
-    """The last 16 bytes: rolling checksum after the record (0 with FLAG_NO_CHECKSUM), checksum of the file."""
+    """The last 16 bytes: rolling checksum after it (0 with FLAG_NO_CHECKSUM), checksum of the file."""
 
     post_apply: int
     file_checksum: int
@@ -172,10 +177,13 @@ def index_span(tail: Buffer, size: int) -> tuple[int, int]:
 
 
 def parse_index(data: Buffer, offset: int = 0) -> list[tuple[int, int, int]]:
-    """(pgno, offset, size) of each page frame, from the bytes that ``index_span`` names. Raises FormatError."""
+    """(pgno, offset, size) of each page frame, from the bytes that ``index_span`` names.
+
+    Raises FormatError.
+    """
     try:
-        return pageblock.parse_index(data, offset)
-    except pageblock.BlockError as error:
+        return pagedecode.parse_index(data, offset)
+    except pagedecode.BlockError as error:
         raise FormatError(str(error)) from None
 
 
@@ -186,6 +194,6 @@ def index_of(record: Buffer) -> list[tuple[int, int, int]]:
     return parse_index(view[offset : offset + length], offset)
 
 
-def format_error(error: pageblock.BlockError) -> FormatError:
+def format_error(error: pagedecode.BlockError) -> FormatError:
     """What the kernel refused, as the exception of this project."""
     return (ChecksumMismatch if error.is_checksum else FormatError)(str(error))
