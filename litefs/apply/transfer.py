@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from litefs.errors import DatabaseNotFound, FormatError, LiteFSError
-from litefs.sqlite.header import DATABASE_HEADER_SIZE, DatabaseHeader
+from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
+from litefs.sqlite.header import DatabaseHeader
 
 BUSY_SECONDS = 10.0
 """How long an import waits for writers, an export for a moment to read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from litefs.capture.commit import BigCommit, Gate, Refused, Watcher
 from litefs.capture.journal import JournalCapture
@@ -18,9 +19,16 @@ class DatabaseCapture:
     rest belongs in a thread), or raises LiteFSError or OSError and has changed nothing that counts.
     """
 
-    def __init__(self, name: str, db: Database, gate: Gate, watcher: Watcher) -> None:
+    def __init__(
+        self, name: str, db: Database, gate: Gate, watcher: Watcher, open_database: Callable[[], int]
+    ) -> None:
+        """``open_database``: a descriptor of the backing database file, kept open by its owner."""
+
+        def read_page(pgno: int, page_size: int) -> bytes:
+            return os.pread(open_database(), page_size, (pgno - 1) * page_size).ljust(page_size, b"\0")
+
         self.db = db
-        self.wal = WalCapture(name, db, gate, watcher)
+        self.wal = WalCapture(name, db, gate, watcher, read_page)
         self.journal = JournalCapture(name, db, gate, watcher)
         self._name = name
         self._gate = gate

@@ -15,16 +15,11 @@ from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
 from litefs.capture.wal import now_ms
 from litefs.errors import LiteFSError, NotSupported
 from litefs.ltx.format import lock_pgno
-from litefs.sqlite.header import DATABASE_HEADER_SIZE, DatabaseHeader
-from litefs.sqlite.journal import JOURNAL_MAGIC
+from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
+from litefs.sqlite.header import DatabaseHeader
+from litefs.sqlite.journal import HEADER_SIZE, MAGIC
 from litefs.store import fileops
 from litefs.store.database import Database
-
-_HEADER = 28
-"""Bytes of a journal header:
-
-magic, record count, nonce, initial size, sector size, page size (sqlite.org/fileformat).
-"""
 
 
 class JournalCapture:
@@ -53,17 +48,17 @@ class JournalCapture:
         """Lay *data* at *offset* of the journal behind *fd*; zeroing the header (PERSIST) ends the
         transaction.
         """
-        if offset >= _HEADER:
+        if offset >= HEADER_SIZE:
             fileops.pwrite_all(fd, data, offset)
             return None
-        header = bytearray(os.pread(fd, _HEADER, 0).ljust(_HEADER, b"\0"))
-        header[offset : offset + len(data)] = data[: _HEADER - offset]
-        del header[_HEADER:]
+        header = bytearray(os.pread(fd, HEADER_SIZE, 0).ljust(HEADER_SIZE, b"\0"))
+        header[offset : offset + len(data)] = data[: HEADER_SIZE - offset]
+        del header[HEADER_SIZE:]
 
         def finalise() -> None:
             fileops.pwrite_all(fd, data, offset)
 
-        hot = header.startswith(JOURNAL_MAGIC)
+        hot = header.startswith(MAGIC)
         if self.hot and not hot:
             return self._end(database_fd, finalise)
         finalise()
@@ -73,7 +68,7 @@ class JournalCapture:
 
     def truncate(self, fd: int, size: int, database_fd: int | None) -> BigCommit | None:
         """Truncate the journal; to less than a header (TRUNCATE mode: to 0) ends the transaction."""
-        if self.hot and size < _HEADER:
+        if self.hot and size < HEADER_SIZE:
             return self._end(database_fd, lambda: os.ftruncate(fd, size))
         os.ftruncate(fd, size)
         return None

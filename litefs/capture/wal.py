@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
+from collections.abc import Callable, Iterator
 
-from litefs._core.pagesums import page_checksum
+from litefs._core.pagesums import checksums_of, page_checksum
 from litefs._core.walcursor import NEED, LoggedFrames, Transaction, WalCursor
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
 from litefs.errors import LiteFSError
-from litefs.sqlite.wal import WAL_HEADER_SIZE
+from litefs.ltx.format import lock_pgno
+from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
 
@@ -25,8 +28,12 @@ PREALLOCATE = 1 << 20
 class WalCapture:
     """The WAL of one database on the primary. Not thread safe; owned by the request loop."""
 
-    def __init__(self, name: str, db: Database, gate: Gate, watcher: Watcher) -> None:
+    def __init__(
+        self, name: str, db: Database, gate: Gate, watcher: Watcher, read_page: Callable[[int, int], bytes]
+    ) -> None:
+        """``read_page(pgno, page_size)``: that page of the database file, zeros beyond its end."""
         self._name = name
+        self._read_page = read_page
         self._file = name + "-wal"
         self._db = db
         self._gate = gate
@@ -158,7 +165,7 @@ class WalCapture:
     # -- commits -----------------------------------------------------------------------------------
 
     def _commit(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
-        cursor, db = self._cursor, self._db
+        cursor = self._cursor
         try:
             self._gate.check()
             self._secure(fd, offset + len(data))
@@ -166,53 +173,73 @@ class WalCapture:
             assert txn is not None
             if txn.images is None or len(txn.images) > BIG_COMMIT:
                 return self._big_commit(fd, offset, data, txn)
-            prepared = db.prepare(txn.pgnos, txn.images, txn.commit, now_ms())
-            db.append(prepared)
+            new_sums = self._log_small(txn)
         except Exception:
             cursor.reject()
             raise
-        self._exists(fd, offset, data, txn, prepared.new_sums)
-        return self._further(fd)
+        self._exists(fd, offset, data, txn, new_sums)
+        self._further(fd)
+        return None
+
+    def _log_small(self, txn: Transaction) -> bytes:
+        """Append a transaction whose images are in memory; returns the checksums of ``txn.pgnos``.
+
+        A commit that changes nothing (the padding that ``psow=0`` asks for repeats one) needs no record.
+        """
+        db, images, page_size = self._db, txn.images, self._cursor.page_size
+        assert images is not None
+        prepared = db.prepare(
+            txn.pgnos, images, txn.commit, now_ms(), page_size, lambda pgno: self._read_page(pgno, page_size)
+        )
+        if prepared.position.checksum != db.sums.checksum or txn.commit != db.sums.page_count:
+            db.append(prepared)
+        if prepared.pgnos is txn.pgnos:
+            return prepared.new_sums
+        return checksums_of(txn.pgnos, images, page_size)
 
     def _big_commit(self, fd: int, offset: int, data: bytes, txn: Transaction) -> BigCommit:
-        db = self._db
-        batches = FrameBatches(fd, db.page_size or self._cursor.page_size, txn, offset, data)
         result: list[bytes] = []
 
         def run() -> None:
-            result.append(db.commit_stream(txn.pgnos, batches, txn.commit, now_ms(), self._cursor.page_size))
+            result.append(self._log_big(fd, offset, data, txn))
 
         def finish(error: Exception | None) -> None:
             if error is not None:
                 self._cursor.reject()
                 raise error
             self._exists(fd, offset, data, txn, result[0])
-            more = self._further(fd)
-            if more is not None:  # pragma: no cover - needs a second giant commit completed by the same write
-                more.run()
-                more.finish(None)
+            self._further(fd)
 
         return BigCommit(run, finish)
 
-    def _further(self, fd: int) -> BigCommit | None:
+    def _log_big(self, fd: int, offset: int, data: bytes, txn: Transaction) -> bytes:
+        """Append a transaction of any size, read from the WAL; returns the checksums of ``txn.pgnos``."""
+        page_size = self._cursor.page_size
+        batches = FrameBatches(fd, page_size, txn, offset, data, self._grown(txn), self._read_page)
+        new_sums = self._db.commit_stream(batches.pgnos, batches, txn.commit, now_ms(), page_size)
+        return batches.sums_of_frames(new_sums)
+
+    def _grown(self, txn: Transaction) -> list[int]:
+        """Pages that the database grows by and that SQLite did not write, because they are on its free list."""
+        old = self._db.sums.page_count
+        if txn.commit <= old:
+            return []
+        given = {pgno for pgno in memoryview(txn.pgnos).cast("I") if pgno > old}
+        given.add(lock_pgno(self._cursor.page_size))
+        return [pgno for pgno in range(old + 1, txn.commit + 1) if pgno not in given]
+
+    def _further(self, fd: int) -> None:
         """Log the commits that the same write completed beyond the first, then confirm."""
-        cursor, db = self._cursor, self._db
-        while (txn := cursor.take()) is not None:
+        while (txn := self._cursor.take()) is not None:
             try:
-                batches = FrameBatches(fd, cursor.page_size, txn, 0, b"")
-                if txn.images is not None:
-                    prepared = db.prepare(txn.pgnos, txn.images, txn.commit, now_ms())
-                    db.append(prepared)
-                    new_sums = prepared.new_sums
-                else:
-                    new_sums = db.commit_stream(txn.pgnos, batches, txn.commit, now_ms(), cursor.page_size)
+                small = txn.images is not None
+                new_sums = self._log_small(txn) if small else self._log_big(fd, 0, b"", txn)
             except (OSError, LiteFSError) as exc:
                 # its bytes are in the file already and cannot be taken back: recovery will cut them
-                db.stop(f"{self._file}: the second commit of one write could not be logged: {exc}")
+                self._db.stop(f"{self._file}: the second commit of one write could not be logged: {exc}")
                 raise
             self._account(txn, new_sums)
         self._gate.confirm()
-        return None
 
     def _exists(self, fd: int, offset: int, data: bytes, txn: Transaction, new_sums: bytes) -> None:
         """The record is in the log: from here on there is no refusal, only the completing bytes."""
@@ -227,7 +254,7 @@ class WalCapture:
     def _account(self, txn: Transaction, new_sums: bytes) -> None:
         self._frames.add_transaction(txn.first_frame, txn.frame_pgnos, txn.pgnos, new_sums, txn.commit)
         self._cursor.advance(txn.last_frame)
-        self._db.sums.wal_frames = self._cursor.logged_frames
+        self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, self._cursor.logged_frames)
         self._watcher.logged(self._name)
 
     def _secure(self, fd: int, end: int) -> None:
@@ -305,29 +332,48 @@ class WalCapture:
 class FrameBatches:
     """The page images of a big transaction, read from the WAL with the write that completes it laid over.
 
-    Iterable more than once; yields ``(pgnos, images)``: native u32 ascending, and their contiguous pages.
+    Iterable more than once; yields ``(pgnos, images)``: native u32 ascending, and their contiguous pages. ``grown``
+    pages come from the database file.
     """
 
     PAGES = 256
 
-    def __init__(self, fd: int, page_size: int, txn: Transaction, offset: int, data: bytes) -> None:
+    def __init__(
+        self,
+        fd: int,
+        page_size: int,
+        txn: Transaction,
+        offset: int,
+        data: bytes,
+        grown: list[int],
+        read_page: Callable[[int, int], bytes],
+    ) -> None:
         self._fd = fd
         self._page_size = page_size
-        self._pgnos = memoryview(txn.pgnos).cast("B").cast("I")
-        self._offsets = memoryview(txn.offsets).cast("B").cast("Q")
         self._offset = offset
         self._data = data
+        self._read_page = read_page
+        pages = list(zip(memoryview(txn.pgnos).cast("I"), memoryview(txn.offsets).cast("Q"), strict=True))
+        self._pages = sorted(pages + [(pgno, 0) for pgno in grown]) if grown else pages
 
-    def __call__(self) -> FrameBatches:
-        return self
+    @property
+    def pgnos(self) -> bytes:
+        return array("I", (pgno for pgno, _ in self._pages)).tobytes()
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        for first in range(0, len(self._pgnos), self.PAGES):
-            part = self._pgnos[first : first + self.PAGES]
-            images = b"".join(self._page(offset) for offset in self._offsets[first : first + self.PAGES])
-            yield part.tobytes(), images
+    def sums_of_frames(self, sums: bytes) -> bytes:
+        """Of the checksums of all pages (native u64) those of pages that have a frame."""
+        of_all = memoryview(sums).cast("Q")
+        return array("Q", (of_all[i] for i, (_, offset) in enumerate(self._pages) if offset)).tobytes()
 
-    def _page(self, offset: int) -> bytes:
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        for first in range(0, len(self._pages), self.PAGES):
+            part = self._pages[first : first + self.PAGES]
+            numbers = array("I", (pgno for pgno, _ in part)).tobytes()
+            yield numbers, b"".join(self._page(pgno, offset) for pgno, offset in part)
+
+    def _page(self, pgno: int, offset: int) -> bytes:
+        if not offset:
+            return self._read_page(pgno, self._page_size)
         page = os.pread(self._fd, self._page_size, offset)
         low, high = max(offset, self._offset), min(offset + self._page_size, self._offset + len(self._data))
         if low >= high:

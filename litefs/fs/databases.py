@@ -132,7 +132,7 @@ class Databases:
         """Become the log's writer for this database. Raises LiteFSError, OSError."""
         db.close_sums()
         store = Database.open(db.dir, node_id=self._node_id)
-        db.capture = DatabaseCapture(db.name, store, self._role, self._watcher)
+        db.capture = DatabaseCapture(db.name, store, self._role, self._watcher, db.open_database)
 
     def set_primary(self) -> list[str]:
         """Start capture everywhere; returns what could not be opened, one line each."""

@@ -76,7 +76,8 @@ class Channel:
             raise LinkClosed(str(exc)) from exc
         if not data:
             raise LinkClosed("end of stream")
-        return _decoder.decode(data)
+        message: AnyMessage = _decoder.decode(data)
+        return message
 
     def close(self) -> None:
         self._sock.close()
