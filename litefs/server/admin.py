@@ -1,0 +1,93 @@
+"""Endpoints for scripts, in the shapes of Go LiteFS: /info, /import, /export."""
+
+from __future__ import annotations
+
+import json
+from types import TracebackType
+from typing import IO
+
+import trio
+from quart import Response, request
+from quart.wrappers.response import ResponseBody
+
+from litefs.errors import FormatError, NotPrimary
+from litefs.server.app import LiteFSApp, text
+from litefs.server.view import Export, NodeView
+from litefs.store.paths import validate_name
+
+EXPORT_CHUNK = 256 << 10
+
+
+class ExportBody(ResponseBody):
+    """Streams an exported copy and discards it, also when the client goes away."""
+
+    def __init__(self, export: Export) -> None:
+        self._export = export
+        self._file: IO[bytes] | None = None
+
+    async def __aenter__(self) -> ExportBody:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        with trio.CancelScope(shield=True):
+            await self._export.discard()
+
+    def __aiter__(self) -> ExportBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._file is None:
+            self._file = await trio.to_thread.run_sync(self._export.path.open, "rb")
+        data = await trio.to_thread.run_sync(self._file.read, EXPORT_CHUNK)
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+
+def info_text(node: NodeView) -> str:
+    """The body of /info: JSON with two spaces, ``clusterID`` and ``primary`` only while known."""
+    info: dict[str, object] = {}
+    if node.identity.cluster_id:
+        info["clusterID"] = node.identity.cluster_id
+    info |= {"isPrimary": node.is_primary, "candidate": node.candidate, "path": node.mountpoint}
+    if node.primary_hostname is not None:
+        info["primary"] = {"hostname": node.primary_hostname}
+    return json.dumps(info, indent=2) + "\n"
+
+
+def _name() -> str:
+    name = request.args.get("name", "")
+    if not name:
+        raise FormatError("name required")
+    return validate_name(name)
+
+
+def register(app: LiteFSApp, node: NodeView) -> None:
+    """Add the endpoints."""
+
+    @app.get("/info", provide_automatic_options=False)
+    async def info() -> Response:
+        return Response(info_text(node), content_type="application/json")
+
+    @app.route("/import", methods=["POST", "PUT"], provide_automatic_options=False)
+    async def import_() -> Response:
+        name = _name()
+        if not node.is_primary:
+            raise NotPrimary("lease expired")
+        await node.import_database(name, request.body)
+        return Response(b"", content_type="text/plain; charset=utf-8")
+
+    @app.get("/export", provide_automatic_options=False)
+    async def export() -> Response:
+        copy = await node.export_database(_name())
+        response = Response(ExportBody(copy), content_type="application/octet-stream")
+        response.content_length = (await trio.Path(copy.path).stat()).st_size
+        return response
+
+    @app.get("/", provide_automatic_options=False)
+    async def root() -> Response:
+        return text("litefs")

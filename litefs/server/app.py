@@ -1,0 +1,138 @@
+"""The Quart application: what all endpoints share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable
+from quart import Request, Response
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers.request import TrioBody, TrioRequest
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+
+from litefs.errors import LiteFSError
+from litefs.server.view import NodeView
+from litefs.stream.handshake import HEADER_CLUSTER_ID, HEADER_ID, format_node_id
+
+logger = logging.getLogger(__name__)
+
+BODY_BUFFER = 1 << 20
+"""Bytes of a request body that wait for the handler; beyond it the connection is not read."""
+
+
+class BoundedBody(TrioBody):
+    """A request body that tells when the handler has taken what came so far."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self._taken = trio.lowlevel.ParkingLot()
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await super().__anext__()
+        finally:
+            self._taken.unpark_all()
+
+    async def room(self) -> None:
+        """Wait until less than BODY_BUFFER bytes lie here."""
+        while len(self._data) >= BODY_BUFFER:
+            await self._taken.park()
+
+
+class BoundedRequest(TrioRequest):
+    """A request with a bounded body."""
+
+    body_class = BoundedBody
+
+
+class BoundedConnection(TrioASGIHTTPConnection):
+    """Quart reads request bodies as fast as they come; an import of 10 GB would be held in memory."""
+
+    async def handle_messages(  # type: ignore[override]
+        self, nursery: trio.Nursery, request: Request, receive: ASGIReceiveCallable
+    ) -> None:
+        """Pass the body on at the handler's pace, and cancel the handler when the client goes away."""
+        body = request.body
+        assert isinstance(body, BoundedBody)
+        while True:
+            message = await receive()
+            if message["type"] == "http.request":
+                body.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    body.set_complete()
+                await body.room()
+            elif message["type"] == "http.disconnect":
+                break
+        nursery.cancel_scope.cancel()
+
+
+class LiteFSApp(QuartTrio):
+    """Quart without limits that would cut a stream, and with bodies of bounded memory."""
+
+    request_class = BoundedRequest
+    asgi_http_class = BoundedConnection
+
+
+def text(message: str, status: int = 200) -> Response:
+    """A plain-text answer of one line."""
+    response = Response(message + "\n", status, content_type="text/plain; charset=utf-8")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def create_app(node: NodeView) -> LiteFSApp:
+    """The node's HTTP API: /stream, /info, /import, /export and /metrics."""
+    from litefs.server import admin, metrics, replication
+
+    app = LiteFSApp("litefs", static_folder=None, template_folder=None)
+    app.config.update(MAX_CONTENT_LENGTH=None, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)
+
+    @app.after_request
+    async def introduce(response: Response) -> Response:
+        identity = node.identity
+        response.headers.setdefault(HEADER_ID, format_node_id(identity.node_id))
+        if identity.cluster_id:
+            response.headers.setdefault(HEADER_CLUSTER_ID, identity.cluster_id)
+        return response
+
+    _handle_errors(app)
+    admin.register(app, node)
+    metrics.register(app, node)
+    replication.register(app, node)
+    return app
+
+
+def _handle_errors(app: LiteFSApp) -> None:
+    from quart import request
+
+    def answer(error: Exception, message: str, status: int) -> Response:
+        log = logger.error if status >= 500 and status != 503 else logger.info
+        log("http: %s %s: error: %s", request.method, request.path, message)
+        if status == 500 and not isinstance(error, LiteFSError):
+            logger.error("unexpected error in a request", exc_info=error)
+        return text(message, status)
+
+    async def expected(error: LiteFSError) -> Response:
+        return answer(error, str(error), error.http_status)
+
+    async def http(error: HTTPException) -> Response:
+        if isinstance(error, NotFound):
+            return answer(error, "404 page not found", 404)
+        if isinstance(error, MethodNotAllowed):
+            return answer(error, "method not allowed", 405)
+        return answer(error, error.description or error.name, error.code or 500)
+
+    async def unexpected(error: Exception) -> Response:
+        return answer(error, f"internal error: {error}", 500)
+
+    handlers: tuple[tuple[type[Exception], Callable[[Any], Awaitable[Response]]], ...] = (
+        (LiteFSError, expected),
+        (HTTPException, http),
+        (Exception, unexpected),
+    )
+    for kind, handler in handlers:
+        app.register_error_handler(kind, handler)

@@ -1,0 +1,61 @@
+"""/metrics for Prometheus, under the names that Go LiteFS uses where we have the value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import trio
+from quart import Response
+
+from litefs.server.app import LiteFSApp
+from litefs.server.replication import Subscribers
+from litefs.server.view import NodeView
+
+
+def render(node: NodeView, subscribers: Subscribers) -> bytes:
+    """The text exposition of all metrics. Imports prometheus-client at first use: most nodes are never asked."""
+    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+
+    class NodeCollector(Collector):
+        def collect(self) -> Iterable[Metric]:
+            databases = node.databases()
+            for name, text, value in (
+                ("litefs_is_primary", "1 if this node is the primary.", float(node.is_primary)),
+                ("litefs_db_count", "Number of databases.", len(databases)),
+                ("litefs_subscriber_count", "Replicas connected to this node.", subscribers.count),
+                ("litefs_http_stream_count", "Open replication streams.", subscribers.count),
+                ("litefs_lag_seconds", "How far this node is behind the primary.", node.lag_seconds),
+            ):
+                yield GaugeMetricFamily(name, text, value=value)
+            txid = GaugeMetricFamily("litefs_db_txid", "Last transaction.", labels=["db"])
+            segments = GaugeMetricFamily("litefs_db_log_segments", "Files of the log.", labels=["db"])
+            size = GaugeMetricFamily("litefs_db_log_bytes", "Bytes of the log.", labels=["db"])
+            commits = CounterMetricFamily(
+                "litefs_db_commit_count", "Transactions committed here since the start.", labels=["db"]
+            )
+            for database in databases:
+                labels = [database.name]
+                txid.add_metric(labels, database.position.txid)
+                segments.add_metric(labels, database.log_segments)
+                size.add_metric(labels, database.log_bytes)
+                commits.add_metric(labels, database.commits)
+            yield from (txid, segments, size, commits)
+            yield CounterMetricFamily(
+                "litefs_stream_sent_bytes", "Bytes sent to replicas.", value=subscribers.bytes_sent
+            )
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(NodeCollector())
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+def register(app: LiteFSApp, node: NodeView) -> None:
+    """Add the endpoint."""
+
+    @app.route("/metrics", methods=["GET", "POST", "PUT"], provide_automatic_options=False)
+    async def metrics() -> Response:
+        body = await trio.to_thread.run_sync(render, node, app.extensions["subscribers"])
+        return Response(body, content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,105 @@
+"""POST /stream: a replica gives its positions and receives what it lacks, until either side leaves."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from types import TracebackType
+
+from quart import Response, request
+from quart.wrappers.response import ResponseBody
+
+from litefs.errors import ClusterMismatch, FormatError, NotPrimary, ProtocolMismatch
+from litefs.server.app import LiteFSApp, text
+from litefs.server.view import NodeView
+from litefs.stream.handshake import (
+    MAX_POSITION_MAP,
+    decode_positions,
+    format_node_id,
+    parse_headers,
+    request_headers,
+)
+from litefs.stream.protocols import Identity
+from litefs.stream.sender import Sender
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Subscribers:
+    """Replicas connected now, and bytes sent to all that ever were."""
+
+    count: int = 0
+    bytes_sent: int = 0
+
+
+class StreamBody(ResponseBody):
+    """A response that pulls one replica's chunks from its sender."""
+
+    def __init__(self, sender: Sender, replica: str, subscribers: Subscribers) -> None:
+        self._sender = sender
+        self._replica = replica
+        self._subscribers = subscribers
+
+    async def __aenter__(self) -> StreamBody:
+        await self._sender.__aenter__()
+        self._subscribers.count += 1
+        logger.info("replica %s connected", self._replica)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._subscribers.count -= 1
+        logger.info("replica %s disconnected", self._replica)
+        await self._sender.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> StreamBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._sender.__anext__()
+        self._subscribers.bytes_sent += len(chunk)
+        return chunk
+
+
+def check_replica(own: Identity, is_primary: bool, replica: Identity) -> None:
+    """May this replica be served? Raises FormatError, ClusterMismatch or NotPrimary with the answer's text."""
+    if replica.node_id == own.node_id:
+        raise FormatError("cannot connect to self")
+    if replica.cluster_id and own.cluster_id and replica.cluster_id != own.cluster_id:
+        raise ClusterMismatch(
+            f"the replica belongs to cluster {replica.cluster_id}, this node to {own.cluster_id}"
+        )
+    if not is_primary:
+        raise NotPrimary("lease expired: this node is not the primary")
+    if replica.term > own.term:
+        raise NotPrimary(f"this node leads term {own.term}, the replica has seen term {replica.term}")
+
+
+async def _read_positions() -> bytes:
+    body = bytearray()
+    async for chunk in request.body:
+        body += chunk
+        if len(body) > MAX_POSITION_MAP:
+            raise FormatError(f"position map of more than {MAX_POSITION_MAP} bytes")
+    return bytes(body)
+
+
+def register(app: LiteFSApp, node: NodeView) -> None:
+    """Add the endpoint."""
+    subscribers = app.extensions["subscribers"] = Subscribers()
+
+    @app.post("/stream", provide_automatic_options=False)
+    async def stream() -> Response:
+        if request.http_version != "2":
+            return text("the replication stream needs HTTP/2", 426)
+        try:
+            replica = parse_headers(request.headers)
+        except ProtocolMismatch as error:
+            return text(str(error), 400)
+        check_replica(node.identity, node.is_primary, replica)
+        positions = decode_positions(await _read_positions())
+        sender = Sender(node.catalog, node.identity, positions, active=lambda: node.is_primary)
+        body = StreamBody(sender, f"{format_node_id(replica.node_id)} ({request.remote_addr})", subscribers)
+        return Response(body, headers=request_headers(node.identity), content_type="application/octet-stream")

@@ -1,0 +1,174 @@
+"""The listener: Hypercorn on trio, HTTP/1.1 and HTTP/2 over plaintext TCP (prior knowledge or upgrade)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, LifespanState
+from quart_trio import QuartTrio
+
+from litefs.errors import ConfigError, LiteFSError
+from litefs.server import http2
+
+GRACE_SECONDS = 0.5
+"""Requests in flight have this long to finish after the server was told to stop."""
+PEER_TIMEOUT_MS = 15_000
+"""A connection whose data stays unacknowledged for this long is dead (TCP_USER_TIMEOUT)."""
+BACKLOG = 128
+
+logger = logging.getLogger(__name__)
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """``[HOST]:PORT`` or ``HOST:PORT``; an empty host means all interfaces. Raises ConfigError."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"http.addr: not an address: {address!r}, expected HOST:PORT or :PORT")
+    return host.strip("[]"), int(port)
+
+
+def bind(address: str) -> list[socket.socket]:
+    """Listening sockets for ``address``, IPv6 and IPv4 where the host is empty.
+
+    Bound before anything else starts, so that a second node fails early. Raises LiteFSError naming the
+    address.
+    """
+    host, port = parse_address(address)
+    if not host and socket.has_dualstack_ipv6():
+        try:
+            return [_listen(socket.AF_INET6, "::", port, dual=True)]
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise _cannot(address, error) from error
+    try:
+        family, _, _, _, target = socket.getaddrinfo(
+            host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return [_listen(socket.AddressFamily(family), str(target[0]), port)]
+    except OSError as error:
+        raise _cannot(address, error) from error
+
+
+def _cannot(address: str, error: OSError) -> LiteFSError:
+    return LiteFSError(f"cannot listen on {address}: {error.strerror or error}")
+
+
+def _listen(family: socket.AddressFamily, host: str, port: int, *, dual: bool = False) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not dual))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def hypercorn_config() -> Config:
+    """Hypercorn's settings: nothing that cuts a long stream, no access log, our own logger for errors."""
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("litefs.http")
+    config.keep_alive_timeout = 60
+    config.keep_alive_max_requests = 1 << 62
+    config.h2_max_inbound_frame_size = 1 << 18
+    config.max_app_queue_size = 4
+    config.include_server_header = False
+    config.graceful_timeout = GRACE_SECONDS
+    return config
+
+
+async def serve(
+    app: QuartTrio,
+    sockets: list[socket.socket],
+    *,
+    stop: trio.Event | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve ``app`` until ``stop`` is set or the task is cancelled; closes the sockets.
+
+    After ``stop`` requests in flight get GRACE_SECONDS, then their connections are closed by force:
+    Hypercorn shields its sends, so a peer that stopped reading would otherwise hold the node up.
+    """
+    http2.install()
+    config, wrapper = hypercorn_config(), ASGIWrapper(app)
+    state = LifespanState({})
+    context = WorkerContext(None)
+    connections = _Connections(wrapper, config, context, state)
+    async with trio.open_nursery() as lifespan_nursery:
+        lifespan = Lifespan(wrapper, config, state)
+        await lifespan_nursery.start(lifespan.handle_lifespan)
+        await lifespan.wait_for_startup()
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+        try:
+            async with trio.open_nursery() as handlers, trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(connections.accept, listener, handlers)
+                task_status.started()
+                try:
+                    await (stop.wait() if stop is not None else trio.sleep_forever())
+                finally:
+                    accepting.cancel_scope.cancel()
+                    await context.terminated.set()
+                    connections.close_soon(handlers)
+        finally:
+            for listener in listeners:
+                listener.socket.close()
+            lifespan_nursery.cancel_scope.cancel()
+
+
+class _Connections:
+    """Accepts connections and can close all of them."""
+
+    def __init__(
+        self, app: ASGIWrapper, config: Config, context: WorkerContext, state: LifespanState
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._context = context
+        self._state = state
+        self._streams: set[trio.SocketStream] = set()
+
+    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        await trio.serve_listeners(self._serve, [listener], handler_nursery=nursery)
+
+    @contextmanager
+    def _registered(self, stream: trio.SocketStream) -> Iterator[None]:
+        self._streams.add(stream)
+        try:
+            yield
+        finally:
+            self._streams.discard(stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        with self._registered(stream):
+            await TCPServer(self._app, self._config, self._context, ConnectionState(self._state), stream)
+
+    def close_soon(self, nursery: trio.Nursery) -> None:
+        """Close what is still open after GRACE_SECONDS, whatever it waits for."""
+        nursery.start_soon(self._close_late, nursery)
+
+    async def _close_late(self, nursery: trio.Nursery) -> None:
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(GRACE_SECONDS):
+                while self._streams:
+                    await trio.sleep(0.01)
+            for stream in tuple(self._streams):
+                stream.socket.close()
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,62 @@
+"""What the HTTP server asks of the node that it shows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from litefs.stream.protocols import Catalog, Identity
+from litefs.types import Position
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseInfo:
+    """One database in figures: sizes in bytes, ``log_segments`` files of log, commits since the start."""
+
+    name: str
+    position: Position
+    commits: int = 0
+    log_segments: int = 0
+    log_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A consistent copy of a database; ``discard`` removes it and is called exactly once."""
+
+    path: Path
+    discard: Callable[[], Awaitable[None]]
+
+
+class NodeView(Protocol):
+    """The node as its HTTP server sees it. Properties are cheap and read at each request."""
+
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def is_primary(self) -> bool: ...
+    @property
+    def candidate(self) -> bool: ...
+    @property
+    def mountpoint(self) -> str: ...
+
+    @property
+    def primary_hostname(self) -> str | None:
+        """Hostname of the primary while connected to another one."""
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def lag_seconds(self) -> float:
+        """How far this replica is behind; 0 on the primary."""
+
+    def databases(self) -> Sequence[DatabaseInfo]: ...
+
+    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
+        """Replace or create ``name`` by the SQLite database in ``chunks``; raises LiteFSError."""
+
+    async def export_database(self, name: str) -> Export:
+        """A copy of ``name``; raises DatabaseNotFound."""
