@@ -12,6 +12,7 @@ from litefs._core.pagesums import PageSums, checksums_of
 from litefs.errors import CommitRefused, FormatError, LogCorrupt, NotSupported
 from litefs.ltx.encoder import Encoder
 from litefs.ltx.format import Header, lock_pgno
+from litefs.store import fileops
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.segments import list_segments
@@ -42,7 +43,10 @@ class Prepared:
 
 
 class Database:
-    """The durable state of a database. One process may have it open for writing; not for use by two threads at once."""
+    """The durable state of a database.
+
+    One process may have it open for writing; not for use by two threads at once.
+    """
 
     def __init__(self, directory: DatabaseDir, sums: SumsFile, log: Log | None, node_id: int) -> None:
         """Use ``open``."""
@@ -56,9 +60,11 @@ class Database:
 
     @classmethod
     def open(cls, directory: DatabaseDir, *, node_id: int = 0) -> Database:
-        """Open a recovered database, or a new one whose directory exists (its log begins with the first commit).
+        """Open a recovered database, or a new one whose directory exists (its log begins with the first
+        commit).
 
-        Raises LogCorrupt if log and checksums are at different positions (``recovery.recover`` sets that right), OSError.
+        Raises LogCorrupt if log and checksums are at different positions (``recovery.recover`` sets that
+        right), OSError.
         """
         sums = SumsFile(directory.sums, create=True)
         log = None
@@ -79,7 +85,10 @@ class Database:
 
     @property
     def sums(self) -> PageSums:
-        """The checksums. Take it anew each time: a commit that grows the database may map the file elsewhere."""
+        """The checksums.
+
+        Take it anew each time: a commit that grows the database may map the file elsewhere.
+        """
         return self._file.sums
 
     @property
@@ -96,7 +105,8 @@ class Database:
     @property
     def page_size(self) -> int:
         """Bytes; 0 before the first transaction."""
-        return self._file.sums.page_size
+        sums = self._file.sums
+        return sums.page_size if sums.txid else 0
 
     @property
     def position(self) -> Position:
@@ -118,11 +128,11 @@ class Database:
     ) -> Prepared:
         """Encode a transaction; nothing changes, except that space is made ready.
 
-        ``pgnos``: native u32, ascending, no lock page; ``images``: as many pages, contiguous; ``commit``: database size
-        after it, in pages; ``timestamp``: Unix ms (raised to the last one's). Every page that the database grows by must
-        be given, or ``fill(pgno)`` is asked for it. ``page_size`` is needed if a first transaction has no pages.
-        Raises CommitRefused after ``stop``, NotSupported for another page size, FormatError for pages that do not fit,
-        OSError.
+        ``pgnos``: native u32, ascending, no lock page; ``images``: as many pages, contiguous; ``commit``:
+        database size after it, in pages; ``timestamp``: Unix ms (raised to the last one's). Every page that
+        the database grows by must be given, or ``fill(pgno)`` is asked for it. ``page_size`` is needed if a
+        first transaction has no pages. Raises CommitRefused after ``stop``, NotSupported for another page
+        size, FormatError for pages that do not fit, OSError.
         """
         sums = self._begin(commit, page_size or _infer_page_size(pgnos, images))
         if fill is not None and commit > sums.page_count:
@@ -138,7 +148,8 @@ class Database:
         return Prepared(pgnos, new, record, commit, position, stamp)
 
     def append(self, prepared: Prepared, *, publish: bool = True) -> None:
-        """Append to the log: from the return on the transaction exists. ``publish`` it too, unless told to wait.
+        """Append to the log: from the return on the transaction exists. ``publish`` it too, unless told to
+        wait.
 
         Raises OSError, LogSyncFailed; then log and checksums are as before.
         """
@@ -170,8 +181,8 @@ class Database:
     ) -> Position:
         """``prepare``, ``append``, ``publish``; returns the new position.
 
-        If ``before_publish`` raises, the transaction is in the log but unpublished, and nothing can be committed before
-        the database was recovered.
+        If ``before_publish`` raises, the transaction is in the log but unpublished, and nothing can be
+        committed before the database was recovered.
         """
         prepared = self.prepare(pgnos, images, commit, timestamp, page_size, fill)
         self.append(prepared, publish=False)
@@ -188,11 +199,13 @@ class Database:
         timestamp: int,
         page_size: int = 0,
     ) -> bytes:
-        """Commit a transaction of any size in memory bounded by its batches; returns its pages' checksums (native u64).
+        """Commit a transaction of any size in memory bounded by its batches; returns its pages' checksums
+        (native u64).
 
-        ``batches`` (or what it returns, if callable) is iterated twice and yields the pages of ``pgnos`` in order, first
-        for the checksums, then for the record. Runs in a worker thread: the kernels drop the GIL. Raises as ``prepare``
-        and ``append``, FormatError also if the second pass gives other pages than the first.
+        ``batches`` (or what it returns, if callable) is iterated twice and yields the pages of ``pgnos`` in
+        order, first for the checksums, then for the record. Runs in a worker thread: the kernels drop the
+        GIL. Raises as ``prepare`` and ``append``, FormatError also if the second pass gives other pages than
+        the first.
         """
         sums = self._begin(commit, page_size)
         repeat: Callable[[], Iterable[Batch]] = batches if callable(batches) else lambda: batches
@@ -234,7 +247,7 @@ class Database:
         sums = self._file.sums
         if self.stopped is not None:
             raise CommitRefused(f"{self.dir.name}: {self.stopped}")
-        if self._log is None:
+        if self._log is None or (not sums.txid and page_size and page_size != sums.page_size):
             self._start_log(page_size)
         elif self._log.tip.txid != sums.txid:
             raise CommitRefused(f"{self.dir.name}: the log holds a transaction that was not published")
@@ -251,6 +264,11 @@ class Database:
             self._file.sums.format(page_size)
         except ValueError as error:
             raise FormatError(f"{self.dir.name}: {error}") from None
+        if self._log is not None:
+            self._log.close()
+        # What a first transaction that was refused left: a log without a record, perhaps of another
+        # page size.
+        fileops.remove_tree(self.dir.log)
         self._log = Log.create(self.dir.log, ZERO, page_size)
 
     def _fields(self, commit: int, txid: int, timestamp: int) -> Header:

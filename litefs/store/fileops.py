@@ -1,8 +1,9 @@
 """Every operation that makes bytes durable or moves files, as plain functions.
 
-Nothing else in the store calls ``fsync``, ``rename`` or ``truncate`` by itself, so that a test can fail any of them here
-and an audit reads one page. All raise OSError and are never repeated after a failure: after a failed fsync the kernel
-has marked the pages clean, and a second call would report a success that did not happen.
+Nothing else in the store calls ``fsync``, ``rename`` or ``truncate`` by itself, so that a test can fail any
+of them here and an audit reads one page. All raise OSError and are never repeated after a failure: after a
+failed fsync the kernel has marked the pages clean, and a second call would report a success that did not
+happen.
 """
 
 from __future__ import annotations

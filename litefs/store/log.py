@@ -1,7 +1,7 @@
 """The log of one database: its single writer.
 
-A record exists once ``append`` returned. It is one ``pwritev`` of head, body and padding into space that was filled
-with zeros before, so that a full disk is met before anything of the record is in the file.
+A record exists once ``append`` returned. It is one ``pwritev`` of head, body and padding into space that was
+filled with zeros before, so that a full disk is met before anything of the record is in the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from litefs.types import Position
 SEGMENT_BYTES = 16 << 20
 """A segment that would grow beyond this is closed; a bigger record has one of its own."""
 SEGMENT_SECONDS = 60.0
-"""A segment is closed at the first append after this age, so that retention by age has something to delete."""
+"""A segment is closed at the first append after this age, so that retention by age has something to delete.
+"""
 PREALLOCATE_MAX = 1 << 20
 PREALLOCATE_MIN = 64 << 10
 ONE_WRITE_MAX = 1 << 20
@@ -43,7 +44,9 @@ _COPY = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What ``Log.open`` removed from the end of the log: never a record that is whole, except behind a lost write."""
+    """What ``Log.open`` removed from the end of the log: never a record that is whole, except behind a lost
+    write.
+    """
 
     path: Path
     offset: int
@@ -80,7 +83,10 @@ class Log:
 
     @classmethod
     def create(cls, directory: Path, base: Position, page_size: int) -> Log:
-        """Start a log whose first record follows ``base``. Durable on return. Raises FileExistsError, OSError."""
+        """Start a log whose first record follows ``base``. Durable on return.
+
+        Raises FileExistsError, OSError.
+        """
         directory.mkdir(exist_ok=True)
         if list_segments(directory):
             raise FileExistsError(f"{directory}: there is a log already")
@@ -94,9 +100,10 @@ class Log:
     def open(cls, directory: Path, *, synced_txid: int = 0, trusted: Position | None = None) -> Log:
         """Open the log to append to it, removing a torn tail (then ``cut`` says what was removed).
 
-        ``synced_txid``: records up to it are known to have reached the disk, so nothing of them is cut as a write lost
-        in a power failure. ``trusted``: the tip that was stored at a clean stop; if the records lead to it, their
-        bodies are not read. Raises LogCorrupt naming segment and offset, FileNotFoundError without a log, OSError.
+        ``synced_txid``: records up to it are known to have reached the disk, so nothing of them is cut as a
+        write lost in a power failure. ``trusted``: the tip that was stored at a clean stop; if the records
+        lead to it, their bodies are not read. Raises LogCorrupt naming segment and offset, FileNotFoundError
+        without a log, OSError.
         """
         for leftover in directory.glob("*.tmp"):
             fileops.unlink(leftover)
@@ -129,13 +136,17 @@ class Log:
 
     @property
     def synced_txid(self) -> int:
-        """``sync`` succeeded up to here (in this process; what is before this process's segment counts as synced)."""
+        """``sync`` succeeded up to here (in this process; what is before this process's segment counts as
+        synced).
+        """
         return self._synced.txid
 
     def append(self, record: bytes | bytearray | memoryview, txid: int, post: int) -> None:
-        """Append a whole LTX file whose last transaction is ``txid`` and whose post-apply checksum is ``post``.
+        """Append a whole LTX file whose last transaction is ``txid`` and whose post-apply checksum is
+        ``post``.
 
-        Raises OSError (ENOSPC and others): then the log is as before. Raises PositionMismatch if ``txid`` is not new.
+        Raises OSError (ENOSPC and others): then the log is as before. Raises PositionMismatch if ``txid`` is
+        not new.
         """
         if txid <= self.tip.txid:
             raise PositionMismatch(f"{self.directory}: TXID {txid:016x} offered after {self.tip.txid:016x}")
@@ -162,7 +173,10 @@ class Log:
         self.tip = Position(txid, post)
 
     def begin(self) -> LogAppend:
-        """Start a record that comes in pieces. Nothing else may be appended until it is committed or aborted."""
+        """Start a record that comes in pieces.
+
+        Nothing else may be appended until it is committed or aborted.
+        """
         if self._open_append is not None:
             raise RuntimeError(f"{self.directory}: another record is being written")
         self._make_room(RECORD_HEAD_SIZE)
@@ -225,7 +239,8 @@ class Log:
             self._allocated = need
 
     def _erase(self, offset: int, size: int) -> None:
-        """Remove what a failed write left, as far as possible: without a whole record there it means nothing."""
+        """Remove what a failed write left, as far as possible: without a whole record there it means nothing.
+        """
         with contextlib.suppress(OSError):
             fileops.write_zeros(self._fd, offset, offset + size)
 
@@ -290,7 +305,9 @@ class Log:
         self._expires = time.monotonic() + SEGMENT_SECONDS
 
     def _finish_append(self, offset: int | None, tip: Position | None) -> None:
-        """Called by ``LogAppend``: the record ended at ``offset`` and leads to ``tip``, or (None) it was given up."""
+        """Called by ``LogAppend``: the record ended at ``offset`` and leads to ``tip``, or (None) it was
+        given up.
+        """
         self._open_append = None
         if offset is not None and tip is not None:
             self._end, self.tip = offset, tip
@@ -305,7 +322,10 @@ class Log:
 
 
 class LogAppend:
-    """A record written in pieces; its head, which makes it exist, comes last. As a context it aborts unless committed."""
+    """A record written in pieces; its head, which makes it exist, comes last.
+
+    As a context it aborts unless committed.
+    """
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -359,7 +379,10 @@ class LogAppend:
 
 
 def _remove_unborn(path: Path, first_txid: int) -> Cut | None:
-    """Remove a last segment whose creation a crash cut short. Raises LogCorrupt if its header is wrong but it was used."""
+    """Remove a last segment whose creation a crash cut short.
+
+    Raises LogCorrupt if its header is wrong but it was used.
+    """
     with path.open("rb") as file:
         data = file.read(PREALLOCATE_MIN + 1)
     try:
@@ -374,7 +397,10 @@ def _remove_unborn(path: Path, first_txid: int) -> Cut | None:
 
 
 def _scan(path: Path, synced_txid: int, trusted: Position | None) -> tuple[Position, int, int, SegmentHeader]:
-    """(tip, end of the last record, bytes behind it to cut, header) of the last segment. Raises LogCorrupt."""
+    """(tip, end of the last record, bytes behind it to cut, header) of the last segment.
+
+    Raises LogCorrupt.
+    """
     with SegmentMap(path) as segment:
         if trusted is not None:
             tip, end = _walk(segment, verify=False)

@@ -41,8 +41,8 @@ def decode_name(component: str) -> str:
 def validate_name(name: str) -> str:
     """Return ``name`` if a database can have it; raises InvalidName with the reason.
 
-    Names come from clients of the mount and from the network: none may lead out of the data directory, or be taken for
-    a control file or for a companion that SQLite puts beside a database.
+    Names come from clients of the mount and from the network: none may lead out of the data directory, or be
+    taken for a control file or for a companion that SQLite puts beside a database.
     """
     problem = _name_problem(name)
     if problem:
@@ -145,7 +145,10 @@ class DatabaseDir:
 
 
 class DataDir:
-    """The data directory of a node. Creates the directory itself, and its parts when they are first needed."""
+    """The data directory of a node.
+
+    Creates the directory itself, and its parts when they are first needed.
+    """
 
     def __init__(self, path: Path | str) -> None:
         """Raises OSError if the directory cannot be made."""
@@ -155,8 +158,9 @@ class DataDir:
     def lock(self) -> int:
         """Take the lock of this directory; returns the descriptor that holds it.
 
-        The lock lasts until every copy of the descriptor is closed, so the fs process that inherits it keeps the
-        directory locked when the node process dies. Raises DataDirInUse naming the process that wrote its id there.
+        The lock lasts until every copy of the descriptor is closed, so the fs process that inherits it keeps
+        the directory locked when the node process dies. Raises DataDirInUse naming the process that wrote its
+        id there.
         """
         path = self.path / "lock"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -191,7 +195,10 @@ class DataDir:
                     continue
 
     def cluster_id(self) -> str | None:
-        """``LFSC`` and 16 hex digits, or None before the node joined a cluster. Raises ClusterMismatch if damaged."""
+        """``LFSC`` and 16 hex digits, or None before the node joined a cluster.
+
+        Raises ClusterMismatch if damaged.
+        """
         path = self.path / "clusterid"
         try:
             text = path.read_text("ascii", errors="replace").strip()
@@ -202,7 +209,10 @@ class DataDir:
         return text
 
     def set_cluster_id(self, cluster_id: str) -> None:
-        """Join a cluster, once. Raises ClusterMismatch if this directory belongs to another or the id is malformed."""
+        """Join a cluster, once.
+
+        Raises ClusterMismatch if this directory belongs to another or the id is malformed.
+        """
         if not _CLUSTER_ID.match(cluster_id):
             raise ClusterMismatch(f"not a cluster id: {cluster_id!r}")
         present = self.cluster_id()

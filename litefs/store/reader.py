@@ -1,7 +1,7 @@
 """Reading the log, in any process and without a lock, while its writer goes on.
 
-The writer publishes a transaction in the ``sums`` file after the append, so whatever lies at or below that TXID is whole;
-a reader is told how far it may read and never judges what is beyond.
+The writer publishes a transaction in the ``sums`` file after the append, so whatever lies at or below that
+TXID is whole; a reader is told how far it may read and never judges what is beyond.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from litefs.errors import LogCorrupt, PositionMismatch
+from litefs.ltx.decoder import read_page
 from litefs.ltx.format import INDEX_LENGTH_SIZE, TRAILER_SIZE, index_span, parse_index
 from litefs.store import fileops
 from litefs.store.segments import (
@@ -40,6 +41,7 @@ STREAM_BYTES = 8 << 20
 """Bodies above this are not read into memory by ``read``; take ``Entry.open``."""
 
 _SMALL_READ = 16 << 10
+_OPEN_SEGMENTS = 64
 _BIG_READ = 256 << 10
 _PREFIX = 100
 _SUFFIX = TRAILER_SIZE
@@ -74,7 +76,8 @@ class Entry:
         return Position(self.extent.txid_max, self.extent.post_apply)
 
     def open(self) -> io.BufferedReader:
-        """The LTX file as a stream from its first byte. Raises FileNotFoundError if retention removed it, OSError.
+        """The LTX file as a stream from its first byte. Raises FileNotFoundError if retention removed it,
+        OSError.
 
         The stream raises LogCorrupt when its end is reached and the bytes were not those that were appended.
         """
@@ -127,13 +130,37 @@ class Image:
     offset: int
     size: int
 
-    def read(self) -> bytes:
-        """The page frame, for ``litefs.ltx.decoder.read_page``. Raises OSError."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return fileops.pread_all(fd, self.size, self.offset)
-        finally:
+
+class ImageReader:
+    """Reads logged page images, keeping segments open between reads. A context."""
+
+    def __init__(self) -> None:
+        self._fds: dict[Path, int] = {}
+
+    def page(self, pgno: int, image: Image, page_size: int) -> bytes:
+        """The page.
+
+        Raises FormatError if the image is damaged, FileNotFoundError if retention removed it, OSError.
+        """
+        fd = self._fds.get(image.path)
+        if fd is None:
+            if len(self._fds) >= _OPEN_SEGMENTS:
+                self.close()
+            fd = self._fds[image.path] = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
+        frame = fileops.pread_all(fd, image.size, image.offset)
+        return read_page(frame, 0, len(frame), page_size, pgno)
+
+    def close(self) -> None:
+        """Close the segments; a later read opens them again."""
+        for fd in self._fds.values():
             os.close(fd)
+        self._fds.clear()
+
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
 
 
 class LogReader:
@@ -180,7 +207,8 @@ class LogReader:
         return self.position if self.position.txid == txid else None
 
     def read(self, upto_txid: int, max_bytes: int = 1 << 20) -> list[Entry]:
-        """The next records, up to ``upto_txid``, which must be published: about ``max_bytes`` of bodies, at least one record.
+        """The next records, up to ``upto_txid``, which must be published: about ``max_bytes`` of bodies, at
+        least one record.
 
         Empty once the cursor is there. Raises LogCorrupt if a record at or below ``upto_txid`` is not whole,
         PositionMismatch if retention removed it (the reader must start again from a snapshot).
@@ -249,7 +277,10 @@ class LogReader:
         return True
 
     def _scan(self, max_bytes: int, upto_txid: int, *, strict: bool) -> list[Entry]:
-        """The records in one read of the open segment; empty where it ends. ``strict``: damage raises LogCorrupt."""
+        """The records in one read of the open segment; empty where it ends.
+
+        ``strict``: damage raises LogCorrupt.
+        """
         chunk = os.pread(self._fd, min(self._chunk, max(max_bytes, _SMALL_READ)), self._offset)
         entries: list[Entry] = []
         at = 0
@@ -300,7 +331,8 @@ class LogReader:
         )
 
     def _read_single(self, size: int, digest: int) -> Entry | None:
-        """The record at the cursor, which does not fit into one read; its body only up to ``STREAM_BYTES``."""
+        """The record at the cursor, which does not fit into one read; its body only up to ``STREAM_BYTES``.
+        """
         at = self._offset + RECORD_HEAD_SIZE
         if not MIN_BODY <= size <= os.fstat(self._fd).st_size - at:
             return None
@@ -314,10 +346,12 @@ class LogReader:
 def newest_images(
     directory: Path, after_txid: int, upto_txid: int | None = None, *, images: dict[int, Image] | None = None
 ) -> dict[int, Image]:
-    """By page number, where the newest image logged after ``after_txid`` is; found through the records' page indexes.
+    """By page number, where the newest image logged after ``after_txid`` is; found through the records' page
+    indexes.
 
-    With ``images``, a map that an earlier call returned is brought up to date instead. Pages that a later transaction
-    cut off are in it too. Raises LogCorrupt if the log does not reach from ``after_txid`` to ``upto_txid``.
+    With ``images``, a map that an earlier call returned is brought up to date instead. Pages that a later
+    transaction cut off are in it too. Raises LogCorrupt if the log does not reach from ``after_txid`` to
+    ``upto_txid``.
     """
     found = {} if images is None else images
     for extent in extents(directory, after_txid, upto_txid):

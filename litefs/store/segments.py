@@ -1,7 +1,8 @@
-"""Log segments: the bytes of a segment file, and walking over the records in it. Format: ARCHITECTURE.md, "The log".
+"""Log segments: the bytes of a segment file, and walking over the records in it. Format: ARCHITECTURE.md,
+"The log".
 
-The records of a segment count only below the first TXID of the next segment: after a failed fsync the writer puts the
-records that may be lost into a new segment and never touches the old file again.
+The records of a segment count only below the first TXID of the next segment: after a failed fsync the writer
+puts the records that may be lost into a new segment and never touches the old file again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from litefs.types import Position
 
 SEGMENT_HEADER_SIZE = 64
 RECORD_HEAD = struct.Struct("<QQ")
-"""Length of the body and XXH3-64 of body and length. The upper half of the length is the "flags" of small records: 0."""
+"""Length of the body and XXH3-64 of body and length.
+
+The upper half of the length is the "flags" of small records: 0.
+"""
 LENGTH = struct.Struct("<Q")
 RECORD_HEAD_SIZE = 16
 MIN_BODY = 100 + 6 + 1 + 8 + 16
@@ -72,7 +76,9 @@ class SegmentHeader:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where one record lies: ``offset`` of its head in the segment, ``size`` bytes of body behind the 16 of the head."""
+    """Where one record lies: ``offset`` of its head in the segment, ``size`` bytes of body behind the 16 of
+    the head.
+    """
 
     path: Path
     offset: int
@@ -122,7 +128,9 @@ def record_hash(body: bytes | bytearray | memoryview, size: int) -> int:
 def read_extent(
     path: Path, buffer: bytes | memoryview | mmap.mmap, at: int, size: int, offset: int
 ) -> Extent:
-    """The extent of a record whose body of ``size`` bytes begins at ``buffer[at]``; ``offset``: of its head in the file."""
+    """The extent of a record whose body of ``size`` bytes begins at ``buffer[at]``; ``offset``: of its head
+    in the file.
+    """
     txid_min, txid_max = _LTX_TXIDS.unpack_from(buffer, at + _LTX_TXIDS_AT)
     (pre,) = _LTX_CHECKSUM.unpack_from(buffer, at + _LTX_PRE_AT)
     (post,) = _LTX_CHECKSUM.unpack_from(buffer, at + size - 16)
@@ -159,7 +167,9 @@ class SegmentMap:
         return not any(tail)
 
     def used_after(self, offset: int) -> int:
-        """Bytes from ``offset`` to the last one that is not zero; 0 if nothing but preallocated space follows."""
+        """Bytes from ``offset`` to the last one that is not zero; 0 if nothing but preallocated space
+        follows.
+        """
         at = self.size
         while at > offset:
             start = max(offset, at - _ZERO_SCAN)
@@ -170,7 +180,10 @@ class SegmentMap:
         return 0
 
     def extent_at(self, offset: int, *, verify: bool) -> Extent | None:
-        """The record at ``offset``, or None if none that is whole begins there. ``verify``: check the hash too."""
+        """The record at ``offset``, or None if none that is whole begins there.
+
+        ``verify``: check the hash too.
+        """
         if offset + RECORD_HEAD_SIZE + MIN_BODY > self.size:
             return None
         size, digest = RECORD_HEAD.unpack_from(self.view, offset)
@@ -185,7 +198,9 @@ class SegmentMap:
         return extent if 1 <= extent.txid_min <= extent.txid_max else None
 
     def extents(self, *, verify: bool, before: int | None = None) -> Iterator[Extent]:
-        """The records up to the first that is not whole or does not chain, in order; ``before``: first TXID left out."""
+        """The records up to the first that is not whole or does not chain, in order; ``before``: first TXID
+        left out.
+        """
         offset = SEGMENT_HEADER_SIZE
         at = self.header.base
         while (extent := self.extent_at(offset, verify=verify)) is not None:
@@ -208,10 +223,12 @@ class SegmentMap:
         return None
 
     def never_written(self, offset: int) -> bool:
-        """Whether the record at ``offset`` has a page-cache page of which the rest, from its first byte on, is zero.
+        """Whether the record at ``offset`` has a page-cache page of which the rest, from its first byte on,
+        is zero.
 
-        After a power failure a page of the file may have missed the disk while later ones reached it. It then still
-        holds the zeros of the preallocation from some record on. A flipped bit or a bad sector does not look so.
+        After a power failure a page of the file may have missed the disk while later ones reached it. It then
+        still holds the zeros of the preallocation from some record on. A flipped bit or a bad sector does not
+        look so.
         """
         (size,) = LENGTH.unpack(bytes(self.view[offset : offset + 8]).ljust(8, b"\0"))
         end = min(self.size, record_end(offset, size) if size <= MAX_BODY else self.size)

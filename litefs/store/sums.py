@@ -81,7 +81,8 @@ class SumsFile:
 
         Raises OSError, then nothing changed.
 
-        The space is reserved, not left sparse: a store to a mapped hole on a full disk would kill the process.
+        The space is reserved, not left sparse: a store to a mapped hole on a full disk would kill the
+        process.
         """
         end = HEADER_SIZE + 8 * pages
         if end > self._reserved:

@@ -1,0 +1,41 @@
+"""Setting transactions aside that this node must give up: nothing that a client was told is deleted by us."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from litefs.store import fileops
+from litefs.store.paths import DatabaseDir
+from litefs.store.segments import list_segments
+
+
+def keep_diverged(directory: DatabaseDir, after_txid: int, reason: str) -> Path | None:
+    """Copy, durably, every log segment with transactions beyond ``after_txid`` to a new directory under
+    ``lost/``.
+
+    ``reason`` becomes part of the directory's name. Returns that directory; None if there is no such segment.
+    A segment is copied whole, so it may begin before ``after_txid``. Raises OSError.
+    """
+    segments = list_segments(directory.log)
+    ends = [first for first, _ in segments[1:]]
+    kept = [
+        path for index, (_, path) in enumerate(segments) if index >= len(ends) or ends[index] > after_txid + 1
+    ]
+    if not kept:
+        return None
+    target = directory.lost(reason)
+    for path in kept:
+        fileops.copy_file(path, target / path.name)
+    return target
+
+
+def keep_file(source: Path, directory: DatabaseDir, reason: str) -> Path | None:
+    """Copy a file, durably, to a new directory under ``lost/``; None if there is no such file.
+
+    Raises OSError.
+    """
+    if not source.exists():
+        return None
+    target = directory.lost(reason)
+    fileops.copy_file(source, target / source.name)
+    return target
