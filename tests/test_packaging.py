@@ -1,4 +1,4 @@
-"""What `pip wheel .` and the source distribution contain, and that the wheel installs and answers in a clean place."""
+"""What `pip wheel .` and the source distribution contain, and that the wheel installs and answers."""
 
 from __future__ import annotations
 
@@ -54,32 +54,32 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def kernels() -> set[str]:
-    return {path.stem for path in (ROOT / "litefs/_core").glob("*.pyx")}
+def kernels(source: Path) -> set[str]:
+    return {path.stem for path in (source / "litefs/_core").glob("*.pyx")}
 
 
 @pytest.mark.timeout(BUILD_SECONDS)
-def test_the_wheel_holds_all_modules_and_kernels(wheel: Path) -> None:
+def test_the_wheel_holds_all_modules_and_kernels(source: Path, wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "litefs").rglob("*.py")}
+    modules = {str(path.relative_to(source)) for path in (source / "litefs").rglob("*.py")}
     assert modules <= names
     compiled = {Path(name).name.partition(".")[0] for name in names if name.endswith(".so")}
-    assert compiled == kernels()
-    assert {f"litefs/_core/{kernel}.pyi" for kernel in kernels()} <= names
+    assert compiled == kernels(source)
+    assert {f"litefs/_core/{kernel}.pyi" for kernel in kernels(source)} <= names
     assert "litefs/py.typed" in names
     assert not [name for name in names if name.endswith((".c", ".pyx")) or not name.startswith("litefs")]
 
 
 @pytest.mark.timeout(BUILD_SECONDS)
-def test_the_wheel_installs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_installs_in_a_clean_environment(source: Path, wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv/bin/python"
     run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((source / "pyproject.toml").read_text())["project"]["version"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     output = run(tmp_path / "venv/bin/litefs", "version", cwd=tmp_path, environment=environment)
     assert output == f"LiteFS v{version}\n"
-    imports = "; ".join(f"import litefs._core.{kernel}" for kernel in sorted(kernels() - {"fuseloop"}))
+    imports = "; ".join(f"import litefs._core.{kernel}" for kernel in sorted(kernels(source) - {"fuseloop"}))
     run(python, "-c", imports, cwd=tmp_path, environment=environment)
 
 
