@@ -79,5 +79,5 @@ class BurstProtocol(H2Protocol):
 
 def install() -> None:
     """Make Hypercorn use these classes for the connections that it accepts from now on."""
-    hypercorn.protocol.h2.StreamBuffer = BoundedBuffer
-    hypercorn.protocol.H2Protocol = BurstProtocol
+    vars(hypercorn.protocol.h2)["StreamBuffer"] = BoundedBuffer
+    vars(hypercorn.protocol)["H2Protocol"] = BurstProtocol

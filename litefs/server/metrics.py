@@ -13,7 +13,7 @@ from litefs.server.view import NodeView
 
 
 def render(node: NodeView, subscribers: Subscribers) -> bytes:
-    """The text exposition of all metrics. Imports prometheus-client at first use: most nodes are never asked."""
+    """The text exposition of all metrics. Imports prometheus-client at first use only."""
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector

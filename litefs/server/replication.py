@@ -64,7 +64,7 @@ class StreamBody(ResponseBody):
 
 
 def check_replica(own: Identity, is_primary: bool, replica: Identity) -> None:
-    """May this replica be served? Raises FormatError, ClusterMismatch or NotPrimary with the answer's text."""
+    """May this replica be served? Raises FormatError, ClusterMismatch or NotPrimary as the answer."""
     if replica.node_id == own.node_id:
         raise FormatError("cannot connect to self")
     if replica.cluster_id and own.cluster_id and replica.cluster_id != own.cluster_id:
@@ -95,7 +95,7 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         if request.http_version != "2":
             return text("the replication stream needs HTTP/2", 426)
         try:
-            replica = parse_headers(request.headers)
+            replica = parse_headers(request.headers.get)
         except ProtocolMismatch as error:
             return text(str(error), 400)
         check_replica(node.identity, node.is_primary, replica)

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -97,8 +98,8 @@ def hypercorn_config() -> Config:
 async def serve(
     app: QuartTrio,
     sockets: list[socket.socket],
+    stop: trio.Event,
     *,
-    stop: trio.Event | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until ``stop`` is set or the task is cancelled; closes the sockets.
@@ -122,7 +123,7 @@ async def serve(
                     accepting.start_soon(connections.accept, listener, handlers)
                 task_status.started()
                 try:
-                    await (stop.wait() if stop is not None else trio.sleep_forever())
+                    await stop.wait()
                 finally:
                     accepting.cancel_scope.cancel()
                     await context.terminated.set()
@@ -144,6 +145,7 @@ class _Connections:
         self._context = context
         self._state = state
         self._streams: set[trio.SocketStream] = set()
+        self._left = trio.lowlevel.ParkingLot()
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         await trio.serve_listeners(self._serve, [listener], handler_nursery=nursery)
@@ -155,10 +157,12 @@ class _Connections:
             yield
         finally:
             self._streams.discard(stream)
+            self._left.unpark_all()
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         with self._registered(stream):
-            await TCPServer(self._app, self._config, self._context, ConnectionState(self._state), stream)
+            state = ConnectionState(self._state)
+            await TCPServer(self._app, self._config, self._context, state, cast("Any", stream))
 
     def close_soon(self, nursery: trio.Nursery) -> None:
         """Close what is still open after GRACE_SECONDS, whatever it waits for."""
@@ -168,7 +172,7 @@ class _Connections:
         with trio.CancelScope(shield=True):
             with trio.move_on_after(GRACE_SECONDS):
                 while self._streams:
-                    await trio.sleep(0.01)
+                    await self._left.park()
             for stream in tuple(self._streams):
                 stream.socket.close()
         nursery.cancel_scope.cancel()

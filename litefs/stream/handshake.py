@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from litefs.errors import FormatError, InvalidName, ProtocolMismatch
@@ -70,13 +70,13 @@ def request_headers(identity: Identity) -> dict[str, str]:
     return headers
 
 
-def parse_headers(headers: Mapping[str, str]) -> Identity:
-    """Read a peer's headers (a mapping that ignores case).
+def parse_headers(get: Callable[[str], str | None]) -> Identity:
+    """Read a peer's headers; ``get`` finds one by name in any case.
 
     Raises ProtocolMismatch for a peer that does not speak this version, FormatError for a header that is
     malformed.
     """
-    version = headers.get(HEADER_STREAM)
+    version = get(HEADER_STREAM)
     if version is None:
         raise ProtocolMismatch(
             f"the peer sent no {HEADER_STREAM} header: it is not a node of this LiteFS "
@@ -84,13 +84,13 @@ def parse_headers(headers: Mapping[str, str]) -> Identity:
         )
     if version != str(VERSION):
         raise ProtocolMismatch(f"the peer speaks stream version {version[:20]!r}, this node speaks {VERSION}")
-    term = headers.get(HEADER_TERM, "0")
+    term = get(HEADER_TERM) or "0"
     if not re.fullmatch(r"[0-9]{1,20}", term) or int(term) >= 1 << 64:
         raise FormatError(f"{HEADER_TERM}: not a number: {term[:40]!r}")
-    cluster_id = headers.get(HEADER_CLUSTER_ID, "")
+    cluster_id = get(HEADER_CLUSTER_ID) or ""
     if cluster_id:
         check_cluster_id(cluster_id)
-    return Identity(parse_node_id(headers.get(HEADER_ID, "")), cluster_id, int(term))
+    return Identity(parse_node_id(get(HEADER_ID) or ""), cluster_id, int(term))
 
 
 def check_cluster_id(cluster_id: str) -> None:

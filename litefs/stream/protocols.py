@@ -39,7 +39,7 @@ class RecordStream(Protocol):
 
 
 class Entry(Protocol):
-    """One record of a log: ``size`` bytes in ``body``, or only through ``open()`` if it is too big for memory."""
+    """One record of a log: ``size`` bytes in ``body``, or only by ``open()`` if too big for memory."""
 
     @property
     def txid_min(self) -> int: ...

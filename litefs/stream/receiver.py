@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import trio
 
-from litefs.errors import LiteFSError, PeerError, ProtocolMismatch
+from litefs.errors import LiteFSError, PeerError
 from litefs.stream.frames import (
     Database,
     Drop,
@@ -192,18 +192,24 @@ class _Line:
 class Receiver:
     """Runs one stream to its end.
 
-    ``on_hello`` may refuse the primary by raising a LiteFSError. ``spool_dir`` takes the temporary files of
-    records beyond 8 MiB (None: the system's default).
+    ``on_hello`` is awaited first and may refuse the primary by raising a LiteFSError; ``on_ready`` is called
+    after ``Sink.ready``. ``spool_dir`` takes the temporary files of records beyond 8 MiB (None: the system's
+    default).
     """
 
     def __init__(
-        self, sink: Sink, *, on_hello: Callable[[Hello], None] | None = None, spool_dir: Path | None = None
+        self,
+        sink: Sink,
+        *,
+        on_hello: Callable[[Hello], Awaitable[None]] | None = None,
+        on_ready: Callable[[], None] | None = None,
+        spool_dir: Path | None = None,
     ) -> None:
         self._sink = sink
         self._on_hello = on_hello
+        self._on_ready = on_ready
         self._spool_dir = spool_dir
         self._lines: dict[int, _Line] = {}
-        self.ready = False
         self.bytes_received = 0
 
     async def run(self, chunks: AsyncIterable[bytes]) -> str:
@@ -233,7 +239,7 @@ class Receiver:
                     else:
                         await self._accept(frame, nursery)
             if reason is None:
-                raise self._cut_off(parser)
+                raise PeerError(f"the stream broke off after {self.bytes_received} bytes")
             drained = trio.Event()
             self._after_queues(drained.set)
             await drained.wait()
@@ -241,17 +247,10 @@ class Receiver:
         assert reason is not None
         return reason
 
-    def _cut_off(self, parser: Parser) -> PeerError:
-        if not parser.greeted:
-            return ProtocolMismatch(
-                f"the peer ended the stream after {self.bytes_received} bytes, before its hello"
-            )
-        return PeerError(f"the stream broke off after {self.bytes_received} bytes")
-
     async def _accept(self, frame: Frame, nursery: trio.Nursery) -> None:
         if isinstance(frame, Hello):
             if self._on_hello is not None:
-                self._on_hello(frame)
+                await self._on_hello(frame)
         elif isinstance(frame, Database):
             line = self._lines[frame.handle] = _Line(frame.name, self._sink, self._spool_dir)
             nursery.start_soon(line.run)
@@ -267,8 +266,9 @@ class Receiver:
                 del self._lines[frame.handle]
 
     def _set_ready(self) -> None:
-        self.ready = True
         self._sink.ready()
+        if self._on_ready is not None:
+            self._on_ready()
 
     def _after_queues(self, action: Callable[[], None]) -> None:
         """Call ``action`` when all that was received before now is in the sink."""

@@ -1,0 +1,193 @@
+"""A replica's loop: connect to the primary, receive, and connect again, for as long as it is a replica."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from litefs.cluster.peer import READ_IDLE_SECONDS, Peer
+from litefs.errors import (
+    ChecksumMismatch,
+    ClusterMismatch,
+    FormatError,
+    LiteFSError,
+    PeerError,
+    ProtocolMismatch,
+)
+from litefs.stream.handshake import Hello
+from litefs.stream.protocols import Identity, Sink
+from litefs.stream.receiver import DatabaseFailed, Receiver
+from litefs.types import ZERO, Position
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY = 0.05
+RECONNECT_DELAY = 1.0
+SLOW_DELAY = 10.0
+"""Between attempts that can succeed only after someone changed a configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What the node wants to know; all are called in the follower's task.
+
+    ``adopt_cluster_id`` is awaited when this node has none and the primary does; it must store it.
+    """
+
+    adopt_cluster_id: Callable[[str], Awaitable[None]]
+    connected: Callable[[Hello], None] = lambda hello: None
+    disconnected: Callable[[LiteFSError | None], None] = lambda error: None
+
+
+class Backoff:
+    """Delays that double from FIRST_DELAY up to ``limit`` seconds, each shortened by up to half at random."""
+
+    def __init__(self, limit: float, rng: random.Random | None = None) -> None:
+        self._limit = limit
+        self._rng = rng or random.Random()
+        self._next = FIRST_DELAY
+
+    def reset(self) -> None:
+        """Begin again with the shortest delay."""
+        self._next = FIRST_DELAY
+
+    def delay(self) -> float:
+        """Seconds to wait now."""
+        value = min(self._next, self._limit)
+        self._next = min(2 * self._next, self._limit)
+        return value * (0.5 + self._rng.random() / 2)
+
+
+def check_primary(own: Identity, hello: Hello) -> None:
+    """May this primary be followed? Raises ClusterMismatch, ProtocolMismatch or PeerError."""
+    peer = hello.identity
+    if peer.node_id == own.node_id:
+        raise PeerError("the primary's address leads to this node itself")
+    if own.cluster_id and peer.cluster_id and own.cluster_id != peer.cluster_id:
+        raise ClusterMismatch(
+            f"the primary belongs to cluster {peer.cluster_id}, this node to {own.cluster_id}"
+        )
+    if not peer.cluster_id:
+        raise ProtocolMismatch("the primary names no cluster")
+    if peer.term < own.term:
+        raise PeerError(f"the peer leads term {peer.term}, but term {own.term} has begun")
+
+
+class Follower:
+    """Follows the primary at ``url``; see :func:`follow`."""
+
+    def __init__(
+        self,
+        url: str,
+        sink: Sink,
+        identity: Callable[[], Identity],
+        callbacks: Callbacks,
+        *,
+        reconnect_delay: float = RECONNECT_DELAY,
+        read_idle: float = READ_IDLE_SECONDS,
+        spool_dir: Path | None = None,
+    ) -> None:
+        self._url = url
+        self._sink = sink
+        self._identity = identity
+        self._callbacks = callbacks
+        self._backoff = Backoff(reconnect_delay)
+        self._read_idle = read_idle
+        self._spool_dir = spool_dir
+        self._distrusted: set[str] = set()
+        self._logged = ""
+        self._connected = False
+
+    async def run(self) -> None:
+        """Connect, receive, connect again; returns only by cancellation."""
+        while True:
+            error: LiteFSError | None = None
+            try:
+                reason = await self._once()
+                self._log(logging.INFO, f"the primary ended the stream: {reason}")
+            except LiteFSError as caught:
+                error = caught
+                self._note(caught)
+            finally:
+                if self._connected:
+                    self._connected = False
+                    self._callbacks.disconnected(error)
+            await trio.sleep(self._delay(error))
+
+    def _note(self, error: LiteFSError) -> None:
+        self._log(logging.WARNING, f"replication from {self._url}: {error}")
+        if isinstance(error, DatabaseFailed) and isinstance(error.cause, ChecksumMismatch):
+            # Asking again from the same position would bring the same record: ask for a snapshot instead.
+            self._distrusted.add(error.name)
+
+    def _delay(self, error: LiteFSError | None) -> float:
+        lasting = isinstance(error, ClusterMismatch | ProtocolMismatch) or (
+            isinstance(error, FormatError) and not isinstance(error, ChecksumMismatch)
+        )
+        return SLOW_DELAY * (0.5 + random.random() / 2) if lasting else self._backoff.delay()
+
+    async def _once(self) -> str:
+        receiver = Receiver(self._sink, on_hello=self._hello, on_ready=self._ready, spool_dir=self._spool_dir)
+        async with (
+            Peer(self._url, read_idle=self._read_idle) as peer,
+            peer.stream(self._identity(), self._positions()) as chunks,
+        ):
+            return await receiver.run(chunks)
+
+    def _positions(self) -> Mapping[str, Position]:
+        positions = dict(self._sink.positions())
+        for name in self._distrusted & positions.keys():
+            positions[name] = ZERO
+        return positions
+
+    def _ready(self) -> None:
+        self._backoff.reset()
+        self._distrusted.clear()
+
+    async def _hello(self, hello: Hello) -> None:
+        own = self._identity()
+        check_primary(own, hello)
+        if not own.cluster_id:
+            await self._callbacks.adopt_cluster_id(hello.identity.cluster_id)
+        self._connected = True
+        self._log(logging.INFO, f"following primary {hello.identity.hostname or self._url}")
+        self._callbacks.connected(hello)
+
+    def _log(self, level: int, message: str) -> None:
+        """Log changes, not repetitions."""
+        if message != self._logged:
+            self._logged = message
+            logger.log(level, message)
+
+
+async def follow(
+    url: str,
+    sink: Sink,
+    identity: Callable[[], Identity],
+    callbacks: Callbacks,
+    *,
+    reconnect_delay: float = RECONNECT_DELAY,
+    read_idle: float = READ_IDLE_SECONDS,
+    spool_dir: Path | None = None,
+) -> None:
+    """Keep ``sink`` up to date with the primary at ``url`` until cancelled.
+
+    ``identity`` is asked at each attempt. After a failure the next attempt comes after 50 ms, doubled each
+    time up to ``reconnect_delay`` seconds; what only a change of configuration can mend is tried about every
+    10 s. ``read_idle`` seconds without a byte count as a failure.
+    """
+    follower = Follower(
+        url,
+        sink,
+        identity,
+        callbacks,
+        reconnect_delay=reconnect_delay,
+        read_idle=read_idle,
+        spool_dir=spool_dir,
+    )
+    await follower.run()

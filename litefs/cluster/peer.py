@@ -1,0 +1,158 @@
+"""HTTP/2 client for another node: opens a stream, and tells every way in which that can fail apart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import trio
+
+from litefs.errors import ClusterMismatch, LiteFSError, PeerError, ProtocolMismatch
+from litefs.stream.handshake import encode_positions, parse_headers, request_headers
+from litefs.stream.protocols import Identity
+from litefs.types import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""From the request to the headers of the response."""
+READ_IDLE_SECONDS = 5.0
+"""A primary sends a heartbeat each second; without any byte for this long it is taken for dead."""
+MAX_ERROR_BODY = 4096
+
+
+class Refused(PeerError):
+    """The peer answered with an error; ``status`` is the HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Peer:
+    """A node at ``url`` (``http://host:port``); a context that holds one connection."""
+
+    def __init__(self, url: str, *, read_idle: float = READ_IDLE_SECONDS) -> None:
+        self.url = url.rstrip("/")
+        self.read_idle = read_idle
+        self._client: httpx.AsyncClient | None = None
+
+    async def __aenter__(self) -> Peer:
+        import httpx  # a primary never needs it: 10 MB less in an idle node
+
+        self._client = httpx.AsyncClient(
+            http1=False,
+            http2=True,
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            trust_env=False,
+            follow_redirects=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._client is not None
+        with trio.move_on_after(1) as scope:
+            scope.shield = True
+            await self._client.aclose()
+
+    def stream(
+        self, identity: Identity, positions: Mapping[str, Position]
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Ask for what follows ``positions``: a context that gives the chunks of the response.
+
+        Raises PeerError (unreachable, silent, broken off), Refused (its own words), ClusterMismatch,
+        ProtocolMismatch (it speaks something else).
+        """
+        return self._stream(identity, positions)
+
+    @asynccontextmanager
+    async def _stream(
+        self, identity: Identity, positions: Mapping[str, Position]
+    ) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        assert self._client is not None
+        request = self._client.build_request(
+            "POST",
+            f"{self.url}/stream",
+            content=encode_positions(positions),
+            headers=request_headers(identity),
+        )
+        with self.translated():
+            try:
+                with trio.fail_after(ANSWER_SECONDS):
+                    response = await self._client.send(request, stream=True)
+            except trio.TooSlowError:
+                raise PeerError(f"{self.url}: no answer within {ANSWER_SECONDS:.0f} s") from None
+        try:
+            await self._check(response)
+            async with aclosing(response.aiter_raw()) as chunks:
+                yield _Watched(chunks, self)
+        finally:
+            with trio.move_on_after(1) as scope:
+                scope.shield = True
+                await response.aclose()
+
+    async def _check(self, response: httpx.Response) -> None:
+        if response.status_code != 200:
+            message = await self._error_text(response)
+            if response.status_code == ClusterMismatch.http_status:
+                raise ClusterMismatch(f"{self.url}: {message}")
+            raise Refused(f"{self.url}: {message} (status {response.status_code})", response.status_code)
+        try:
+            parse_headers(response.headers.get)
+        except LiteFSError as error:
+            raise ProtocolMismatch(f"{self.url}: {error}") from error
+
+    async def _error_text(self, response: httpx.Response) -> str:
+        body = b""
+        with self.translated(), trio.move_on_after(ANSWER_SECONDS):
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > MAX_ERROR_BODY:
+                    break
+        return body[:MAX_ERROR_BODY].decode(errors="replace").strip() or response.reason_phrase
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the errors of httpx, httpcore and h2 into ours."""
+        import h2.exceptions
+        import httpx
+
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise PeerError(f"{self.url}: cannot connect: {error}") from error
+        except (httpx.LocalProtocolError, h2.exceptions.H2Error) as error:
+            raise ProtocolMismatch(f"{self.url}: does not speak HTTP/2: {error}") from error
+        except httpx.RemoteProtocolError as error:
+            raise PeerError(f"{self.url}: the peer closed the connection: {error}") from error
+        except (httpx.TransportError, OSError) as error:
+            raise PeerError(f"{self.url}: {error!r}") from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise PeerError(f"{self.url}: not a URL of a node: {error}") from error
+
+
+class _Watched:
+    """Chunks of a response, each awaited for a bounded time."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], peer: Peer) -> None:
+        self._chunks = chunks
+        self._peer = peer
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        with self._peer.translated():
+            try:
+                with trio.fail_after(self._peer.read_idle):
+                    return await anext(self._chunks)
+            except trio.TooSlowError:
+                raise PeerError(f"{self._peer.url}: silent for {self._peer.read_idle:g} s") from None
