@@ -220,7 +220,8 @@ class WalCapture:
         return batches.sums_of_frames(new_sums)
 
     def _grown(self, txn: Transaction) -> list[int]:
-        """Pages that the database grows by and that SQLite did not write, because they are on its free list."""
+        """Pages that the database grows by and that SQLite did not write, because they are on its free list.
+        """
         old = self._db.sums.page_count
         if txn.commit <= old:
             return []
@@ -332,8 +333,8 @@ class WalCapture:
 class FrameBatches:
     """The page images of a big transaction, read from the WAL with the write that completes it laid over.
 
-    Iterable more than once; yields ``(pgnos, images)``: native u32 ascending, and their contiguous pages. ``grown``
-    pages come from the database file.
+    Iterable more than once; yields ``(pgnos, images)``: native u32 ascending, and their contiguous pages.
+    ``grown`` pages come from the database file.
     """
 
     PAGES = 256
