@@ -1,0 +1,420 @@
+"""One database of a replica: records are checked, logged, applied to the WAL, and then shown as the position.
+
+The order is the rule: a transaction exists once it is in the log. Whatever fails after that is made up for
+from the log, by the next call (:meth:`Applier.apply`) or, after the process died, by recovery before the
+next mount.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from litefs._core.pagesums import checksums_of
+from litefs.apply.checkpoint import Checkpointer, CheckpointPolicy
+from litefs.apply.wal import Buffer, WalWriter
+from litefs.errors import ChecksumMismatch, FormatError, LiteFSError, NotSupported, PositionMismatch
+from litefs.ltx import Decoder, Header, Record, decode
+from litefs.store import fileops
+from litefs.store.database import Database
+from litefs.store.lost import keep_diverged
+from litefs.store.paths import DatabaseDir
+from litefs.store.reader import Entry, LogReader
+from litefs.store.snapshot import SnapshotTarget
+from litefs.types import Position
+
+log = logging.getLogger(__name__)
+
+BIG_RECORD = 8 << 20
+"""Bytes of a record from which it is decoded in batches, three times over, instead of in memory."""
+
+MERGE_BYTES = 16 << 20
+"""Bytes of page images that are merged into one write to the WAL."""
+
+SYNC_INTERVAL = 0.1
+"""Seconds that appended records may stay unsynced; what a power failure takes from a replica, its primary
+still has."""
+
+_PAGE_1 = struct.pack("=I", 1)
+
+
+class Applier:
+    """The apply of one database. Methods block and are for one thread at a time, except ``sync_database``
+    and ``position``.
+
+    ``mounted`` is the database as clients see it; ``directory`` holds its log and checksums. The WAL is
+    attached at the first use and stays so until ``close``. When the fs process has died every call raises
+    OSError (ENOTCONN, ECONNABORTED or EIO): close, and make a new one after recovery.
+    """
+
+    def __init__(
+        self,
+        directory: DatabaseDir,
+        mounted: Path,
+        *,
+        sync_interval: float = SYNC_INTERVAL,
+        policy: CheckpointPolicy | None = None,
+    ) -> None:
+        """Open log and checksums of a recovered or installed database. Raises LogCorrupt, OSError."""
+        self.dir = directory
+        self.last_used = time.monotonic()
+        """When the last transaction was applied, on the monotonic clock."""
+        self._mounted = mounted
+        self._sync_interval = sync_interval
+        self._policy = policy
+        self._database = Database.open(directory)
+        self._writer: WalWriter | None = None
+        self._checkpointer: Checkpointer | None = None
+        self._old_readers = False
+        self._unsynced_since: float | None = None
+        self._closing = threading.Lock()
+        self._received: SnapshotTarget | None = None
+        self._failed: str | None = None
+
+    @property
+    def position(self) -> Position:
+        """The last transaction in the log: what this replica has. Readers may see it a moment later."""
+        return self._database.log.tip
+
+    @property
+    def database(self) -> Database:
+        """The durable state, for snapshots and retention."""
+        return self._database
+
+    @property
+    def pending_frames(self) -> int:
+        """Frames of the WAL that are not in the database file yet; 0 while no WAL is attached."""
+        return self._checkpointer.pending if self._checkpointer is not None else 0
+
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether the log holds records that were not synced yet."""
+        return self._unsynced_since is not None
+
+    def attach(self) -> None:
+        """Attach to the WAL, if that is not done, and apply what the log holds beyond it. Raises OSError,
+        FormatError."""
+        if self._failed is not None:
+            raise LiteFSError(self._failed)
+        if self._writer is None:
+            self._writer = WalWriter(self._mounted, old_readers=self._old_readers)
+            if self._writer.page_size != self._database.page_size:
+                raise FormatError(
+                    f"{self._mounted}: {self._writer.page_size}-byte pages, not {self._database.page_size}"
+                )
+            self._checkpointer = Checkpointer(self._writer, self.sync_log, self._policy)
+            # What an earlier attachment left in the WAL counts as of now.
+            self._checkpointer.applied(self._database.position.txid)
+        if self._database.log.tip != self._database.position:
+            self._catch_up()
+
+    def apply(self, bodies: Sequence[Buffer]) -> Position:
+        """Check, log and apply contiguous whole LTX records; returns the new position. All become visible
+        at once.
+
+        Raises PositionMismatch, ChecksumMismatch or FormatError for a record that does not belong here:
+        those before it were applied, it and those after it were not even logged. NotSupported: the page
+        size changes, or the database is dropped. OSError: a full disk, or a dead mount.
+        """
+        self.attach()
+        batch: list[tuple[Buffer, Record]] = []
+        size = 0
+        at = self.position
+        for body in bodies:
+            if len(body) > BIG_RECORD:
+                self._flush(batch)
+                batch, size = [], 0
+                self._apply_big(lambda body=body: _reader_of(body), body)  # type: ignore[misc]
+                at = self.position
+                continue
+            try:
+                record = decode(body)
+                at = self._check(record.header, record.trailer.post_apply, at)
+            except (FormatError, PositionMismatch, NotSupported):
+                self._flush(batch)
+                raise
+            batch.append((body, record))
+            size += len(record.images)
+            if size >= MERGE_BYTES:
+                self._flush(batch)
+                batch, size = [], 0
+        self._flush(batch)
+        self._maintain()
+        return self._database.position
+
+    def _check(self, header: Header, post_apply: int, at: Position) -> Position:
+        """Whether a record follows position ``at`` in this database; returns the position after it."""
+        if header.min_txid != at.txid + 1 or header.pre_apply != at.checksum:
+            raise PositionMismatch(
+                f"{self.dir.name}: record {header.min_txid:016x} follows "
+                f"{Position(header.min_txid - 1, header.pre_apply)}, this replica is at {at}"
+            )
+        if header.page_size != self._database.page_size:
+            raise NotSupported(
+                f"{self.dir.name}: page size changes from {self._database.page_size} to {header.page_size}"
+            )
+        if header.commit == 0:
+            raise NotSupported(f"{self.dir.name}: record {header.min_txid:016x} leaves no pages")
+        return Position(header.max_txid, post_apply)
+
+    def _flush(self, batch: Sequence[tuple[Buffer, Record]], *, logged: bool = False) -> None:
+        """Apply records that chain on the published position as one change of the database."""
+        if not batch:
+            return
+        last = batch[-1][1]
+        pgnos, images, commit = merge([record for _, record in batch])
+        self._database.sums_file.ensure(commit)
+        sums = self._database.sums
+        try:
+            post, new = sums.preview(pgnos, images, commit)
+        except ValueError as error:
+            raise FormatError(f"{self.dir.name}: record {last.header.max_txid:016x}: {error}") from error
+        if post != last.trailer.post_apply:
+            if len(batch) > 1:  # find the one that is wrong; those before it are good
+                for item in batch:
+                    self._flush([item], logged=logged)
+            raise self._wrong_sum(last.header, post, last.trailer.post_apply)
+        if not logged:
+            for body, record in batch:
+                self._append(body, record.header, record.trailer.post_apply)
+        self._write(pgnos, images, commit)
+        sums.commit(pgnos, new, commit, last.header.max_txid, post, last.header.timestamp)
+        self._published()
+
+    def _wrong_sum(self, header: Header, post: int, expected: int) -> ChecksumMismatch:
+        return ChecksumMismatch(
+            f"{self.dir.name}: record {header.max_txid:016x} leads to {post:016x}, not to {expected:016x}"
+        )
+
+    def _append(self, body: Buffer, header: Header, post: int) -> None:
+        self._database.log.append(body, header.max_txid, post)
+        if self._unsynced_since is None:
+            self._unsynced_since = time.monotonic()
+
+    def _write(self, pgnos: Buffer, images: Buffer, commit: int) -> None:
+        writer = self._attached()
+        if not pgnos:
+            if commit == self._database.sums.page_count:
+                return
+            # A change of size alone still needs a frame to carry it.
+            pgnos, images = _PAGE_1, writer.read_page(1)
+        writer.apply([(pgnos, images, commit)])
+
+    def _attached(self) -> WalWriter:
+        if self._writer is None:
+            raise RuntimeError(f"{self._mounted}: not attached")
+        return self._writer
+
+    def _apply_big(self, source: Callable[[], Callable[[int], bytes]], body: Buffer | None) -> None:
+        """Apply a record in bounded memory: one pass for its checksums, one into the log, one into the WAL.
+
+        ``source()`` gives a function that reads the record from its start; ``body`` is None if it is in the
+        log already.
+        """
+        decoder = Decoder(source())
+        header = decoder.header
+        self._check(header, 0, self._database.position)
+        pgnos, new = bytearray(), bytearray()
+        for some, images in decoder:
+            pgnos += some
+            new += checksums_of(some, images, header.page_size)
+        expected = decoder.trailer.post_apply
+        self._database.sums_file.ensure(header.commit)
+        try:
+            post = self._database.sums.post(pgnos, new, header.commit)
+        except ValueError as error:
+            raise FormatError(f"{self.dir.name}: record {header.max_txid:016x}: {error}") from error
+        if post != expected:
+            raise self._wrong_sum(header, post, expected)
+        if body is not None:
+            self._append(body, header, post)
+        if pgnos:
+            left = len(pgnos)
+            with self._attached().writing() as append:
+                for some, images in Decoder(source()):
+                    left -= len(some)
+                    append.add(some, images, 0 if left else header.commit)
+        else:
+            self._write(pgnos, b"", header.commit)
+        self._database.sums.commit(pgnos, new, header.commit, header.max_txid, post, header.timestamp)
+        self._published()
+
+    def apply_pages(self, batches: Iterable[tuple[Buffer, Buffer]], commit: int) -> None:
+        """Write page images to the WAL as one transaction of ``commit`` pages; log and checksums are the
+        caller's.
+
+        For a snapshot over a database that readers have open. Raises as :meth:`WalWriter.writing`.
+        """
+        self.attach()
+        held: tuple[Buffer, Buffer] | None = None
+        with self._attached().writing() as append:
+            for pgnos, images in batches:
+                if held is not None:
+                    append.add(*held, 0)
+                held = (pgnos, images)
+            if held is None:
+                held = (_PAGE_1, self._attached().read_page(1))
+            append.add(*held, commit)
+
+    def replace(self, target: SnapshotTarget) -> None:
+        """Make a received and verified snapshot the content of this database, as one transaction of its
+        readers.
+
+        The log that ends here is set aside under ``lost/`` before: some of it may be unknown to the
+        primary. Raises NotSupported for another page size, FormatError, OSError. If it fails half way,
+        every later call raises LiteFSError; recovery then completes it from what was received.
+        """
+        if target.page_size != self._database.page_size:
+            raise NotSupported(
+                f"{self.dir.name}: page size changes from {self._database.page_size} to {target.page_size}"
+            )
+        self.attach()
+        kept = keep_diverged(self.dir, 0, "diverged")
+        log.warning(
+            "%s: %s gives way to %s; its log was kept in %s",
+            self.dir.name,
+            self.position,
+            target.position,
+            kept,
+        )
+        target.seal()
+        self._failed = f"{self.dir.name}: a snapshot was installed only in part; restart the node"
+        self.apply_pages(target.differing(self._database.sums), target.commit)
+        with self._closing:
+            target.rebase_log(self._database.sums_file, self._database.log).close()
+            self._database.close()
+            self._database = Database.open(self.dir)
+            self._received = target
+        self._unsynced_since = None
+        self._failed = None
+        if self._checkpointer is not None:
+            self._checkpointer.rebase(self._database.position.txid)
+        self.checkpoint()
+        self.sync_database()
+
+    def _catch_up(self) -> None:
+        """Apply what is in the log beyond the published position: an earlier call failed after its append."""
+        tip = self._database.log.tip
+        with LogReader(self.dir.log) as reader:
+            if not reader.seek(self._database.position):
+                raise PositionMismatch(f"{self.dir.log}: does not hold {self._database.position}")
+            while entries := reader.read(tip.txid, MERGE_BYTES // 4):
+                small: list[tuple[Buffer, Record]] = []
+                for entry in entries:
+                    if entry.size > BIG_RECORD:
+                        self._flush(small, logged=True)
+                        small = []
+                        self._apply_big(lambda entry=entry: _stream_of(entry), None)  # type: ignore[misc]
+                    else:
+                        small.append((entry.body, decode(entry.body)))
+                self._flush(small, logged=True)
+
+    def _published(self) -> None:
+        self.last_used = time.monotonic()
+        if self._checkpointer is not None:
+            self._checkpointer.applied(self._database.position.txid)
+
+    def _maintain(self) -> None:
+        """After a batch: sync the log if that is due, checkpoint if that is."""
+        if (
+            self._unsynced_since is not None
+            and time.monotonic() - self._unsynced_since >= self._sync_interval
+        ):
+            self.sync_log()
+        if self._checkpointer is not None:
+            self._checkpointer.maybe_run()
+
+    def sync_log(self) -> None:
+        """Make the log durable. Raises LogSyncFailed."""
+        self._unsynced_since = None
+        self._database.sync()
+
+    def checkpoint(self) -> bool:
+        """Move all frames into the database file that readers allow; True if none is left. Raises OSError,
+        LockTimeout."""
+        return self._checkpointer is None or self._checkpointer.run()
+
+    def sync_database(self) -> None:
+        """Make durable what was checkpointed, so that retention may let go of those records. For any thread.
+
+        The file is synced behind the mount: a sync through it would keep the fs process from serving.
+        Raises OSError.
+        """
+        with self._closing:
+            checkpointer = self._checkpointer
+            if checkpointer is None or checkpointer.backfilled_txid <= self._database.sums.durable_txid:
+                return
+            txid = checkpointer.backfilled_txid
+            fileops.sync_file(self.dir.database)
+            self._database.sums.durable_txid = txid
+            if self._received is not None:
+                self._received.finish()
+                self._received = None
+
+    def rest(self) -> None:
+        """Nothing came for a while: sync the log, and checkpoint. Raises LogSyncFailed, OSError,
+        LockTimeout."""
+        if self.has_unsynced:
+            self.sync_log()
+        self.checkpoint()
+
+    def finish(self) -> None:
+        """The last work before ``close`` at an orderly stop: everything durable that readers allow. Raises
+        as ``rest``."""
+        self.rest()
+        self.sync_database()
+
+    def detach(self) -> None:
+        """Let go of the mount: the WAL and every lock. The next use attaches again."""
+        with self._closing:
+            if self._writer is not None:
+                self._old_readers = self._writer.old_readers
+                self._writer.close()
+                self._writer = self._checkpointer = None
+
+    def close(self) -> None:
+        """Let go of everything, without a sync; harmless if repeated."""
+        self.detach()
+        with self._closing:
+            if self._received is not None:
+                self._received.close()
+            self._database.close()
+
+
+def merge(records: Sequence[Record]) -> tuple[Buffer, Buffer, int]:
+    """The pages that a run of records leaves: (pgnos, images, commit), each page once, none beyond the
+    final size."""
+    last = records[-1]
+    if len(records) == 1:
+        return last.pgnos, last.images, last.header.commit
+    size, commit = last.header.page_size, last.header.commit
+    newest: dict[int, memoryview] = {}
+    for record in records:
+        view = memoryview(record.images)
+        numbers = memoryview(record.pgnos).cast("I")
+        newest.update((pgno, view[at * size : (at + 1) * size]) for at, pgno in enumerate(numbers))
+    pgnos = sorted(pgno for pgno in newest if pgno <= commit)
+    return struct.pack(f"={len(pgnos)}I", *pgnos), b"".join(newest[pgno] for pgno in pgnos), commit
+
+
+def _reader_of(body: Buffer) -> Callable[[int], bytes]:
+    """A function that reads a record in memory, or in a mapped file, from its start."""
+    view = memoryview(body)
+    at = 0
+
+    def read(n: int) -> bytes:
+        nonlocal at
+        piece = bytes(view[at : at + n])
+        at += len(piece)
+        return piece
+
+    return read
+
+
+def _stream_of(entry: Entry) -> Callable[[int], bytes]:
+    """The same for a record of the log, whose file is closed when the function is dropped."""
+    return entry.open().read

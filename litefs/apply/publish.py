@@ -1,0 +1,97 @@
+"""On the primary: a commit that is in the log, and valid in the WAL, but that no client announced in the
+wal-index.
+
+It happens when a client is killed between the two, or when something failed it after its commit frame was
+complete. The commit exists; until a client recovers the wal-index, nobody sees it and nobody may write over
+it. Zeroing both header copies under WAL_WRITE is enough: the next client runs SQLite's own recovery, which
+finds the frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from litefs._core.walindex import REGION_SIZE, WalIndex
+from litefs.apply import locks
+from litefs.apply.memory import map_shared
+from litefs.sqlite.locks import SHM_WRITE
+from litefs.store.sums import SumsFile
+
+
+class Publisher:
+    """Looks after one database on the mount. Takes no lock unless there is something to publish, creates no
+    file.
+
+    ``sums`` is the node process's map of the database's ``sums`` file. Call off the trio thread: it opens
+    files of the mount.
+    """
+
+    def __init__(self, path: Path, sums: SumsFile) -> None:
+        self.path = path
+        self._sums = sums
+
+    def check(self) -> bool:
+        """Publish what was left unpublished. True if something was.
+
+        False also while a client holds WAL_WRITE: it is in the middle of a commit, or will be found killed
+        at the next call. Raises OSError.
+        """
+        if self._sums.sums.wal()[2] == 0:
+            return False
+        with self._open() as (fd, index):
+            if index is None or not self._is_behind(index) or not locks.try_exclusive(fd, SHM_WRITE):
+                return False
+            try:
+                # What was seen before the lock may have been a commit on its way.
+                if not self._is_behind(index):
+                    return False
+                index.invalidate()
+                return True
+            finally:
+                locks.unlock(fd, SHM_WRITE)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[tuple[int, WalIndex | None]]:
+        """The ``-shm`` file and its first region; (-1, None) if there is none, or it has not been filled
+        yet."""
+        try:
+            fd = os.open(self.path.with_name(self.path.name + "-shm"), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield -1, None
+            return
+        try:
+            if os.fstat(fd).st_size < REGION_SIZE:
+                yield fd, None
+                return
+            try:
+                view = map_shared(fd, REGION_SIZE)
+            except OSError as error:
+                if error.errno != errno.EFAULT:  # truncated by a client that is alone and rebuilds it
+                    raise
+                yield fd, None
+                return
+            index = WalIndex(view)
+            try:
+                yield fd, index
+            finally:
+                index.release()
+                view.close()
+        finally:
+            locks.close(fd)
+
+    def _is_behind(self, index: WalIndex) -> bool:
+        """Whether the header counts fewer frames than are logged of its own generation.
+
+        A header that is not whole needs nothing: the next client recovers. One of another generation
+        neither: a writer has announced that it starts the WAL again, which it may do only when every logged
+        frame is backfilled.
+        """
+        header = index.header()
+        if header is None:
+            return False
+        salt1, salt2, frames = self._sums.sums.wal()
+        return header.salt == (salt1, salt2) and header.mx_frame < frames

@@ -1,0 +1,294 @@
+"""Where a replica's stream ends: every record and snapshot becomes a change of a database on the mount.
+
+The trio edge over :class:`~litefs.apply.applier.Applier`: file work runs in worker threads, in order for
+one database, side by side for several. Implements the ``Sink`` protocol of the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import trio
+
+from litefs.apply.applier import SYNC_INTERVAL, Applier
+from litefs.apply.checkpoint import CheckpointPolicy
+from litefs.apply.wal import Buffer, seed_wal
+from litefs.errors import LiteFSError, PositionMismatch
+from litefs.ltx import Header
+from litefs.store import fileops
+from litefs.store.paths import DatabaseDir, DataDir
+from litefs.store.segments import list_segments
+from litefs.store.snapshot import SnapshotTarget
+from litefs.types import ZERO, Position
+
+log = logging.getLogger(__name__)
+
+THREADS = 4
+"""Databases that are worked on at the same time."""
+
+TICK = 1.0
+"""Seconds between two looks for idle databases."""
+
+IDLE = 1.0
+"""Seconds without a record after which a database is checkpointed whatever its WAL holds."""
+
+DURABLE_EVERY = 5
+"""Ticks between two syncs of the database files."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class _State:
+    """One database: its order of work, and what it is made of so far."""
+
+    directory: DatabaseDir
+    applier: Applier | None = None
+    target: SnapshotTarget | None = None
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+
+class ReplicaSink:
+    """Applies what the receiver hands it. ``start`` first, ``run`` beside the receiver, ``close`` last.
+
+    When the fs process dies, calls raise OSError (ENOTCONN, ECONNABORTED, EIO); close this sink then and
+    make another one after recovery and the next mount.
+    """
+
+    def __init__(
+        self,
+        datadir: DataDir,
+        mountpoint: Path,
+        *,
+        on_database_ready: Callable[[str], Awaitable[None]],
+        on_applied: Callable[[str, Position], None] | None = None,
+        locate: Callable[[str], Path] | None = None,
+        sync_interval: float = SYNC_INTERVAL,
+        policy: CheckpointPolicy | None = None,
+    ) -> None:
+        """``on_database_ready(name)``: a database was installed in the data directory and has a WAL; the
+        mount shows it when this returns. ``on_applied(name, position)`` follows every change, on the trio
+        thread. ``locate(name)``: the path by which clients reach a database, unless it is ``mountpoint /
+        name``.
+        """
+        self._datadir = datadir
+        self._on_ready = on_database_ready
+        self._on_applied = on_applied
+        self._locate = locate or (lambda name: mountpoint / name)
+        self._sync_interval = sync_interval
+        self._policy = policy
+        self._states: dict[str, _State] = {}
+        self._limiter = trio.CapacityLimiter(THREADS)
+        self.primary_time_ms = 0
+        """The primary's clock, Unix ms, up to which all its commits are here; 0 before the first contact."""
+        self.caught_up = trio.Event()
+        """Set once every database has caught up with the primary."""
+
+    async def start(self) -> None:
+        """Open the databases of the data directory, which was recovered. Raises LogCorrupt, OSError."""
+        for name in await self._thread(self._datadir.names):
+            state = self._state(name)
+            if await self._thread(list_segments, state.directory.log):
+                applier = await self._thread(self._open, state.directory)
+                if applier.position != ZERO:
+                    state.applier = applier
+                else:  # its first transaction was refused
+                    applier.close()
+
+    async def run(self) -> None:
+        """Checkpoint databases that are idle, and make checkpointed files durable; until cancelled."""
+        tick = 0
+        while True:
+            await trio.sleep(TICK)
+            tick += 1
+            for name, state in list(self._states.items()):
+                try:
+                    await self._keep(state, durable=tick % DURABLE_EVERY == 0)
+                except (OSError, LiteFSError) as error:
+                    # Whoever applies the next record meets the same trouble, and has someone to tell.
+                    log.warning("%s: checkpoint failed: %s", name, error)
+
+    async def _keep(self, state: _State, *, durable: bool) -> None:
+        applier = state.applier
+        if applier is None:
+            return
+        idle = time.monotonic() - applier.last_used > IDLE
+        if idle and not state.lock.locked() and (applier.pending_frames or applier.has_unsynced):
+            async with state.lock:
+                await self._thread(applier.rest)
+        if durable or idle:
+            await self._thread(applier.sync_database)
+
+    # The Sink protocol.
+
+    def positions(self) -> Mapping[str, Position]:
+        """What this replica holds, database by database."""
+        return {
+            name: state.applier.position for name, state in self._states.items() if state.applier is not None
+        }
+
+    async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
+        """Apply contiguous whole LTX records. Raises as :meth:`Applier.apply`, InvalidName."""
+        state = self._state(name)
+        async with state.lock:
+            if state.target is not None:
+                return await self._thread(_lay_records, state.target, bodies)
+            if state.applier is None:
+                return await self._first_records(state, bodies)
+            position = await self._thread(state.applier.apply, bodies)
+        self._applied(name, position)
+        return position
+
+    async def snapshot_begin(
+        self, name: str, page_size: int, commit: int, at: Position, timestamp: int
+    ) -> None:
+        """Begin to receive a whole database. Raises InvalidName, FormatError, OSError."""
+        state = self._state(name)
+        async with state.lock:
+            await self._abort(state)
+            state.target = await self._thread(
+                SnapshotTarget, state.directory, page_size, commit, at, timestamp
+            )
+
+    async def snapshot_pages(self, name: str, pgnos: bytes, images: bytes) -> None:
+        """Pages of the snapshot: native u32 numbers, contiguous images. Raises FormatError, OSError."""
+        state = self._state(name)
+        async with state.lock:
+            await self._thread(_target(state).pages, pgnos, images)
+
+    async def snapshot_end(self, name: str, position: Position) -> None:
+        """Check the snapshot, and make it this replica's database.
+
+        A new database is installed and shown; in one that exists the pages that differ are changed like any
+        transaction, after what the primary does not know was set aside under ``lost/``. Raises
+        ChecksumMismatch, PositionMismatch, OSError.
+        """
+        state = self._state(name)
+        async with state.lock:
+            target = _target(state)
+            await self._thread(target.verify, position)
+            if state.applier is None:
+                await self._install(state, target)
+            else:
+                await self._thread(state.applier.replace, target)
+                state.target = None
+        self._applied(name, position)
+
+    async def snapshot_abort(self, name: str) -> None:
+        """Forget an unfinished snapshot; nothing if there is none."""
+        state = self._state(name)
+        async with state.lock:
+            await self._abort(state)
+
+    async def drop(self, name: str) -> None:
+        """The primary has no such database. It is kept, and served for reading as it is: a primary may have
+        lost its disk."""
+        log.warning("%s: the primary does not hold this database; what is here stays as it is", name)
+
+    def primary_time(self, timestamp_ms: int) -> None:
+        """All that the primary had committed at this time of its clock has been applied here."""
+        self.primary_time_ms = timestamp_ms
+
+    def ready(self) -> None:
+        """Every database has caught up once since the stream began."""
+        self.caught_up.set()
+
+    async def close(self) -> None:
+        """Checkpoint what readers allow, sync the logs and let go of the mount. Never raises for a dead
+        mount."""
+        with trio.CancelScope(shield=True):
+            for name, state in self._states.items():
+                async with state.lock:
+                    await self._abort(state)
+                    applier, state.applier = state.applier, None
+                    if applier is None:
+                        continue
+                    try:
+                        await self._thread(applier.finish)
+                    except (OSError, LiteFSError) as error:
+                        log.warning("%s: detached without a checkpoint: %s", name, error)
+                    finally:
+                        await self._thread(applier.close)
+
+    # Parts.
+
+    def _state(self, name: str) -> _State:
+        state = self._states.get(name)
+        if state is None:
+            state = self._states[name] = _State(self._datadir.database_dir(name))
+        return state
+
+    def _open(self, directory: DatabaseDir) -> Applier:
+        return Applier(
+            directory,
+            self._locate(directory.name),
+            sync_interval=self._sync_interval,
+            policy=self._policy,
+        )
+
+    async def _first_records(self, state: _State, bodies: Sequence[Buffer]) -> Position:
+        """A database that begins with its first transaction: its first record holds all its pages."""
+        header = Header.unpack(bodies[0])
+        if header.min_txid != 1:
+            raise PositionMismatch(
+                f"{state.directory.name}: record {header.min_txid:016x} offered, but nothing of it is here"
+            )
+        target = await self._thread(
+            SnapshotTarget, state.directory, header.page_size, header.commit, ZERO, header.timestamp
+        )
+        try:
+            position = await self._thread(_lay_records, target, bodies)
+            await self._thread(target.verify, position)
+        except BaseException:
+            target.abort()
+            raise
+        await self._install(state, target)
+        self._applied(state.directory.name, position)
+        return position
+
+    async def _install(self, state: _State, target: SnapshotTarget) -> None:
+        """Put a received database in place, have the mount show it, and attach to it."""
+        state.target = None
+        await self._thread(_put_in_place, state.directory, target)
+        await self._on_ready(state.directory.name)
+        state.applier = await self._thread(self._open, state.directory)
+        await self._thread(state.applier.attach)
+
+    async def _abort(self, state: _State) -> None:
+        if state.target is not None:
+            target, state.target = state.target, None
+            await self._thread(target.abort)
+
+    def _applied(self, name: str, position: Position) -> None:
+        if self._on_applied is not None:
+            self._on_applied(name, position)
+
+    async def _thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await trio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limiter)
+
+
+def _target(state: _State) -> SnapshotTarget:
+    if state.target is None:
+        raise PositionMismatch(f"{state.directory.name}: snapshot pages without the beginning of a snapshot")
+    return state.target
+
+
+def _lay_records(target: SnapshotTarget, bodies: Sequence[Buffer]) -> Position:
+    for body in bodies:
+        target.record(body)
+    return target.position
+
+
+def _put_in_place(directory: DatabaseDir, target: SnapshotTarget) -> None:
+    """Install a database that no mount shows; a file that lies there without a history is set aside
+    before."""
+    if directory.database.exists():
+        fileops.rename(directory.database, directory.lost("replaced") / "database")
+    target.install()
+    seed_wal(directory.database)
