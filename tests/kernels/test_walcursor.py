@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from array import array
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litefs._core import walcursor
-from litefs._core.walcursor import NEED, WalCursor, build_frames
+from litefs._core.walcursor import NEED, LoggedFrames, WalCursor, build_frames
+from litefs._core.walcursor import wal_checksum as kernel_checksum
 from litefs.sqlite.locks import lock_pgno
 from litefs.sqlite.wal import FRAME_HEADER, HEADER_SIZE, FrameHeader, WalHeader, wal_checksum
 
@@ -201,16 +202,9 @@ class World:
         assert taken is not None
         count = taken.last_frame - self.scanner.logged
         self.cursor.advance(taken.last_frame)
-        heads = [
-            (FrameHeader.parse(frame), frame)
-            for frame in (
-                bytes(laid(self.file, *self.cursor.pending())[o : o + FRAME])  # type: ignore[arg-type,misc]
-                if self.cursor.pending()
-                else bytes(self.file[o : o + FRAME])
-                for o in range(self.scanner.tip, self.scanner.tip + count * FRAME, FRAME)
-            )
-        ]
-        self.scanner.advance(heads)
+        pending = self.cursor.pending()
+        file = laid(self.file, pending[0], bytes(pending[1])) if pending else self.file
+        self.scanner.advance(self.scanner.scan(file)[:count])
         # Keep the plan if the logged frames are its first ones, else start a new one behind the tip.
         planned = self.scanner.tip - self.first_good
         chain = self.chains[planned // FRAME] if planned <= len(self.good) else None
@@ -245,9 +239,17 @@ class World:
         elif kind == 10:  # a whole good frame or two at once, the way it mostly goes
             low = x % (len(self.good) // FRAME) * FRAME
             self.write(self.first_good + low, bytes(self.good[low : low + FRAME * (1 + y % 2)]), fate)
+        elif kind == 11:  # one frame in pieces, in any order: the last piece completes it, whichever that is
+            start = self.first_good + x % (len(self.good) // FRAME) * FRAME
+            frame = bytes(self.good[start - self.first_good :][:FRAME])
+            cuts = [0, FRAME_HEADER, *sorted(self.rng.choices(range(FRAME), k=y % 3)), FRAME]
+            pieces = [(start + a, frame[a:b]) for a, b in itertools.pairwise(cuts) if a < b]
+            self.rng.shuffle(pieces)
+            for offset, piece in pieces:
+                self.write(offset, piece, 0 if self.rng.random() < 0.1 else 4)
 
 
-STEP = st.tuples(st.integers(0, 10), st.integers(0, 63), st.integers(0, 63), st.integers(0, 4))
+STEP = st.tuples(st.integers(0, 11), st.integers(0, 63), st.integers(0, 63), st.integers(0, 4))
 
 
 @settings(max_examples=300, deadline=None)
@@ -263,3 +265,337 @@ def test_judges_as_a_scan_of_the_file_would(
     world = World(random.Random(seed), limit, big_endian)
     for step in steps:
         world.step(*step)
+
+
+def generation(limit: int = 8 << 20, page_size: int = PAGE) -> tuple[WalCursor, WalHeader]:
+    header = WalHeader(page_size, 7, 9)
+    cursor = WalCursor(limit)
+    cursor.reset(header.pack())
+    return cursor, header
+
+
+def frames_of(
+    header: WalHeader, chain: tuple[int, int], *frames: tuple[int, int], fill: int = 1
+) -> tuple[bytes, tuple[int, int]]:
+    """Frames of (page number, commit) with pages of one byte, and the checksum after them."""
+    out = b""
+    for pgno, commit in frames:
+        page = bytes([(pgno * 16 + fill) % 256]) * header.page_size
+        data, c1, c2 = build_frames(
+            array("I", [pgno]),
+            page,
+            header.page_size,
+            header.salt1,
+            header.salt2,
+            *chain,
+            commit,
+            header.big_endian,
+        )
+        out += data
+        chain = (c1, c2)
+    return out, chain
+
+
+def test_an_old_page_with_an_equal_tail_lets_the_first_piece_complete_a_commit() -> None:
+    cursor, header = generation()
+    data, _ = frames_of(header, header.checksum, (3, 3))
+    file = bytearray(header.pack() + bytes(FRAME - 100) + data[-100:])
+    assert propose(cursor, file, 32, data[:24])[0] == 0
+    cursor.accept()
+    file[32:56] = data[:24]
+    assert propose(cursor, file, 56, data[24:-100])[0] == 1
+    cursor.reject()
+    assert propose(cursor, file, 56, data[24:-101])[0] == int(file[31 + FRAME - 100] == data[-101])
+    cursor.reject()
+    assert (cursor.commits, cursor.valid_frames) == (0, 0)
+
+
+def test_a_header_alone_completes_a_commit_whose_page_is_there() -> None:
+    cursor, header = generation()
+    data, chain = frames_of(header, header.checksum, (3, 0))
+    more, _ = frames_of(header, chain, (4, 9))
+    file = bytearray(header.pack() + bytes(24) + data[24:] + more)
+    result, read = propose(cursor, file, 32, data[:24])
+    assert (result, cursor.valid_frames) == (1, 2), "the frame behind it continues the chain"
+    assert read == len(file) - 32 - 24
+
+
+def test_headers_rewritten_after_the_commit_frame_was_written() -> None:
+    """A spilled page is overwritten in place; the commit is the last of the header rewrites that follow."""
+    cursor, header = generation()
+    count = 12
+    spilled, _ = frames_of(header, header.checksum, *((n + 1, 0) for n in range(count)))
+    final, _ = frames_of(header, header.checksum, (1, 0), fill=5)
+    rest, _ = frames_of(header, (FrameHeader.parse(final).c1, FrameHeader.parse(final).c2),
+                        *((n + 1, count if n == count - 1 else 0) for n in range(1, count)))  # fmt: skip
+    final += rest
+    file = bytearray(header.pack())
+
+    def write(offset: int, data: bytes, commits: int) -> None:
+        nonlocal file
+        assert propose(cursor, file, offset, data)[0] == commits
+        cursor.accept()
+        file = laid(file, offset, data)
+
+    write(32, spilled, 0)
+    write(32 + FRAME_HEADER, final[FRAME_HEADER:FRAME], 0)
+    assert cursor.valid_frames == 0
+    last = 32 + (count - 1) * FRAME
+    write(last, final[-FRAME:], 0)
+    for k in range(count - 1):
+        write(32 + k * FRAME, final[k * FRAME : k * FRAME + FRAME_HEADER], int(k == count - 2))
+    assert cursor.valid_frames == count
+
+
+def test_old_bytes_are_not_read_when_they_cannot_matter() -> None:
+    cursor, header = generation()
+    data, chain = frames_of(header, header.checksum, (1, 0), (2, 2))
+    file = bytearray(header.pack())
+    for offset in range(0, len(data), 100):
+        result, read = propose(cursor, file, 32 + offset, data[offset : offset + 100])
+        assert read == 0, "the file has nothing beyond the write"
+        cursor.accept()
+        file = laid(file, 32 + offset, data[offset : offset + 100])
+    assert result == 1
+    cursor.advance(2)
+    file += bytes(100 * FRAME)
+    more, _ = frames_of(header, chain, (5, 0))
+    assert propose(cursor, file, 32 + 2 * FRAME + 500, b"x" * 100)[1] > 0, "the frame at the tip is unknown"
+    cursor.accept()
+    for k in range(3, 90):  # zeros at the tip cannot be a frame, whatever is written behind it
+        assert propose(cursor, file, 32 + k * FRAME, more)[1] == 0
+        cursor.accept()
+
+
+def test_after_a_restart_each_old_byte_is_read_once() -> None:
+    cursor, header = generation()
+    rng = random.Random(3)
+    file = bytearray(header.pack() + rng.randbytes(300 * FRAME))
+    chain, total = header.checksum, 0
+    for k in range(300):
+        data, chain = frames_of(header, chain, (k % 9 + 1, 9))
+        at = 32 + k * FRAME
+        for low, high in ((0, 24), (24, 400), (400, FRAME)):
+            result, read = propose(cursor, file, at + low, data[low:high])
+            total += read
+            if result:
+                taken = cursor.take()
+                assert taken is not None
+                cursor.advance(taken.last_frame)
+            cursor.accept()
+            file[at + low : at + high] = data[low:high]
+    assert cursor.logged_frames == 300
+    assert total <= 300 * FRAME
+
+
+def test_memory_is_bounded_and_a_rewind_far_back_still_judged() -> None:
+    limit = 20 * FRAME
+    cursor, header = generation(limit)
+    count = 400
+    data, _ = frames_of(
+        header, header.checksum, *((n % 50 + 1, 50 if n == count - 1 else 0) for n in range(count))
+    )
+    file = bytearray(header.pack())
+    for at in range(0, len(data), FRAME):
+        assert propose(cursor, file, 32 + at, data[at : at + FRAME])[0] == int(at == len(data) - FRAME)
+        taken = cursor.take()
+        cursor.accept()
+        file += data[at : at + FRAME]
+        assert cursor.buffered <= limit
+    assert taken is not None
+    assert taken.images is None
+    assert len(taken.offsets) == 50 * 8
+    assert propose(cursor, file, 32 + 7 * FRAME + 100, b"!")[0] == 0
+    assert cursor.valid_frames == 7
+    cursor.accept()
+    file[32 + 7 * FRAME + 100] = ord("!")
+    right = data[7 * FRAME + 100 : 7 * FRAME + 101]
+    assert propose(cursor, file, 32 + 7 * FRAME + 100, right)[0] == 1
+    assert cursor.valid_frames == count
+    cursor.reject()
+    assert (cursor.valid_frames, cursor.commits) == (7, 0)
+
+
+def test_several_commits_of_one_write_are_taken_in_turn() -> None:
+    cursor, header = generation()
+    data, chain = frames_of(header, header.checksum, (2, 0), (1, 2), (1, 2), (1, 2), (3, 0))
+    file = bytearray(header.pack())
+    assert propose(cursor, file, 32, data)[0] == 3
+    cursor.accept()
+    ends = []
+    while (taken := cursor.take()) is not None:
+        ends.append((taken.first_frame, taken.last_frame))
+        cursor.advance(taken.last_frame)
+    assert ends == [(1, 2), (3, 3), (4, 4)]
+    assert (cursor.valid_frames, cursor.tip_offset) == (1, 32 + 4 * FRAME)
+    assert cursor.checksum != chain
+
+
+def test_pages_beyond_the_commit_and_the_lock_page_are_left_out() -> None:
+    cursor, header = generation(page_size=65536)
+    lock = lock_pgno(65536)
+    data, _ = frames_of(header, header.checksum, (9, 0), (lock, 0), (lock + 5, 0), (9, 0), (2, lock + 1))
+    assert propose(cursor, bytearray(header.pack()), 32, data)[0] == 1
+    taken = cursor.take()
+    assert taken is not None
+    assert array("I", taken.pgnos).tolist() == [2, 9]
+    assert array("I", taken.frame_pgnos).tolist() == [9, lock, lock + 5, 9, 2]
+    size = 65536 + FRAME_HEADER
+    assert array("Q", taken.offsets).tolist() == [32 + 4 * size + 24, 32 + 3 * size + 24]
+
+
+def test_a_rejected_proposal_after_an_advance_forgets_what_is_beyond_the_tip() -> None:
+    cursor, header = generation()
+    data, _ = frames_of(header, header.checksum, (1, 1), (1, 1))
+    file = bytearray(header.pack())
+    assert propose(cursor, file, 32, data)[0] == 2
+    cursor.advance(1)
+    cursor.reject()
+    assert (cursor.logged_frames, cursor.valid_frames, cursor.commits) == (1, 0, 0)
+    assert propose(cursor, laid(file, 32, data), 32 + FRAME, b"")[0] == 1, "the file has it after all"
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 8, 16, 24, 31])
+def test_a_damaged_wal_header_changes_nothing(at: int) -> None:
+    cursor, header = generation()
+    damaged = bytearray(header.pack())
+    damaged[at] ^= 0x40
+    with pytest.raises(ValueError, match="WAL header"):
+        cursor.reset(bytes(damaged))
+    assert (cursor.active, cursor.salt1) == (True, 7)
+
+
+def test_calls_out_of_order_are_refused() -> None:
+    cursor, header = generation()
+    data, _ = frames_of(header, header.checksum, (1, 1))
+    for call in (cursor.accept, cursor.reject, cursor.want, lambda: cursor.supply(32, b"")):
+        with pytest.raises(ValueError, match=r"propos|wanted"):
+            call()
+    with pytest.raises(ValueError, match="tip 32"):
+        cursor.propose(31, b"x", 32)
+    assert cursor.propose(32, data[:24], 32 + FRAME) == NEED
+    for again in (cursor.accept, cursor.take, lambda: cursor.advance(1)):
+        with pytest.raises(ValueError, match=r"wanted|judged|chain"):
+            again()
+    with pytest.raises(ValueError, match="pending True"):
+        cursor.propose(32, data, 32)
+    cursor.reject()
+    with pytest.raises(ValueError, match="not in the valid chain"):
+        cursor.advance(1)
+    cursor.deactivate()
+    with pytest.raises(ValueError, match="active False"):
+        cursor.propose(32, data, 32)
+
+
+@given(data=st.binary(max_size=400), start=st.tuples(*[st.integers(0, 2**32 - 1)] * 2), big=st.booleans())
+def test_checksum_is_the_reference(data: bytes, start: tuple[int, int], big: bool) -> None:
+    data = data[: len(data) // 8 * 8]
+    assert kernel_checksum(data, *start, big) == wal_checksum(data, *start, big)
+
+
+def test_checksum_refuses_part_of_a_word_pair() -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        kernel_checksum(b"1234567", 0, 0, False)
+
+
+@given(
+    pgnos=st.lists(st.integers(1, 2**32 - 1), max_size=5),
+    size=st.sampled_from([512, 4096, 65536]),
+    commit=st.integers(0, 2**32 - 1),
+    start=st.tuples(*[st.integers(0, 2**32 - 1)] * 4),
+    big=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=40, deadline=None)
+def test_built_frames_are_the_reference(
+    pgnos: list[int], size: int, commit: int, start: tuple[int, int, int, int], big: bool, seed: int
+) -> None:
+    images = random.Random(seed).randbytes(len(pgnos) * size)
+    salt1, salt2, c1, c2 = start
+    expected = b""
+    for i, pgno in enumerate(pgnos):
+        page = images[i * size : (i + 1) * size]
+        size_field = commit if i == len(pgnos) - 1 else 0
+        c1, c2 = wal_checksum(page, *wal_checksum(struct.pack(">2I", pgno, size_field), c1, c2, big), big)
+        expected += FrameHeader(pgno, size_field, salt1, salt2, c1, c2).pack() + page
+    assert build_frames(array("I", pgnos), images, size, *start, commit, big) == (expected, c1, c2)
+
+
+@pytest.mark.parametrize(
+    ("pgnos", "length", "size"), [([1], 511, 512), ([0], 512, 512), ([1], 500, 500), ([], 8, 512)]
+)
+def test_built_frames_refuse_what_does_not_fit(pgnos: list[int], length: int, size: int) -> None:
+    with pytest.raises(ValueError, match="page"):
+        build_frames(array("I", pgnos), bytes(length), size, 1, 2, 3, 4, 5, False)
+
+
+@dataclass
+class PlainFrames:
+    """The reference of LoggedFrames: every frame with its checksum."""
+
+    frames: list[tuple[int, int]] = field(default_factory=list)
+    pending: set[int] = field(default_factory=set)
+
+    def add(self, frame_pgnos: list[int], sums: dict[int, int], commit: int) -> None:
+        last = {pgno: i for i, pgno in enumerate(frame_pgnos)}
+        self.frames += [(p, sums.get(p, 0) if last[p] == i else 0) for i, p in enumerate(frame_pgnos)]
+        self.pending = {p for p in self.pending | set(sums) if p <= commit}
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), pages=st.sampled_from([3, 40, 5000]), count=st.integers(1, 60))
+def test_logged_frames_are_the_reference(seed: int, pages: int, count: int) -> None:
+    rng = random.Random(seed)
+    kernel, plain = LoggedFrames(), PlainFrames()
+    for _ in range(count):
+        kind = rng.random()
+        if kind < 0.03:
+            kernel.clear()
+            plain = PlainFrames()
+        elif kind < 0.1:
+            commit = rng.randint(1, pages)
+            kernel.truncate(commit)
+            plain.pending = {p for p in plain.pending if p <= commit}
+        elif kind < 0.5:
+            frame_pgnos = rng.choices(range(1, pages + 1), k=rng.choice([1, 2, 9, 700]))
+            commit = rng.choice([pages, rng.randint(1, pages)])
+            sums = {p: 1 << 63 | rng.randrange(4) for p in sorted(set(frame_pgnos)) if p <= commit}
+            kernel.add_transaction(
+                kernel.frames + 1,
+                array("I", frame_pgnos),
+                array("I", sums),
+                array("Q", sums.values()),
+                commit,
+            )
+            plain.add(frame_pgnos, sums, commit)
+        elif plain.frames:
+            pgno = rng.choice(plain.frames)[0]
+            kernel.backfilled(pgno)
+            plain.pending.discard(pgno)
+        assert kernel.pending == len(plain.pending)
+        assert kernel.frames == len(plain.frames)
+        assert array("I", kernel.pending_pages()).tolist() == sorted(plain.pending)
+    for pgno in {rng.randint(1, pages + 1) for _ in range(50)}:
+        mine = [i for i, (p, _) in enumerate(plain.frames, 1) if p == pgno]
+        assert kernel.newest(pgno) == max(mine, default=0)
+        assert kernel.is_pending(pgno) == (pgno in plain.pending)
+        for page_sum in (0, *(1 << 63 | k for k in range(4))):
+            known = page_sum != 0 and any((pgno, page_sum) == frame for frame in plain.frames)
+            assert kernel.knows(pgno, page_sum) == known
+
+
+def test_logged_frames_refuse_what_does_not_follow() -> None:
+    kernel = LoggedFrames()
+    one = array("I", [1])
+    sums = array("Q", [1 << 63])
+    kernel.add_transaction(1, one, one, sums, 1)
+    for arguments in (
+        (1, one, one, sums, 1),
+        (3, one, one, sums, 1),
+        (2, one, one, b"", 1),
+        (2, b"", b"", b"", 1),
+    ):
+        with pytest.raises(ValueError, match=r"frames from|checksums"):
+            kernel.add_transaction(*arguments)
+    with pytest.raises(ValueError, match="page 2 has no frame"):
+        kernel.add_transaction(2, one, array("I", [2]), sums, 1)
