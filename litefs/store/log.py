@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-from litefs.errors import LogCorrupt, LogSyncFailed, PositionMismatch
+from litefs.errors import LogSyncFailed, PositionMismatch
 from litefs.store import fileops
 from litefs.store.segments import (
     LENGTH,
+    PREALLOCATE_MIN,
     RECORD_HEAD,
     RECORD_HEAD_SIZE,
     SEGMENT_HEADER_SIZE,
@@ -26,6 +26,7 @@ from litefs.store.segments import (
     list_segments,
     segment_path,
 )
+from litefs.store.tail import Cut, remove_unborn, scan
 from litefs.types import Position
 
 SEGMENT_BYTES = 16 << 20
@@ -34,29 +35,11 @@ SEGMENT_SECONDS = 60.0
 """A segment is closed at the first append after this age, so that retention by age has something to delete.
 """
 PREALLOCATE_MAX = 1 << 20
-PREALLOCATE_MIN = 64 << 10
 ONE_WRITE_MAX = 1 << 20
 """Bigger records are written body first, head last, without filling their space with zeros before."""
 
 _PADS = tuple(bytes(n) for n in range(8))
 _COPY = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """What ``Log.open`` removed from the end of the log: never a record that is whole, except behind a lost
-    write.
-    """
-
-    path: Path
-    offset: int
-    size: int
-    after_txid: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path}: {self.size} bytes cut at offset {self.offset}, after TXID {self.after_txid:016x}"
-        )
 
 
 class Log:
@@ -111,10 +94,10 @@ class Log:
         if not segments:
             raise FileNotFoundError(f"{directory}: no log segments")
         cut: Cut | None = None
-        if len(segments) > 1 and (cut := _remove_unborn(segments[-1][1], segments[-1][0])) is not None:
+        if len(segments) > 1 and (cut := remove_unborn(segments[-1][1], segments[-1][0])) is not None:
             segments.pop()
         path = segments[-1][1]
-        tip, end, size, header = _scan(path, synced_txid, trusted)
+        tip, end, size, header = scan(path, synced_txid, trusted)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if size:
@@ -376,50 +359,3 @@ class LogAppend:
 
     def __exit__(self, *args: object) -> None:
         self.abort()
-
-
-def _remove_unborn(path: Path, first_txid: int) -> Cut | None:
-    """Remove a last segment whose creation a crash cut short.
-
-    Raises LogCorrupt if its header is wrong but it was used.
-    """
-    with path.open("rb") as file:
-        data = file.read(PREALLOCATE_MIN + 1)
-    try:
-        SegmentHeader.unpack(data[:SEGMENT_HEADER_SIZE], path)
-    except LogCorrupt:
-        if any(data[SEGMENT_HEADER_SIZE:]) or len(data) > PREALLOCATE_MIN:
-            raise
-        fileops.unlink(path)
-        fileops.sync_dir(path.parent)
-        return Cut(path, 0, len(data), first_txid - 1)
-    return None
-
-
-def _scan(path: Path, synced_txid: int, trusted: Position | None) -> tuple[Position, int, int, SegmentHeader]:
-    """(tip, end of the last record, bytes behind it to cut, header) of the last segment.
-
-    Raises LogCorrupt.
-    """
-    with SegmentMap(path) as segment:
-        if trusted is not None:
-            tip, end = _walk(segment, verify=False)
-            if tip == trusted and segment.is_end(end):
-                return tip, end, 0, segment.header
-        tip, end = _walk(segment, verify=True)
-        if segment.extent_at(end, verify=True) is not None:
-            raise LogCorrupt(f"{path}: offset {end}: the record does not follow TXID {tip.txid:016x}")
-        after = segment.valid_after(end)
-        if after is not None and (tip.txid < synced_txid or not segment.never_written(end)):
-            raise LogCorrupt(
-                f"{path}: offset {end}: the record after TXID {tip.txid:016x} is damaged, "
-                f"but a whole one (TXID {after.txid_min:016x}) follows at offset {after.offset}"
-            )
-        return tip, end, segment.used_after(end), segment.header
-
-
-def _walk(segment: SegmentMap, *, verify: bool) -> tuple[Position, int]:
-    tip, end = segment.header.base, SEGMENT_HEADER_SIZE
-    for extent in segment.extents(verify=verify):
-        tip, end = Position(extent.txid_max, extent.post_apply), extent.end
-    return tip, end

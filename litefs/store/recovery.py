@@ -23,12 +23,12 @@ from litefs.sqlite.header import DatabaseHeader
 from litefs.sqlite.journal import is_hot, rollback_plan
 from litefs.store import fileops
 from litefs.store.database import Database
+from litefs.store.install import complete_install
 from litefs.store.log import Log
 from litefs.store.lost import keep_file
 from litefs.store.paths import DatabaseDir
 from litefs.store.rebuild import Overlay, file_checksums
 from litefs.store.segments import extents, list_segments
-from litefs.store.snapshot import complete_install
 from litefs.store.sums import SumsFile, differing_pages
 from litefs.types import ZERO, Position
 

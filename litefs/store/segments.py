@@ -29,6 +29,8 @@ The upper half of the length is the "flags" of small records: 0.
 """
 LENGTH = struct.Struct("<Q")
 RECORD_HEAD_SIZE = 16
+PREALLOCATE_MIN = 64 << 10
+"""Zeros that a new segment is created with; a bigger file has been used."""
 MIN_BODY = 100 + 6 + 1 + 8 + 16
 """An LTX file without a page: header, end of pages, empty page index, trailer."""
 MAX_BODY = 1 << 48

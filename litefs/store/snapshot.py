@@ -4,13 +4,11 @@ replica has.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import time
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litefs._core.pagesums import PageSums, page_checksum, page_checksums
@@ -18,10 +16,10 @@ from litefs.errors import ChecksumMismatch, FormatError, LiteFSError, LogCorrupt
 from litefs.ltx.decoder import Decoder
 from litefs.ltx.format import lock_pgno
 from litefs.store import fileops
+from litefs.store.install import complete_install, discard, write_intent
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import Image, ImageReader, newest_images
-from litefs.store.segments import SegmentMap, list_segments
 from litefs.store.sums import SumsFile, differing_pages
 from litefs.types import Position
 
@@ -278,8 +276,7 @@ class SnapshotTarget:
         fileops.fsync(self._fd)
         self._file.sums.durable_txid = self._file.sums.synced_txid = self.position.txid
         self._file.flush()
-        intent = {"txid": self.position.txid, "checksum": self.position.checksum, "page_size": self.page_size}
-        fileops.write_file_atomic(self.dir.install, json.dumps(intent).encode() + b"\n")
+        write_intent(self.dir, self.position, self.page_size)
 
     def install(self) -> None:
         """Put it in place of what was there, which no mount may show. Closes this object. Raises OSError."""
@@ -342,77 +339,6 @@ class SnapshotTarget:
         """Give up and remove what was received (not after ``seal``). Harmless if repeated."""
         self.close()
         discard(self.dir)
-
-
-def discard(directory: DatabaseDir) -> None:
-    """Remove a received snapshot and its intent, the intent first."""
-    if fileops.unlink(directory.install):
-        fileops.sync_dir(directory.path)
-    fileops.unlink(directory.incoming)
-    fileops.unlink(directory.incoming_sums)
-
-
-def complete_install(directory: DatabaseDir) -> bool:
-    """Carry out the install that a sealed snapshot intends; returns whether there was one. No mount may be
-    serving.
-
-    Every step may have been done before a crash. Without an intent, an unfinished snapshot is removed.
-    """
-    intent = _read_intent(directory.install)
-    if intent is None:
-        discard(directory)
-        return False
-    base, page_size = intent
-    if _is_durable(directory, base):
-        discard(directory)
-        return True
-    if directory.incoming.exists():
-        fileops.rename(directory.incoming, directory.database)
-    if not _is_based(directory.log, base):
-        fileops.remove_tree(directory.log)
-        Log.create(directory.log, base, page_size).close()
-    if directory.incoming_sums.exists():
-        fileops.rename(directory.incoming_sums, directory.sums)
-    for path in (directory.wal, directory.shm, directory.journal):
-        fileops.unlink(path)
-    fileops.sync_dir(directory.path)
-    fileops.unlink(directory.install)
-    fileops.sync_dir(directory.path)
-    return True
-
-
-def _read_intent(path: Path) -> tuple[Position, int] | None:
-    try:
-        fields = json.loads(path.read_bytes())
-        return Position(int(fields["txid"]), int(fields["checksum"])), int(fields["page_size"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: not an install intent: {error}") from None
-
-
-def _is_based(log: Path, base: Position) -> bool:
-    """Whether the log begins at ``base`` (then its records, if any, follow the snapshot)."""
-    segments = list_segments(log)
-    if not segments:
-        return False
-    with SegmentMap(segments[0][1]) as segment:
-        return segment.header.base == base
-
-
-def _is_durable(directory: DatabaseDir, base: Position) -> bool:
-    """Whether the live database already holds the snapshot: written through the mount, and checkpointed
-    since.
-    """
-    if not directory.database.exists() or not _is_based(directory.log, base):
-        return False
-    try:
-        live = SumsFile(directory.sums)
-    except LiteFSError:
-        return False
-    durable = live.sums.durable_txid
-    live.close()
-    return durable >= base.txid
 
 
 def _has_gap(sums: bytes) -> bool:

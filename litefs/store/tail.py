@@ -1,0 +1,75 @@
+"""Judging the end of a log when it is opened: what a crash left unfinished is cut, damage is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from litefs.errors import LogCorrupt
+from litefs.store import fileops
+from litefs.store.segments import PREALLOCATE_MIN, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentMap
+from litefs.types import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What ``Log.open`` removed from the end of the log: never a record that is whole, except behind a lost
+    write.
+    """
+
+    path: Path
+    offset: int
+    size: int
+    after_txid: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.size} bytes cut at offset {self.offset}, after TXID {self.after_txid:016x}"
+        )
+
+
+def remove_unborn(path: Path, first_txid: int) -> Cut | None:
+    """Remove a last segment whose creation a crash cut short.
+
+    Raises LogCorrupt if its header is wrong but it was used.
+    """
+    with path.open("rb") as file:
+        data = file.read(PREALLOCATE_MIN + 1)
+    try:
+        SegmentHeader.unpack(data[:SEGMENT_HEADER_SIZE], path)
+    except LogCorrupt:
+        if any(data[SEGMENT_HEADER_SIZE:]) or len(data) > PREALLOCATE_MIN:
+            raise
+        fileops.unlink(path)
+        fileops.sync_dir(path.parent)
+        return Cut(path, 0, len(data), first_txid - 1)
+    return None
+
+
+def scan(path: Path, synced_txid: int, trusted: Position | None) -> tuple[Position, int, int, SegmentHeader]:
+    """(tip, end of the last record, bytes behind it to cut, header) of the last segment.
+
+    Raises LogCorrupt.
+    """
+    with SegmentMap(path) as segment:
+        if trusted is not None:
+            tip, end = _walk(segment, verify=False)
+            if tip == trusted and segment.is_end(end):
+                return tip, end, 0, segment.header
+        tip, end = _walk(segment, verify=True)
+        if segment.extent_at(end, verify=True) is not None:
+            raise LogCorrupt(f"{path}: offset {end}: the record does not follow TXID {tip.txid:016x}")
+        after = segment.valid_after(end)
+        if after is not None and (tip.txid < synced_txid or not segment.never_written(end)):
+            raise LogCorrupt(
+                f"{path}: offset {end}: the record after TXID {tip.txid:016x} is damaged, "
+                f"but a whole one (TXID {after.txid_min:016x}) follows at offset {after.offset}"
+            )
+        return tip, end, segment.used_after(end), segment.header
+
+
+def _walk(segment: SegmentMap, *, verify: bool) -> tuple[Position, int]:
+    tip, end = segment.header.base, SEGMENT_HEADER_SIZE
+    for extent in segment.extents(verify=verify):
+        tip, end = Position(extent.txid_max, extent.post_apply), extent.end
+    return tip, end
