@@ -40,7 +40,7 @@ async def appears(path: Path) -> str:
     """Wait for a file with content."""
     file = trio.Path(path)
     with trio.fail_after(PATIENCE):
-        while not await file.exists() or not await file.read_text():  # noqa: ASYNC110 - another process writes it
+        while not await file.exists() or not await file.read_text():
             await trio.sleep(0.01)
     return await file.read_text()
 
