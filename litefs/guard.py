@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -59,7 +60,7 @@ class FsGuard:
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._minor = -1
-        self.mount_guard = MountGuard(start.mountpoint)
+        self.mount_guard = MountGuard(Path(start.mountpoint))
         self.restarts = 0
 
     @property
@@ -198,7 +199,7 @@ def clear_stale_mount(mountpoint: str) -> None:
     Raises MountError if it cannot be removed.
     """
     while session.is_stale(mountpoint):
-        for holder in retire_stale(mountpoint):
+        for holder in retire_stale(Path(mountpoint)):
             log.warning(
                 "process %d (%s) still holds files of the dead mount: restart it", holder.pid, holder.command
             )

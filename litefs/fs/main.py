@@ -42,7 +42,7 @@ from litefs.link.messages import (
     Unpublished,
 )
 from litefs.store.paths import DataDir
-from litefs.store.recovery import Report, mark_clean, recover
+from litefs.store.recovery import Report, recover, settle
 from litefs.types import Role
 
 log = logging.getLogger("litefs.fs")
@@ -127,7 +127,7 @@ class FsProcess:
     def _recover(self) -> list[str]:
         lines: list[str] = []
         for name in self._data.names():
-            report: Report = recover(self._data.database_dir(name))
+            report: Report = recover(self._data.database_dir(name), node_id=self._start.node_id)
             lines += [f"{name}: {line}" for line in report.lines()]
         return lines
 
@@ -214,8 +214,7 @@ class FsProcess:
         for name in self._data.names():
             directory = self._data.database_dir(name)
             try:
-                recover(directory)
-                mark_clean(directory)
+                settle(directory)
             except (LiteFSError, OSError) as exc:
                 log.error("%s: could not be settled, the next start recovers it: %s", name, exc)
 

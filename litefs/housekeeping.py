@@ -1,0 +1,141 @@
+"""What the node process looks after on its own: unpublished commits, open databases, the log's length."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+
+from litefs.apply.publish import Publisher
+from litefs.apply.retire import MountGuard
+from litefs.errors import LiteFSError
+from litefs.store.paths import DataDir
+from litefs.store.retention import reap
+from litefs.store.sums import SumsFile
+from litefs.stream.catalog import StoreCatalog
+
+log = logging.getLogger("litefs.node")
+
+LOOK_SECONDS = 0.2
+"""Between two looks for commits that nobody published."""
+
+REFRESH_LOOKS = 5
+"""Looks between two checks for ``-wal`` and ``-shm`` files that came or went."""
+
+
+class Primary:
+    """Databases that clients have opened: their dead mount's caches and their unpublished commits.
+
+    On a replica there is nothing to publish, but the guard over the mount is needed as well.
+    """
+
+    def __init__(self, data: DataDir, mountpoint: Path, guard: MountGuard) -> None:
+        self._data = data
+        self._mountpoint = mountpoint
+        self._guard = guard
+        self._publishers: dict[str, Publisher] = {}
+        self._sums: dict[str, SumsFile] = {}
+        self._new: set[str] = set()
+        self._pressing = trio.Event()
+        self._scratch_dir = data.path / "tmp"
+        self._scratch_dir.mkdir(exist_ok=True)
+        for leftover in self._scratch_dir.iterdir():
+            leftover.unlink()
+
+    def opened(self, name: str) -> None:
+        """A client opened that database, or it appeared."""
+        self._new.add(name)
+
+    def unpublished(self, name: str) -> None:
+        """A commit of that database stands in a client's way."""
+        self._new.add(name)
+        self._pressing.set()
+
+    async def run(self) -> None:
+        """Look now and then, and at once when asked; until cancelled."""
+        looks = 0
+        while True:
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._pressing.wait()
+            self._pressing = trio.Event()
+            looks += 1
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._look, looks % REFRESH_LOOKS == 0)
+
+    def _look(self, refresh: bool) -> None:
+        while self._new:
+            name = self._new.pop()
+            if name not in self._publishers:
+                with contextlib.suppress(LiteFSError, OSError):
+                    sums = self._sums[name] = SumsFile(self._data.database_dir(name).sums)
+                    self._publishers[name] = Publisher(self._mountpoint / name, sums)
+            with contextlib.suppress(OSError):
+                self._guard.watch(name)
+        for name, publisher in list(self._publishers.items()):
+            try:
+                if publisher.check():
+                    log.info("%s: published a commit that its client had not", name)
+            except OSError as exc:
+                log.debug("%s: %s", name, exc)
+        if refresh:
+            self._guard.refresh()
+
+    def forget(self) -> None:
+        """The mount is gone."""
+        self._publishers.clear()
+        for sums in self._sums.values():
+            sums.close()
+        self._sums.clear()
+        self._new.clear()
+
+    def close(self) -> None:
+        self.forget()
+
+    def new_scratch(self) -> Path:
+        """A fresh path for a temporary file in the data directory."""
+        return self._scratch_dir / secrets.token_hex(8)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A temporary file's path; the file is removed afterwards."""
+        path = self.new_scratch()
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class Retention:
+    """Deletes what the logs no longer need, by age (seconds) and bytes."""
+
+    def __init__(self, data: DataDir, catalog: StoreCatalog, max_age: float, max_bytes: int) -> None:
+        self._data = data
+        self._catalog = catalog
+        self._max_age = max_age
+        self._max_bytes = max_bytes
+
+    async def run(self, interval: float) -> None:
+        """Look every *interval* seconds until cancelled."""
+        while True:
+            await trio.sleep(interval)
+            for name in list(self._catalog.sources()):
+                pinned = self._catalog.pinned_txid(name)
+                await trio.to_thread.run_sync(self._reap, name, pinned)
+
+    def _reap(self, name: str, pinned: int | None) -> None:
+        directory = self._data.database_dir(name)
+        try:
+            sums = SumsFile(directory.sums)
+            try:
+                removed = reap(directory.log, sums.sums, self._max_age, self._max_bytes, pinned)
+            finally:
+                sums.close()
+        except (LiteFSError, OSError) as exc:
+            log.warning("%s: retention: %s", name, exc)
+            return
+        if removed:
+            log.debug("%s: removed %d log segments", name, len(removed))
