@@ -159,7 +159,7 @@ class Node:
     def kill(self, which: Which) -> None:
         """``kill -9`` of one or both processes; a lost node process is reaped and its fs process awaited.
 
-        After "fs" the node is expected to come back by itself (:meth:`wait_recovered`); after "node" and "both"
+        After "fs" the node comes back by itself (:meth:`wait_recovered`); after "node" and "both"
         it has to be started again.
         """
         assert self.process is not None

@@ -1,6 +1,6 @@
 """SQL on request: ``sql DRIVER``, with DRIVER ``sqlite3`` or ``apsw``.
 
-Operations: open(path, readonly, timeout), execute(statement), script(statements), close(), and page_digest(path).
+Operations: open(path, readonly, timeout), execute(statement), script(statements), close(), page_digest(path).
 """
 
 from __future__ import annotations

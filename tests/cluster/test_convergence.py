@@ -1,0 +1,78 @@
+"""20,000 random transactions of three kinds of writers: both nodes end up with the same pages."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.clients.engines import KINDS
+from tests.support.clients.workload import schema
+from tests.support.node import Node, pages_equal, wait_equal
+from tests.support.processes import Client, wait_until
+
+PAGE_SIZES = (512, 4096, 65536)
+MODES = ("WAL", "DELETE")
+TRANSACTIONS = 20_000
+HOLD_SECONDS = 20
+MAX_LAG_SECONDS = 1.0
+
+
+def create(client: Client, path: str, page_size: int, mode: str) -> None:
+    """Make a database with the tables of the workload."""
+    client.call("open", path=path)
+    client.call(
+        "script",
+        statements=[f"PRAGMA page_size={page_size}", f"PRAGMA journal_mode={mode}", *schema()],
+    )
+    client.call("close")
+
+
+def wait_present(node: Node, name: str) -> None:
+    """A database appears whole on a replica: once it has a position, it can be opened."""
+    wait_until(lambda: node.position(name) is not None, 15, f"{name} appears on {node.name}", 0.05)
+
+
+@pytest.mark.timeout(240)
+def test_random_transactions_converge(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    primary, replica = primary_and_replica
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")
+    names = [f"{mode.lower()}-{size}.db" for size in PAGE_SIZES for mode in MODES]
+    sql = make_client("sql", "sqlite3")
+    for name, (size, mode) in zip(names, ((size, mode) for size in PAGE_SIZES for mode in MODES), strict=True):
+        create(sql, primary.path(name), size, mode)
+    create(sql, primary.path("lag.db"), 4096, "WAL")
+    for name in [*names, "lag.db"]:
+        wait_present(replica, name)
+
+    readers = [make_client("reader", "sqlite3", replica.path(name)) for name in names]
+    lag = make_client("lag", primary.path("lag.db"), replica.path("lag.db"), 50)
+    holder = make_client("long_reader", replica.path("wal-4096.db"), HOLD_SECONDS)
+    assert holder.answer(20) == "holding"
+    began = time.monotonic()
+    share = -(-TRANSACTIONS // (len(names) * len(KINDS)))
+    writers = [
+        make_client("random_writer", kind, primary.path(name), seed + number, share)
+        for name in names
+        for number, kind in enumerate(KINDS)
+    ]
+    for writer in writers:
+        assert writer.answer(150)["done"] == share
+    held = holder.answer(max(1.0, began + HOLD_SECONDS - time.monotonic()) + 30)
+    assert held["reads"] > 0
+    lags = lag.call("stop", 30)
+    assert lags
+    assert lags[-1] < MAX_LAG_SECONDS, f"lags from {lags[0]:.4f} to {lags[-1]:.4f} s"
+    for reader in readers:
+        assert reader.call("stop", 20)["reads"] > 0
+
+    for name in names:
+        wait_equal(primary, replica, name, 30)
+        pages_equal(primary, replica, name)
+        sql.call("open", path=replica.path(name), readonly=True)
+        assert sql.call("execute", 30, statement="PRAGMA integrity_check") == [["ok"]]

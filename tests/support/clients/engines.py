@@ -1,0 +1,114 @@
+"""Three kinds of SQLite clients behind one call: Python's sqlite3, apsw with its own SQLite, the shell."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+from typing import Any, Protocol
+
+import apsw
+
+KINDS = ("sqlite3", "apsw", "shell")
+_SENTINEL = "--end-of-answer--"
+
+
+class SqlError(Exception):
+    """A statement failed. ``busy``: another connection holds a lock, the transaction can be tried again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.busy = "locked" in message or "busy" in message.lower()
+
+
+class Engine(Protocol):
+    """A connection that runs SQL text."""
+
+    def run(self, statements: list[str]) -> list[str]:
+        """Run the statements in order and return the first column of all rows as text. Raises SqlError."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class _Library:
+    """sqlite3 or apsw."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def run(self, statements: list[str]) -> list[str]:
+        rows: list[str] = []
+        try:
+            for statement in statements:
+                rows.extend(str(row[0]) for row in self._connection.execute(statement))
+        except (sqlite3.Error, apsw.Error) as error:
+            raise SqlError(f"{statement[:80]}: {error}") from error
+        return rows
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _Shell:
+    """A long-lived ``sqlite3`` shell. After an error the rest of a list of statements is not executed."""
+
+    def __init__(self, path: str) -> None:
+        self._process = subprocess.Popen(
+            ["sqlite3", "-batch", "-noheader", path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+        )
+
+    def run(self, statements: list[str]) -> list[str]:
+        rows: list[str] = []
+        for statement in statements:
+            rows.extend(self._one(statement))
+        return rows
+
+    def _one(self, statement: str) -> list[str]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{statement};\n.print {_SENTINEL}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise SqlError("the shell ended") from error
+        rows = []
+        for line in self._process.stdout:
+            if line.rstrip("\n") == _SENTINEL:
+                break
+            rows.append(line.rstrip("\n"))
+        else:
+            raise SqlError("the shell ended")
+        errors = [row for row in rows if "error" in row.lower()]
+        if errors:
+            raise SqlError(f"{statement[:80]}: {errors[0]}")
+        return rows
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(10)
+
+
+def connect(kind: str, path: str, busy_ms: int = 10_000, readonly: bool = False) -> Engine:
+    """Open a database with one of KINDS; the shell cannot be opened for reading only. Raises SqlError."""
+    try:
+        if kind == "shell":
+            engine: Engine = _Shell(path)
+        elif kind == "apsw":
+            writable = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+            engine = _Library(apsw.Connection(path, apsw.SQLITE_OPEN_READONLY if readonly else writable))
+        else:
+            uri = f"file:{path}?mode={'ro' if readonly else 'rwc'}"
+            engine = _Library(sqlite3.connect(uri, uri=True, isolation_level=None))
+    except (sqlite3.Error, apsw.Error) as error:
+        raise SqlError(f"open: {error}") from error
+    # sqlite3 and apsw answer this pragma with a row; nothing reads the file yet.
+    engine.run([f"PRAGMA busy_timeout={busy_ms}"])
+    return engine
