@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -92,7 +92,7 @@ class Peer:
                 raise PeerError(f"{self.url}: no answer within {ANSWER_SECONDS:.0f} s") from None
         try:
             await self._check(response)
-            async with aclosing(response.aiter_raw()) as chunks:
+            async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as chunks:
                 yield _Watched(chunks, self)
         finally:
             with trio.move_on_after(1) as scope:

@@ -63,11 +63,12 @@ class BurstProtocol(H2Protocol):
                     break
                 self.connection.send_data(stream_id, data)
                 sent += len(data)
-            if buffer.complete:
+            complete = buffer.complete  # it may become so while the flush waits: then there is another round
+            if complete:
                 self.connection.end_stream(stream_id)
-            if sent or buffer.complete:
+            if sent or complete:
                 await self._flush()
-            if buffer.complete:
+            if complete:
                 del self.stream_buffers[stream_id]
                 self.priority.remove_stream(stream_id)
         except (h2.exceptions.StreamClosedError, KeyError, h2.exceptions.ProtocolError):

@@ -88,7 +88,6 @@ def hypercorn_config() -> Config:
     config.errorlog = logging.getLogger("litefs.http")
     config.keep_alive_timeout = 60
     config.keep_alive_max_requests = 1 << 62
-    config.h2_max_inbound_frame_size = 1 << 18
     config.max_app_queue_size = 4
     config.include_server_header = False
     config.graceful_timeout = GRACE_SECONDS

@@ -1,0 +1,95 @@
+"""A node without store and mount behind the real server, on a loopback socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import httpx
+import trio
+
+from litefs.errors import DatabaseNotFound
+from litefs.server.app import create_app
+from litefs.server.serve import bind, serve
+from litefs.server.view import DatabaseInfo, Export
+from litefs.stream.memory import MemoryCatalog
+from litefs.stream.protocols import Identity
+
+CLUSTER = "LFSC0123456789ABCDEF"
+STOP_SECONDS = 2.0
+OTHER_CLUSTER = "LFSCFEDCBA9876543210"
+
+
+class FakeNode:
+    """NodeView with plain attributes; imported bytes are kept in ``imported``."""
+
+    def __init__(self, catalog: MemoryCatalog | None = None, *, node_id: int = 0xA1) -> None:
+        self.identity = Identity(node_id, CLUSTER, 1, "primary-host")
+        self.is_primary = True
+        self.candidate = True
+        self.mountpoint = "/litefs"
+        self.primary_hostname: str | None = None
+        self.catalog = catalog or MemoryCatalog()
+        self.lag_seconds = 0.25
+        self.imported: dict[str, bytes] = {}
+        self.import_gate = trio.Event()
+        self.import_gate.set()
+        self.discarded: list[Path] = []
+
+    def databases(self) -> Sequence[DatabaseInfo]:
+        return [
+            DatabaseInfo(name, source.position(), commits=7, log_segments=2, log_bytes=4096)
+            for name, source in self.catalog.sources().items()
+        ]
+
+    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
+        await self.import_gate.wait()
+        content = bytearray()
+        async for chunk in chunks:
+            content += chunk
+        self.imported[name] = bytes(content)
+
+    async def export_database(self, name: str) -> Export:
+        if name not in self.imported:
+            raise DatabaseNotFound("database not found")
+        with NamedTemporaryFile(delete=False) as file:
+            file.write(self.imported[name])
+        path = Path(file.name)
+
+        async def discard() -> None:
+            await trio.Path(path).unlink()
+            self.discarded.append(path)
+
+        return Export(path, discard)
+
+
+@asynccontextmanager
+async def serving(node: FakeNode) -> AsyncIterator[str]:
+    """The node's base URL while it is served; stopping must take less than 2 s."""
+    sockets = bind("127.0.0.1:0")
+    port = sockets[0].getsockname()[1]
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, create_app(node), sockets, stop)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            stop.set()
+            nursery.cancel_scope.deadline = trio.current_time() + STOP_SECONDS
+    assert not nursery.cancel_scope.cancelled_caught, "the server did not stop in time"
+
+
+def client(**options: object) -> httpx.AsyncClient:
+    """An HTTP/2 client by prior knowledge."""
+    settings: dict[str, object] = {"http1": False, "http2": True, "timeout": 5, "trust_env": False}
+    return httpx.AsyncClient(**(settings | options))  # type: ignore[arg-type]
+
+
+def load(text: str) -> dict[str, object]:
+    """JSON object from text."""
+    value = json.loads(text)
+    assert isinstance(value, dict)
+    return value

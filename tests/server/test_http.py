@@ -1,0 +1,279 @@
+"""The HTTP API over real sockets, with HTTP/2 and with HTTP/1.1."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import httpx
+import pytest
+import trio
+
+from litefs.errors import ConfigError, LiteFSError
+from litefs.server.serve import bind, parse_address
+from litefs.stream.handshake import encode_positions, request_headers
+from litefs.stream.memory import MemoryCatalog, MemorySource
+from litefs.stream.protocols import Identity
+from litefs.types import Position
+from tests.server.support import CLUSTER, OTHER_CLUSTER, FakeNode, client, load, serving
+
+REPLICA = Identity(0xB2, CLUSTER, 1, "replica")
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        with trio.fail_after(20):
+            await test()
+
+    trio.run(bounded)
+
+
+def filled(name: str) -> MemorySource:
+    source = MemorySource(name)
+    source.commit({1: b"a" * 512})
+    return source
+
+
+@pytest.mark.parametrize("http2", [True, False])
+def test_info_has_the_shape_of_go_litefs(http2: bool) -> None:
+    async def main() -> None:
+        node = FakeNode()
+        async with serving(node) as url, client(http1=not http2, http2=http2) as http:
+            response = await http.get(f"{url}/info")
+            assert response.text == (
+                "{\n"
+                f'  "clusterID": "{CLUSTER}",\n'
+                '  "isPrimary": true,\n'
+                '  "candidate": true,\n'
+                '  "path": "/litefs"\n'
+                "}\n"
+            )
+            assert response.headers["Litefs-Id"] == "00000000000000A1"
+            assert response.headers["Litefs-Cluster-Id"] == CLUSTER
+            node.is_primary, node.primary_hostname = False, "other"
+            info = load((await http.get(f"{url}/info")).text)
+            assert (info["isPrimary"], info["primary"]) == (False, {"hostname": "other"})
+
+    run(main)
+
+
+def test_metrics() -> None:
+    async def main() -> None:
+        node = FakeNode(MemoryCatalog(filled("app.db")))
+        async with serving(node) as url, client() as http:
+            response = await http.get(f"{url}/metrics")
+            lines = response.text.splitlines()
+            for line in (
+                "litefs_is_primary 1.0",
+                "litefs_db_count 1.0",
+                "litefs_subscriber_count 0.0",
+                "litefs_lag_seconds 0.25",
+                'litefs_db_txid{db="app.db"} 1.0',
+                'litefs_db_commit_count_total{db="app.db"} 7.0',
+            ):
+                assert line in lines
+            assert any(line.startswith("process_resident_memory_bytes") for line in lines)
+
+    run(main)
+
+
+def test_import_and_export_stream_both_ways() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        content = random.Random(1).randbytes(3 << 20)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(0, len(content), 100_000):
+                yield content[at : at + 100_000]
+
+        async with serving(node) as url, client() as http:
+            response = await http.post(f"{url}/import?name=a.db", content=pieces())
+            assert (response.status_code, response.text) == (200, "")
+            assert node.imported == {"a.db": content}
+            response = await http.get(f"{url}/export?name=a.db")
+            assert response.content == content
+            assert response.headers["Content-Length"] == str(len(content))
+            assert len(node.discarded) == 1
+            async with client() as leaving, leaving.stream("GET", f"{url}/export?name=a.db") as cut:
+                await anext(cut.aiter_raw())
+            while len(node.discarded) < 2:
+                await trio.sleep(0.01)
+
+    run(main)
+
+
+def test_an_import_that_is_not_read_does_not_pile_up() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        node.import_gate = trio.Event()
+        sent = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal sent
+            for _ in range(400):
+                sent += 65536
+                yield bytes(65536)
+
+        async with serving(node) as url, client(timeout=None) as http, trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: http.post(f"{url}/import?name=a", content=endless()))
+            await trio.sleep(0.5)
+            assert 65536 <= sent < 8 << 20
+            node.import_gate.set()
+            while "a" not in node.imported:
+                await trio.sleep(0.01)
+            assert len(node.imported["a"]) == 400 * 65536
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/nothing", 404, "404 page not found"),
+        ("POST", "/info", 405, "method not allowed"),
+        ("POST", "/import", 400, "name required"),
+        ("POST", "/import?name=../../etc/passwd", 400, "invalid database name"),
+        ("GET", "/export?name=absent", 404, "database not found"),
+        ("GET", "/export?name=a-wal", 400, "invalid database name"),
+    ],
+)
+def test_errors_are_one_line_of_text(method: str, path: str, status: int, message: str) -> None:
+    async def main() -> None:
+        async with serving(FakeNode()) as url, client() as http:
+            response = await http.request(method, url + path)
+            assert response.status_code == status
+            assert message in response.text
+            assert response.text.endswith("\n")
+            assert response.headers["Content-Type"].startswith("text/plain")
+
+    run(main)
+
+
+def test_a_replica_refuses_imports_and_streams() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        node.is_primary = False
+        async with serving(node) as url, client() as http:
+            assert (await http.post(f"{url}/import?name=a", content=b"x")).status_code == 503
+            response = await http.post(
+                f"{url}/stream", headers=request_headers(REPLICA), content=encode_positions({})
+            )
+            assert response.status_code == 503
+            assert "not the primary" in response.text
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "message"),
+    [
+        ({"Litefs-Id": "00000000000000B2"}, b"\0\0\0\0", 400, "not a node of this LiteFS"),
+        (request_headers(REPLICA) | {"LiteFS-Stream": "2"}, b"\0\0\0\0", 400, "stream version '2'"),
+        (request_headers(Identity(0xA1, CLUSTER)), b"\0\0\0\0", 400, "cannot connect to self"),
+        (request_headers(Identity(0xB2, OTHER_CLUSTER)), b"\0\0\0\0", 409, OTHER_CLUSTER),
+        (request_headers(Identity(0xB2, CLUSTER, 5)), b"\0\0\0\0", 503, "term 5"),
+        (request_headers(REPLICA), b"GET / HTTP/1.1", 400, "position map"),
+        (request_headers(REPLICA), b"\0\0\0\1\0\0\0\2..", 400, "position map: offset 4"),
+        (request_headers(REPLICA) | {"Litefs-Id": "xyz"}, b"\0\0\0\0", 400, "not a node id"),
+        (request_headers(REPLICA) | {"Litefs-Term": "-1"}, b"\0\0\0\0", 400, "Litefs-Term"),
+    ],
+)
+def test_bad_stream_requests_are_told_why(
+    headers: dict[str, str], body: bytes, status: int, message: str
+) -> None:
+    async def main() -> None:
+        async with serving(FakeNode()) as url, client() as http:
+            response = await http.post(f"{url}/stream", headers=headers, content=body)
+            assert (response.status_code, message in response.text) == (status, True), response.text
+
+    run(main)
+
+
+def test_names_that_escape_are_refused_in_a_position_map() -> None:
+    async def main() -> None:
+        async with serving(FakeNode()) as url, client() as http:
+            body = encode_positions({"../../x": Position(1, 1 << 63)})
+            response = await http.post(f"{url}/stream", headers=request_headers(REPLICA), content=body)
+            assert response.status_code == 400
+            assert "invalid database name" in response.text
+
+    run(main)
+
+
+def test_http1_cannot_stream() -> None:
+    async def main() -> None:
+        async with serving(FakeNode()) as url, client(http1=True, http2=False) as http:
+            response = await http.post(f"{url}/stream", headers=request_headers(REPLICA), content=b"")
+            assert response.status_code == 426
+
+    run(main)
+
+
+def test_a_replica_that_stops_reading_costs_no_memory_and_does_not_delay_the_stop() -> None:
+    async def main() -> None:
+        source = MemorySource("big", 65536)
+        rng = random.Random(2)
+        for first in range(1, 800, 50):
+            source.commit({pgno: rng.randbytes(65536) for pgno in range(first, first + 50)})
+        node = FakeNode(MemoryCatalog(source))
+        async with (
+            serving(node) as url,
+            client(timeout=None) as http,
+            http.stream(
+                "POST", f"{url}/stream", headers=request_headers(REPLICA), content=encode_positions({})
+            ) as response,
+        ):
+            assert response.status_code == 200
+            await trio.sleep(0.7)
+            metrics = (await httpx.AsyncClient(trust_env=False).get(f"{url}/metrics")).text
+            sent = next(
+                float(line.split()[1])
+                for line in metrics.splitlines()
+                if line.startswith("litefs_stream_sent_bytes_total")
+            )
+            assert "litefs_subscriber_count 1.0" in metrics
+            # httpx grants a window of 16 MiB; our buffers hold little more
+            assert sent < 18 << 20
+
+    run(main)
+
+
+def test_garbage_on_the_port_is_answered_or_closed() -> None:
+    async def main() -> None:
+        async with serving(FakeNode()) as url, client() as http:
+            port = int(url.rpartition(":")[2])
+            for garbage in (
+                b"\x16\x03\x01\x02\x00" * 50,
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 500,
+            ):
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                await stream.send_all(garbage)
+                with trio.fail_after(5):
+                    while await stream.receive_some(4096):
+                        pass
+                await stream.aclose()
+            assert (await http.get(f"{url}/info")).status_code == 200
+
+    run(main)
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LiteFSError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            bind(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("address", ["", "localhost", ":http", "1.2.3.4:70000"])
+def test_bad_addresses_are_configuration_errors(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"http\.addr"):
+        parse_address(address)
+
+
+def test_an_empty_host_listens_on_ipv4_too() -> None:
+    for sock in bind(":0"):
+        with sock, socket.create_connection(("127.0.0.1", sock.getsockname()[1]), timeout=5):
+            pass
