@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.clients.engines import KINDS
 from tests.support.clients.workload import schema
-from tests.support.node import Node, pages_equal, wait_equal
-from tests.support.processes import Client, wait_until
+from tests.support.node import Node, pages_equal, wait_equal, wait_present
+from tests.support.processes import Client
 
 PAGE_SIZES = (512, 4096, 65536)
 MODES = ("WAL", "DELETE")
@@ -30,11 +30,6 @@ def create(client: Client, path: str, page_size: int, mode: str) -> None:
     client.call("close")
 
 
-def wait_present(node: Node, name: str) -> None:
-    """A database appears whole on a replica: once it has a position, it can be opened."""
-    wait_until(lambda: node.position(name) is not None, 15, f"{name} appears on {node.name}", 0.05)
-
-
 @pytest.mark.timeout(240)
 def test_random_transactions_converge(
     primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
@@ -44,7 +39,9 @@ def test_random_transactions_converge(
     print(f"seed {seed}")
     names = [f"{mode.lower()}-{size}.db" for size in PAGE_SIZES for mode in MODES]
     sql = make_client("sql", "sqlite3")
-    for name, (size, mode) in zip(names, ((size, mode) for size in PAGE_SIZES for mode in MODES), strict=True):
+    for name, (size, mode) in zip(
+        names, ((size, mode) for size in PAGE_SIZES for mode in MODES), strict=True
+    ):
         create(sql, primary.path(name), size, mode)
     create(sql, primary.path("lag.db"), 4096, "WAL")
     for name in [*names, "lag.db"]:

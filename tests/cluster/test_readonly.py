@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.node import Node, pages_equal, wait_equal
-from tests.support.processes import Client, ClientError, wait_until
+from tests.support.node import Node, pages_equal, wait_equal, wait_present
+from tests.support.processes import Client, ClientError
 
 READ_ONLY = "attempt to write a readonly database"
 WRITES = (
@@ -28,9 +28,10 @@ def test_write_on_a_replica_is_refused(
     writer = make_client("sql", driver)
     writer.call("open", path=primary.path("app.db"))
     writer.call(
-        "script", statements=[f"PRAGMA journal_mode={mode}", "CREATE TABLE t(a)", "INSERT INTO t VALUES('kept')"]
+        "script",
+        statements=[f"PRAGMA journal_mode={mode}", "CREATE TABLE t(a)", "INSERT INTO t VALUES('kept')"],
     )
-    wait_until(lambda: replica.position("app.db") is not None, 10, "app.db appears on the replica", 0.05)
+    wait_present(replica, "app.db")
     position = wait_equal(primary, replica, "app.db")
 
     intruder = make_client("sql", driver)
@@ -49,13 +50,17 @@ def test_write_on_a_replica_is_refused(
     assert intruder.call("execute", statement="SELECT a FROM t") == [["kept"], ["new"]]
 
 
+def create_table(client: Client, path: str) -> None:
+    client.call("open", path=path)
+    client.call("execute", statement="CREATE TABLE t(a)")
+
+
 def test_new_database_cannot_be_made_on_a_replica(
     primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
 ) -> None:
     _, replica = primary_and_replica
     client = make_client("sql", "sqlite3")
     with pytest.raises(ClientError, match=r"readonly|unable to open"):
-        client.call("open", path=replica.path("orphan.db"))
-        client.call("execute", statement="CREATE TABLE t(a)")
+        create_table(client, replica.path("orphan.db"))
     assert replica.position("orphan.db") is None
     assert "orphan.db" not in replica.files("list", path=str(replica.mount))

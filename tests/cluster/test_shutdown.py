@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from litefs.fs.session import is_mounted, is_stale
-from tests.support.node import STOP_MARGIN, STOP_SECONDS, Node
+from tests.support.node import STOP_MARGIN, STOP_SECONDS, Node, wait_present
 from tests.support.processes import Client, wait_until
 
 
@@ -20,17 +20,23 @@ def test_signal_stops_a_node_with_open_connections(
     primary, replica = primary_and_replica
     client = make_client("sql", "sqlite3")
     client.call("open", path=primary.path("app.db"))
-    client.call("script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)", "BEGIN", "SELECT * FROM t"])
-    wait_until(lambda: replica.position("app.db") is not None, 10, "app.db appears on the replica", 0.05)
+    client.call(
+        "script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)", "BEGIN", "SELECT * FROM t"]
+    )
+    wait_present(replica, "app.db")
     assert replica.stop(signum) == 0
     assert primary.stop(signum) == 0
 
 
-def test_content_survives_a_clean_restart(make_node: Callable[..., Node], make_client: Callable[..., Client]) -> None:
+def test_content_survives_a_clean_restart(
+    make_node: Callable[..., Node], make_client: Callable[..., Client]
+) -> None:
     node = make_node("primary").start()
     client = make_client("sql", "sqlite3")
     client.call("open", path=node.path("app.db"))
-    client.call("script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)"])
+    client.call(
+        "script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)"]
+    )
     position = node.position("app.db")
     client.call("close")
     node.stop()

@@ -238,6 +238,11 @@ def unmount_below(path: Path) -> list[str]:
     return [mount.path for mount in found]
 
 
+def wait_present(node: Node, name: str, timeout: float = 15) -> None:
+    """Until a node has a position for a database: then it is there as a whole and can be opened."""
+    wait_until(lambda: node.position(name) is not None, timeout, f"{name} appears on {node.name}", 0.05)
+
+
 def wait_equal(one: Node, other: Node, name: str, timeout: float = 20) -> Position:
     """Until both nodes report the same position of a database twice in a row. Writers must be at rest."""
     deadline = time.monotonic() + timeout

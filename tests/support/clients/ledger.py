@@ -1,11 +1,11 @@
 """A writer that remembers what was acknowledged: ``ledger KIND PATH ACKS WRITER``.
 
-Each transaction inserts the next row of its own and moves money between two accounts. Once COMMIT has returned, the
-row's number is appended to the file ACKS, which lies outside the mount. After an error the outcome is unknown: the
-writer closes, opens again until that works, and goes on with the next number.
+Each transaction inserts the next row of its own and moves money between two accounts. Once COMMIT has
+returned, the row's number is appended to the file ACKS, which lies outside the mount. After an error the
+outcome is unknown: the writer closes, opens again until that works, and goes on with the next number.
 
-Operations: pause() (answers when no transaction is open), resume(), progress(). A statement that takes longer than
-STUCK_SECONDS ends the process with status 3: a client must never hang.
+Operations: pause() (answers when no transaction is open), resume(), progress(). A statement that takes longer
+than STUCK_SECONDS ends the process with status 3: a client must never hang.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Ledger(threading.Thread):
         self._at_rest.clear()
 
     def _transact(self, engine: Engine) -> None:
-        # The number is used up whatever comes of it; one that failed may be there or not. After a restart of this
-        # process it can meet a row whose acknowledgement was not written any more, hence OR IGNORE.
+        # The number is used up whatever comes of it; one that failed may be there or not. After a restart of
+        # this process it can meet a row whose acknowledgement was not written any more, hence OR IGNORE.
         self._number += 1
         source, target = self._random.sample(range(ACCOUNTS), 2)
         statements = (

@@ -1,7 +1,7 @@
 """A writer of random transactions: ``random_writer KIND PATH SEED COUNT``.
 
-Commits COUNT transactions (see workload.py), trying again those that met a lock, and answers once, at the end:
-``{"done": …, "retries": …}``.
+Commits COUNT transactions (see workload.py), trying again those that met a lock, and answers once, at the
+end: ``{"done": …, "retries": …}``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A reader that checks the constant sum in each of its transactions: ``reader KIND PATH``.
 
-Reads from the start; ``stop`` answers ``{"reads": …, "busy": …}``, or the error "Violated" if the sum was wrong.
-Every tenth read is on a new connection.
+Reads from the start; ``stop`` answers ``{"reads": …, "busy": …}``, or the error "Violated" if the sum was
+ever wrong. Every tenth read is on a new connection.
 """
 
 from __future__ import annotations
