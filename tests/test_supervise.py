@@ -128,7 +128,7 @@ def test_terminate(tmp_path: Path, trap: str, signum: signal.Signals, code: int)
 
 def test_terminate_stops_the_sequence(tmp_path: Path) -> None:
     supervisor = Supervisor(
-        [shell(f"echo 1 > {tmp_path}/ready; sleep 30"), shell(f"touch {tmp_path}/second")]
+        [shell(f"echo 1 > {tmp_path}/ready; exec sleep 30"), shell(f"touch {tmp_path}/second")]
     )
 
     async def scenario() -> None:
