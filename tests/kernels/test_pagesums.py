@@ -284,9 +284,10 @@ def test_snapshots_are_consistent_while_another_process_writes(tmp_path: Path) -
             try:
                 assert writer.stdout is not None
                 assert writer.stdout.readline() == b"ready\n"
-                seen = set()
-                deadline = time.monotonic() + 0.7
-                while time.monotonic() < deadline:
+                # A busy machine runs the two in turns and shows few states; so count states, not seconds.
+                seen: set[int] = set()
+                deadline = time.monotonic() + 30
+                while len(seen) < 300 and time.monotonic() < deadline:
                     txid, checksum, timestamp, page_size, page_count = sums.snapshot()
                     if txid:
                         assert (checksum, timestamp, page_size, page_count) == (
@@ -301,6 +302,6 @@ def test_snapshots_are_consistent_while_another_process_writes(tmp_path: Path) -
             finally:
                 writer.kill()
                 writer.communicate()
-            assert len(seen) > 100
+            assert len(seen) == 300
         finally:
             sums.release()
