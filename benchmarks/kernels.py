@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--json] [--seconds S] [--only WORD]
 
 Kernel, reference and memcpy take turns, so that a busy machine slows all of them; the figure is the median of
-the turns. Exit status 1 if a kernel misses its bar. The rows come from ``rows() -> list[Row]`` of each module
+the turns, by CPU time, so that it does not count what other processes took. Exit status 1 if a kernel misses its bar. The rows come from ``rows() -> list[Row]`` of each module
 ``kernel_rows_*`` beside this one.
 """
 
@@ -43,12 +43,12 @@ class Result(TypedDict):
 
 
 def speed(work: Callable[[], object], size: int, seconds: float) -> float:
-    """MB/s of calls for about ``seconds``, at least one."""
-    calls, start = 0, time.perf_counter()
+    """MB/s of CPU time, of calls for about ``seconds``, at least one."""
+    calls, start = 0, time.thread_time()
     while True:
         work()
         calls += 1
-        spent = time.perf_counter() - start
+        spent = time.thread_time() - start
         if spent >= seconds:
             return calls * size / spent / 1e6
 
