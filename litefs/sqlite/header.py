@@ -69,7 +69,7 @@ class DatabaseHeader:
         page_size = MAX_PAGE_SIZE if raw_size == 1 else raw_size
         if not is_page_size(page_size):
             raise FormatError(f"database header: offset 16: page size {page_size}")
-        if not 1 <= read_version <= VERSION_WAL:
+        if read_version > VERSION_WAL:
             raise FormatError(f"database header: offset 19: read version {read_version}")
         if fractions != _PAYLOAD_FRACTIONS:
             raise FormatError(f"database header: offset 21: payload fractions {fractions.hex()}")

@@ -1,0 +1,1 @@
+"""SQLite's formats, held against SQLite itself."""
