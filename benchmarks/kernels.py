@@ -3,8 +3,8 @@
     python benchmarks/kernels.py [--json] [--seconds S] [--only WORD]
 
 Kernel, reference and memcpy take turns, so that a busy machine slows all of them; the figure is the median of
-the turns, by CPU time, so that it does not count what other processes took. Exit status 1 if a kernel misses its bar. The rows come from ``rows() -> list[Row]`` of each module
-``kernel_rows_*`` beside this one.
+the turns, by CPU time, so that it does not count what other processes took. Exit status 1 if a kernel misses
+its bar. The rows come from ``rows() -> list[Row]`` of each module ``kernel_rows_*`` beside this one.
 """
 
 from __future__ import annotations
@@ -44,13 +44,17 @@ class Result(TypedDict):
 
 def speed(work: Callable[[], object], size: int, seconds: float) -> float:
     """MB/s of CPU time, of calls for about ``seconds``, at least one."""
-    calls, start = 0, time.thread_time()
+    calls, batch, start = 0, 1, time.thread_time()
     while True:
-        work()
-        calls += 1
+        for _ in range(batch):
+            work()
+        calls += batch
         spent = time.thread_time() - start
         if spent >= seconds:
             return calls * size / spent / 1e6
+        # Reading the clock costs as much as a small kernel: read it seldom.
+        if spent < seconds / 4:
+            batch = calls
 
 
 def copier(size: int) -> Callable[[], object]:
