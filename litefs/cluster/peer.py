@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from litefs.cluster.probe import speaks_something_else
 from litefs.errors import ClusterMismatch, LiteFSError, PeerError, ProtocolMismatch
 from litefs.stream.handshake import encode_positions, parse_headers, request_headers
 from litefs.stream.protocols import Identity
@@ -84,12 +85,7 @@ class Peer:
             content=encode_positions(positions),
             headers=request_headers(identity),
         )
-        with self.translated():
-            try:
-                with trio.fail_after(ANSWER_SECONDS):
-                    response = await self._client.send(request, stream=True)
-            except trio.TooSlowError:
-                raise PeerError(f"{self.url}: no answer within {ANSWER_SECONDS:.0f} s") from None
+        response = await self._answer(request)
         try:
             await self._check(response)
             async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as chunks:
@@ -98,6 +94,20 @@ class Peer:
             with trio.move_on_after(1) as scope:
                 scope.shield = True
                 await response.aclose()
+
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        assert self._client is not None
+        try:
+            with self.translated(), trio.fail_after(ANSWER_SECONDS):
+                return await self._client.send(request, stream=True)
+        except trio.TooSlowError:
+            error = PeerError(f"{self.url}: no answer within {ANSWER_SECONDS:g} s")
+        except PeerError as caught:
+            error = caught
+        other = await speaks_something_else(self.url)
+        if other is not None:
+            raise ProtocolMismatch(f"{self.url}: does not speak HTTP/2, it answers {other[:40]!r}") from error
+        raise error
 
     async def _check(self, response: httpx.Response) -> None:
         if response.status_code != 200:

@@ -244,8 +244,8 @@ def test_garbage_on_the_port_is_answered_or_closed() -> None:
         async with serving(FakeNode()) as url, client() as http:
             port = int(url.rpartition(":")[2])
             for garbage in (
-                b"\x16\x03\x01\x02\x00" * 50,
-                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 500,
+                b"\x16\x03\x01\x02\x00\r\n\r\n",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\x01\0\0\0\0\0\0x",  # DATA on stream 0
             ):
                 stream = await trio.open_tcp_stream("127.0.0.1", port)
                 await stream.send_all(garbage)
