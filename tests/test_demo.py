@@ -26,12 +26,13 @@ def test_demo(ending: str, tmp_path: Path) -> None:
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
-    seen = []
+    seen, status_lines = [], 0
     try:
         assert process.stdout is not None
         for line in process.stdout:
             seen.append(line)
-            if ending == "by Ctrl-C" and sum("seen on the replica" in line for line in seen) == 8:
+            status_lines += "seen on the replica" in line
+            if ending == "by Ctrl-C" and status_lines == 8 and "seen on the replica" in line:
                 process.send_signal(signal.SIGINT)
         code = process.wait(PATIENCE)
     finally:
