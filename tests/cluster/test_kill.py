@@ -135,7 +135,7 @@ class Scene:
             raise AssertionError(f"{error}; waiting: {states}") from None
 
     def check(self, old: list[tuple[Node, str, Client]], compare: bool) -> None:
-        """At rest: all that was acknowledged is on both nodes, old connections do not lie, positions agree."""
+        """At rest: both nodes hold all that was acknowledged and agree; old connections do not lie."""
         for writer in self.writers:
             writer.client.call("pause", 15)
         for database in DATABASES:

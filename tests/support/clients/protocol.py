@@ -15,7 +15,8 @@ def reply(result: object) -> None:
 
 def reply_error(error: BaseException) -> None:
     """Answer one request with an error."""
-    print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
+    message = f"{error} ({' '.join(sys.argv[1:])})"
+    print(json.dumps({"error": type(error).__name__, "message": message}), flush=True)
 
 
 def serve(operations: Mapping[str, Callable[..., Any]]) -> None:
