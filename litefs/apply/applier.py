@@ -243,22 +243,15 @@ class Applier:
         self._database.sums.commit(pgnos, new, header.commit, header.max_txid, post, header.timestamp)
         self._published()
 
-    def apply_pages(self, batches: Iterable[tuple[Buffer, Buffer]], commit: int) -> None:
-        """Write page images to the WAL as one transaction of ``commit`` pages; log and checksums are the
-        caller's.
-
-        For a snapshot over a database that readers have open. Raises as :meth:`WalWriter.writing`.
-        """
-        self.attach()
+    def _write_pages(self, batches: Iterable[tuple[Buffer, Buffer]], commit: int) -> None:
+        """Write page images to the WAL as one transaction that leaves ``commit`` pages."""
         held: tuple[Buffer, Buffer] | None = None
         with self._attached().writing() as append:
-            for pgnos, images in batches:
+            for batch in batches:
                 if held is not None:
                     append.add(*held, 0)
-                held = (pgnos, images)
-            if held is None:
-                held = (_PAGE_1, self._attached().read_page(1))
-            append.add(*held, commit)
+                held = batch
+            append.add(*(held or (_PAGE_1, self._attached().read_page(1))), commit)
 
     def replace(self, target: SnapshotTarget) -> None:
         """Make a received and verified snapshot the content of this database, as one transaction of its
@@ -283,7 +276,7 @@ class Applier:
         )
         target.seal()
         self._failed = f"{self.dir.name}: a snapshot was installed only in part; restart the node"
-        self.apply_pages(target.differing(self._database.sums), target.commit)
+        self._write_pages(target.differing(self._database.sums), target.commit)
         with self._closing:
             target.rebase_log(self._database.sums_file, self._database.log).close()
             self._database.close()

@@ -91,15 +91,24 @@ class ReplicaSink:
         """Set once every database has caught up with the primary."""
 
     async def start(self) -> None:
-        """Open the databases of the data directory, which was recovered. Raises LogCorrupt, OSError."""
+        """Open the databases of the data directory, which was recovered, and attach to each on the mount.
+
+        Attaching creates a WAL where there is none, without which a WAL database cannot be opened
+        read-only. Raises LogCorrupt, OSError.
+        """
         for name in await self._thread(self._datadir.names):
             state = self._state(name)
             if await self._thread(list_segments, state.directory.log):
                 applier = await self._thread(self._open, state.directory)
-                if applier.position != ZERO:
-                    state.applier = applier
-                else:  # its first transaction was refused
+                if applier.position == ZERO:  # its first transaction was refused
                     applier.close()
+                    continue
+                state.applier = applier
+                try:
+                    await self._thread(applier.attach)
+                except (OSError, LiteFSError) as error:
+                    # The others go on; whoever brings the next record for this one is told again.
+                    log.error("%s: cannot be applied to: %s", name, error)
 
     async def run(self) -> None:
         """Checkpoint databases that are idle, and make checkpointed files durable; until cancelled."""

@@ -10,7 +10,7 @@ import pytest
 
 from litefs.apply.applier import Applier
 from litefs.apply.checkpoint import CheckpointPolicy
-from litefs.store.paths import DatabaseDir
+from litefs.store.paths import DataDir
 from litefs.store.snapshot import SnapshotTarget
 from litefs.types import Position
 from tests.apply.support import Client, Source
@@ -49,7 +49,7 @@ def source(tmp_path: Path) -> Iterator[SourceMaker]:
 
 def replica_of(source: Source, path: Path, policy: CheckpointPolicy | None = None) -> Applier:
     """An applier for a new replica that holds what ``source`` has now."""
-    directory = DatabaseDir("app.db", path)
+    directory = DataDir(path).database_dir("app.db")
     target = SnapshotTarget(directory, source.page_size, 1, Position(), 0)
     for body in source.take():
         target.record(body)

@@ -89,7 +89,10 @@ class Source:
         kind = rng.random()
         if kind < 0.6:
             for _ in range(rng.randrange(1, 6)):
-                row = (rng.randbytes(4).hex(), rng.randbytes(rng.randrange(1, 2 * self.page_size)))
+                row = (
+                    rng.randbytes(4).hex(),
+                    rng.randbytes(rng.randrange(1, min(2 * self.page_size, 20_000))),
+                )
                 run("INSERT INTO junk(text, data) VALUES(?, ?)", row)
         elif kind < 0.8:
             run("DELETE FROM junk WHERE id % 7 = ?", (rng.randrange(7),))
@@ -129,17 +132,20 @@ class Source:
 
     def _wal_commits(self) -> Iterator[tuple[dict[int, bytes], int]]:
         """The commits that are new in the WAL file. A finished commit is always valid: nobody else writes."""
-        data = self.path.with_name("source.db-wal").read_bytes()
-        if data[16:24] != self._salt:
-            self._salt, self._wal_offset = data[16:24], 32
+        with self.path.with_name("source.db-wal").open("rb") as file:
+            salt = file.read(32)[16:24]
+            if salt != self._salt:
+                self._salt, self._wal_offset = salt, 32
+            base = self._wal_offset
+            file.seek(base)
+            data = file.read()
         pages: dict[int, bytes] = {}
-        while self._wal_offset + 24 + self.page_size <= len(data):
-            pgno, commit, salt = struct.unpack_from(">II8s", data, self._wal_offset)
+        for at in range(0, len(data), 24 + self.page_size):
+            pgno, commit, salt = struct.unpack_from(">II8s", data, at)
             if salt != self._salt:
                 break
-            start = self._wal_offset + 24
-            pages[pgno] = data[start : start + self.page_size]
-            self._wal_offset = start + self.page_size
+            pages[pgno] = data[at + 24 : at + 24 + self.page_size]
+            self._wal_offset = base + at + 24 + self.page_size
             if commit:
                 yield {number: page for number, page in pages.items() if number <= commit}, commit
                 pages = {}
