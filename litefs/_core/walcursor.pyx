@@ -541,9 +541,6 @@ cdef class WalCursor:
             self.chain[self.now.valid] = self.cut[i]
             self.now.commits += self.cut[i].commit != 0
             self.now.valid += 1
-        self.now.summed = self.before.summed
-        self.now.sum1 = self.before.sum1
-        self.now.sum2 = self.before.sum2
         self.now.at_end = self.before.at_end
         return self.before.judged
 

@@ -186,6 +186,4 @@ def _records(
             header = JournalHeader.parse(read(offset, HEADER_SIZE))
         except FormatError:
             return
-        # A later header sets the size that bounds its records, as in pager.c; SQLite writes the same one.
-        initial_pages = header.initial_pages
         offset += sector_size

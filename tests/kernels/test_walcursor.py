@@ -414,6 +414,99 @@ def test_memory_is_bounded_and_a_rewind_far_back_still_judged() -> None:
     assert cursor.valid_frames == count
     cursor.reject()
     assert (cursor.valid_frames, cursor.commits) == (7, 0)
+    assert propose(cursor, file, 32 + 7 * FRAME + 100, right)[0] == 1
+    cursor.accept()
+    file[32 + 7 * FRAME + 100] = right[0]
+    assert propose(cursor, file, 32 + 3 * FRAME + 100, b"!")[0] == 0
+    cursor.reject()
+    assert (cursor.valid_frames, cursor.commits) == (count, 1)
+    assert propose(cursor, file, 32 + (count - 1) * FRAME, b"!")[0] == 0
+    cursor.reject()
+    assert propose(cursor, file, 32 + count * FRAME, data[:FRAME])[0] == 1
+
+
+def zero_tailed(header: WalHeader, count: int) -> bytes:
+    """Commit frames whose pages end in zeros, so that a hole in the file can complete them."""
+    pages = b"".join(bytes([k + 1]) * 100 + bytes(PAGE - 100) for k in range(count))
+    frames, chain = b"", header.checksum
+    for k in range(count):
+        page = pages[k * PAGE : (k + 1) * PAGE]
+        frame, *sums = build_frames(array("I", [k + 1]), page, PAGE, 7, 9, *chain, 9, False)
+        chain = (sums[0], sums[1])
+        frames += frame
+    return frames
+
+
+def test_a_hole_completes_a_frame_that_ends_in_zeros() -> None:
+    cursor, header = generation()
+    data = zero_tailed(header, 1)[: FRAME_HEADER + 100]
+    file = bytearray(header.pack())
+    assert propose(cursor, file, 32, data)[0] == 0
+    cursor.accept()
+    file += data
+    assert propose(cursor, file, 32 + FRAME - 1, b"")[0] == 0
+    cursor.reject()
+    assert propose(cursor, file, 32 + FRAME + 24, b"?")[0] == 1
+    check_transaction(cursor, Scanner(header), laid(file, 32 + FRAME + 24, b"?"))
+    cursor.reject()
+    assert (cursor.commits, cursor.valid_frames) == (0, 0)
+    assert propose(cursor, file + bytes(FRAME), 32 + FRAME + 24, b"?")[0] == 1, (
+        "a file made longer does so too"
+    )
+
+
+@pytest.mark.parametrize("rewritten", [(FRAME + 290, FRAME + 300), (0, FRAME)])
+def test_a_cut_file_cuts_the_chain_and_a_hole_then_mends_it(rewritten: tuple[int, int]) -> None:
+    low, high = rewritten
+    cursor, header = generation()
+    data = zero_tailed(header, 2)
+    file = bytearray(header.pack() + bytes(9 * FRAME))
+    assert propose(cursor, file, 32, data)[0] == 2
+    cursor.accept()
+    file[32 : 32 + len(data)] = data
+    del file[32 + FRAME + 300 :]
+    assert propose(cursor, file, 32 + low, data[low:high])[0] == 1
+    cursor.reject()
+    assert cursor.valid_frames == 1
+    assert propose(cursor, file, 32 + 5 * FRAME, b"?")[0] == 2
+
+
+def test_the_same_frame_written_again_leaves_the_end_of_the_chain_open_to_a_hole() -> None:
+    cursor, header = generation()
+    data = zero_tailed(header, 2)
+    file = bytearray(header.pack())
+    for low, high in ((0, FRAME + 200), (0, FRAME)):
+        assert propose(cursor, file, 32 + low, data[low:high])[0] == 1
+        cursor.accept()
+        file = laid(file, 32 + low, data[low:high])
+    assert propose(cursor, file, 32 + 3 * FRAME, b"?")[0] == 2
+
+
+def test_a_file_shorter_than_said_ends_where_its_bytes_do() -> None:
+    cursor, header = generation()
+    data = zero_tailed(header, 1)
+    assert cursor.propose(32, data[:24], 32 + FRAME) == NEED
+    assert cursor.want() == (56, PAGE)
+    assert cursor.supply(56, data[24:-1]) == 0, "the last byte is not in the file"
+    cursor.accept()
+    assert propose(cursor, bytearray(header.pack() + data[:-1]), 32 + FRAME - 1, b"\0")[0] == 1
+
+
+def test_a_late_piece_of_an_earlier_frame_does_not_use_the_sum_of_a_later_one() -> None:
+    cursor, header = generation()
+    data, _ = frames_of(header, header.checksum, (1, 0), (2, 2))
+    file = bytearray(header.pack() + bytes(4 * FRAME))
+    for offset, piece in ((0, data[:FRAME]), (FRAME, data[FRAME : FRAME + 200])):
+        assert propose(cursor, file, 32 + offset, piece)[0] == 0
+        cursor.accept()
+        file[32 + offset : 32 + offset + len(piece)] = piece
+    assert propose(cursor, file, 32 + 400, b"!")[0] == 0
+    assert cursor.valid_frames == 0
+    cursor.reject()
+    assert propose(cursor, file, 32 + 400, data[400:401])[0] == 0
+    assert cursor.valid_frames == 1
+    cursor.accept()
+    assert propose(cursor, file, 32 + FRAME + 200, data[FRAME + 200 :])[0] == 1
 
 
 def test_several_commits_of_one_write_are_taken_in_turn() -> None:
@@ -446,13 +539,16 @@ def test_pages_beyond_the_commit_and_the_lock_page_are_left_out() -> None:
 
 def test_a_rejected_proposal_after_an_advance_forgets_what_is_beyond_the_tip() -> None:
     cursor, header = generation()
-    data, _ = frames_of(header, header.checksum, (1, 1), (1, 1))
+    data, _ = frames_of(header, header.checksum, (1, 0), (2, 2), (1, 2))
     file = bytearray(header.pack())
-    assert propose(cursor, file, 32, data)[0] == 2
-    cursor.advance(1)
+    assert propose(cursor, file, 32, data[:FRAME])[0] == 0
+    cursor.accept()
+    file += data[:FRAME]
+    assert propose(cursor, file, 32 + FRAME, data[FRAME:])[0] == 2
+    cursor.advance(2)
     cursor.reject()
-    assert (cursor.logged_frames, cursor.valid_frames, cursor.commits) == (1, 0, 0)
-    assert propose(cursor, laid(file, 32, data), 32 + FRAME, b"")[0] == 1, "the file has it after all"
+    assert (cursor.logged_frames, cursor.valid_frames, cursor.commits) == (2, 0, 0)
+    assert propose(cursor, laid(file, 32, data), 32 + 2 * FRAME, b"")[0] == 1, "the file has it after all"
 
 
 @pytest.mark.parametrize("at", [0, 3, 4, 8, 16, 24, 31])
