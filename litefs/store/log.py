@@ -264,8 +264,10 @@ class Log:
                 data = fileops.pread_all(self._fd, min(_COPY, self._end - start), start)
                 fileops.pwrite_all(fd, data, start - self._synced_end + SEGMENT_HEADER_SIZE)
             with SegmentMap(temporary) as copy:
-                found = list(copy.extents(verify=True))
-            if found and (found[-1].txid_max, found[-1].post_apply) != (self.tip.txid, self.tip.checksum):
+                last = header.base
+                for extent in copy.extents(verify=True):
+                    last = Position(extent.txid_max, extent.post_apply)
+            if last != self.tip:
                 raise LogSyncFailed(f"{self._path}: records after a failed fsync can no longer be read")
             fileops.fdatasync(fd)
             fileops.rename(temporary, path)

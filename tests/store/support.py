@@ -1,4 +1,6 @@
-"""A real SQLite database whose transactions are committed to a ``Database``, and views of what must come of it."""
+"""A real SQLite database whose transactions are committed to a ``Database``, and views of what must come of
+it.
+"""
 
 from __future__ import annotations
 

@@ -101,7 +101,11 @@ def test_log_and_checksums_at_different_positions_need_recovery(db: Database) ->
 def test_before_publish_runs_between_log_and_checksums(db: Database) -> None:
     seen: list[tuple[int, int]] = []
     db.commit(
-        pack(1), os.urandom(PAGE), 1, 5, before_publish=lambda: seen.append((db.log.tip.txid, db.position.txid))
+        pack(1),
+        os.urandom(PAGE),
+        1,
+        5,
+        before_publish=lambda: seen.append((db.log.tip.txid, db.position.txid)),
     )
     assert seen == [(1, 0)]
 

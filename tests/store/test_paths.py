@@ -47,7 +47,9 @@ def test_refuses_names(name: str) -> None:
         validate_name(name)
 
 
-@pytest.mark.parametrize("name", ["app.db", "a/b/c.db", "100%.db", "a%2Fb", "Ünï.db", "-x", ".hidden", "a-wal.db"])
+@pytest.mark.parametrize(
+    "name", ["app.db", "a/b/c.db", "100%.db", "a%2Fb", "Ünï.db", "-x", ".hidden", "a-wal.db"]
+)
 def test_allows_names(tmp_path: Path, name: str) -> None:
     data = DataDir(tmp_path)
     directory = data.database_dir(name)
@@ -115,7 +117,9 @@ def test_lost_directories_never_collide(tmp_path: Path) -> None:
     assert all(path.name.startswith("a%2Fb.db-") and "-diverged" in path.name for path in made)
 
 
-def test_atomic_write_leaves_old_content_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_atomic_write_leaves_old_content_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     fileops.write_file_atomic(path, b"old")
 

@@ -88,8 +88,7 @@ def test_published_but_missing_is_damage(writer: Log) -> None:
     with LogReader(writer.directory) as source:
         assert source.seek(Position(10, checksum(10)))
         with pytest.raises(LogCorrupt, match="though 0000000000000014 was published"):
-            for _ in range(3):
-                source.read(20)
+            source.read(20)
 
 
 def test_big_records_are_streamed(writer: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +111,7 @@ def test_big_records_are_streamed(writer: Log, monkeypatch: pytest.MonkeyPatch) 
         data[offset] ^= 1
         path.write_bytes(bytes(data))
         with big.open() as stream, pytest.raises(LogCorrupt, match="checksum is wrong"):
-            while stream.read(100_000):
-                pass
+            stream.read()
 
 
 def test_reading_beside_the_writer(writer: Log) -> None:
