@@ -222,8 +222,7 @@ class Log:
             self._allocated = need
 
     def _erase(self, offset: int, size: int) -> None:
-        """Remove what a failed write left, as far as possible: without a whole record there it means nothing.
-        """
+        """Remove what a failed write left, as far as possible: it is no record, and means nothing."""
         with contextlib.suppress(OSError):
             fileops.write_zeros(self._fd, offset, offset + size)
 

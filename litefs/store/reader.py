@@ -331,8 +331,7 @@ class LogReader:
         )
 
     def _read_single(self, size: int, digest: int) -> Entry | None:
-        """The record at the cursor, which does not fit into one read; its body only up to ``STREAM_BYTES``.
-        """
+        """The record at the cursor, too big for one read; its body only up to ``STREAM_BYTES``."""
         at = self._offset + RECORD_HEAD_SIZE
         if not MIN_BODY <= size <= os.fstat(self._fd).st_size - at:
             return None

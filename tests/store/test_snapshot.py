@@ -239,8 +239,7 @@ def test_over_an_open_database_only_differing_pages_travel(
 def test_crash_after_rebase_before_the_checkpoint_keeps_later_records(
     writer: Writer, replica: DatabaseDir, make_writer: MakeWriter
 ) -> None:
-    """The pages are only in the replica's WAL, which recovery removes: the received file stands in for them.
-    """
+    """The pages are only in the replica's WAL, which recovery removes: the received file stands in."""
     writer.checkpoint()
     other = diverged(replica, make_writer)
     target = received(replica, writer)
