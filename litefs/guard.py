@@ -59,7 +59,6 @@ class FsGuard:
         self._channel: Channel | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
-        self._minor = -1
         self.mount_guard = MountGuard(Path(start.mountpoint))
         self.restarts = 0
 
@@ -113,7 +112,6 @@ class FsGuard:
                 error.exit_code = first.exit_code
                 raise error
             assert isinstance(first, Mounted)
-            self._minor = first.minor
             await self._hooks.mounted(first)
             if task_status is not None:
                 task_status.started()
@@ -153,23 +151,20 @@ class FsGuard:
         if child is not None:
             await self._reap(child)
             self._child = None
-        if self._minor >= 0:
-            try:
-                await trio.to_thread.run_sync(session.abort, self._minor)
-            except MountError as exc:
-                log.error("%s", exc)
+        try:
+            await trio.to_thread.run_sync(session.abort_mount, self._start.mountpoint)
+        except MountError as exc:
+            log.error("%s", exc)
         await trio.to_thread.run_sync(self.mount_guard.retire)
         await self._hooks.died()
-        if self._minor >= 0 and session.is_mounted(self._start.mountpoint):
+        if session.is_mounted(self._start.mountpoint):
             await trio.to_thread.run_sync(clear_stale_mount, self._start.mountpoint)
-        self._minor = -1
 
     async def _reap(self, child: subprocess.Popen[bytes]) -> None:
         if not await _ended(child, STOP_SECONDS if self._stopping else 0.2):
             log.warning("the fs process did not end by itself, killing it")
             child.kill()
-            if self._minor >= 0:
-                await trio.to_thread.run_sync(session.abort, self._minor)
+            await trio.to_thread.run_sync(session.abort_mount, self._start.mountpoint)
             if not await _ended(child, 5):
                 log.error("the fs process %d hangs in the kernel", child.pid)
 

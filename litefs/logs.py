@@ -5,11 +5,21 @@ from __future__ import annotations
 import datetime
 import logging
 import sys
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import msgspec
 
-from litefs.config import LogConfig
+
+class LogOptions(Protocol):
+    """How to log: the ``log`` section of the configuration, or what the fs process was told of it."""
+
+    @property
+    def format(self) -> str: ...
+    @property
+    def timestamp(self) -> bool: ...
+    @property
+    def debug(self) -> bool: ...
+
 
 _LEVELS = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -19,7 +29,7 @@ _QUIET = ("httpx", "httpcore", "hpack", "h2", "hypercorn", "quart", "urllib3")
 """Libraries whose INFO lines tell an operator nothing."""
 
 
-def setup(config: LogConfig, stream: TextIO | None = None) -> None:
+def setup(config: LogOptions, stream: TextIO | None = None) -> None:
     """Send all log records to ``stream`` (None: stderr), replacing what was set up before."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(_JSONFormatter(config) if config.format == "json" else _TextFormatter(config))
@@ -31,7 +41,7 @@ def setup(config: LogConfig, stream: TextIO | None = None) -> None:
 class _Formatter(logging.Formatter):
     """One record as one line, made from its attributes in order."""
 
-    def __init__(self, config: LogConfig) -> None:
+    def __init__(self, config: LogOptions) -> None:
         super().__init__()
         self._timestamp = config.timestamp
 

@@ -31,6 +31,7 @@ from litefs.link.messages import (
     Exposed,
     ExposedAck,
     Lag,
+    LogOptions,
     Mounted,
     Opened,
     SetRole,
@@ -93,6 +94,7 @@ class Node:
             uid=config.fuse.uid,
             gid=config.fuse.gid,
             mode=config.fuse.mode,
+            log=LogOptions(config.log.format, config.log.timestamp, config.log.debug),
         )
         self._guard = FsGuard(start, self._wake, lock_fd, Hooks(self._mounted, self._message, self._died))
         self._watch = Primary(data, self._mount, self._guard.mount_guard)

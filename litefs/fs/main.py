@@ -18,6 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from litefs import logs
 from litefs.errors import LiteFSError
 from litefs.fs.databases import Databases
 from litefs.fs.inodes import Kind
@@ -244,6 +245,7 @@ async def _main(link_fd: int, wake_fd: int) -> int:
     except LinkClosed:
         return 1
     assert isinstance(start, Start)
+    logs.setup(start.log)
     try:
         await FsProcess(channel, Wake(wake_fd), start).run()
     except (LiteFSError, OSError) as exc:
@@ -260,11 +262,6 @@ async def _main(link_fd: int, wake_fd: int) -> int:
 
 
 def main() -> None:
-    logging.basicConfig(
-        level=os.environ.get("LITEFS_FS_LOG", "INFO"),
-        format="fs: %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
     # the node process decides when to stop; a Ctrl-C reaches the whole process group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

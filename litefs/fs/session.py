@@ -138,6 +138,17 @@ def abort(minor: int) -> None:
         raise MountError(f"cannot abort FUSE connection {minor}: {error.strerror}") from error
 
 
+def abort_mount(path: str | os.PathLike[str]) -> None:
+    """Abort the connection of the FUSE mount at exactly ``path``, if there is one. Raises MountError.
+
+    Never abort by a number that was noted earlier: once a mount is gone the kernel gives its minor to the next one, of
+    whatever process.
+    """
+    mount = find_mount(path)
+    if mount is not None and mount.fstype.startswith("fuse"):
+        abort(mount.minor)
+
+
 class Session:
     """One mount and its request loop. At most one per process: pyfuse3 keeps its session in a global.
 

@@ -24,6 +24,14 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 # node -> fs
 
 
+class LogOptions(msgspec.Struct, frozen=True):
+    """How the fs process logs, to the standard error it shares with the node process."""
+
+    format: str = "text"
+    timestamp: bool = False
+    debug: bool = False
+
+
 class Start(Message, frozen=True):
     """First message: what to serve, and where."""
 
@@ -35,6 +43,7 @@ class Start(Message, frozen=True):
     uid: int | None = None
     gid: int | None = None
     mode: int | None = None
+    log: LogOptions = LogOptions()
 
 
 class SetRole(Message, frozen=True):

@@ -86,7 +86,7 @@ class Fs:
                 self.process.wait(5)
         if session.is_mounted(self.mount):
             with contextlib.suppress(OSError):
-                session.abort(self.mounted.minor)
+                session.abort_mount(self.mount)
             session.lazy_unmount(self.mount)
         self._socket.close()
         os.close(self.wake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from pathlib import Path
@@ -71,7 +72,7 @@ def position(fs: Fs, name: str) -> Position:
 @pytest.mark.parametrize("mode", ["WAL", "DELETE", "TRUNCATE", "PERSIST"])
 @pytest.mark.parametrize("page_size", [512, 4096, 65536])
 def test_log_rebuilds_what_clients_see(tmp_path: Path, mode: str, page_size: int) -> None:
-    seed = random.randrange(1 << 30)
+    seed = int(os.environ.get("LITEFS_SEED", random.randrange(1 << 30)))
     print(f"seed {seed}")
     sync = random.Random(seed).choice(["OFF", "NORMAL", "FULL"])
     log = DataDir(tmp_path / "data").database_dir("a.db").log
