@@ -227,13 +227,14 @@ def retire_stale(mountpoint: Path, timeout: float = STALE_TIMEOUT) -> list[Holde
     seconds. Whoever is named should be restarted: descriptors of the stale mount fail for good.
     """
     command = [sys.executable, "-m", "litefs.apply.stale", str(mountpoint)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
-        try:
-            output, _ = child.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            log.warning("%s: looking at the stale mount took longer than %g s, given up", mountpoint, timeout)
-            return []
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        output, _ = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        # Not waited for: inside a file system that hangs even a killed process stays.
+        log.warning("%s: looking at the stale mount took longer than %g s, given up", mountpoint, timeout)
+        return []
     holders = [Holder(**{**item, "paths": tuple(item["paths"])}) for item in json.loads(output or "[]")]
     for holder in holders:
         log.warning(

@@ -1,0 +1,257 @@
+"""The replica's end of the stream, on a directory instead of a mount."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from litefs.apply import sink as sink_module
+from litefs.apply.sink import ReplicaSink
+from litefs.errors import ChecksumMismatch, FormatError, InvalidName, PositionMismatch
+from litefs.sqlite.wal import HEADER_SIZE
+from litefs.store.paths import DataDir
+from litefs.types import Position
+from tests.apply.conftest import SourceMaker
+from tests.apply.support import Source
+
+
+class Replica:
+    """A sink over a data directory whose databases are opened where they lie."""
+
+    def __init__(self, path: Path) -> None:
+        self.data = DataDir(path)
+        self.shown: list[str] = []
+        self.applied: list[tuple[str, Position]] = []
+        self.sink = self.make()
+
+    def make(self) -> ReplicaSink:
+        return ReplicaSink(
+            self.data,
+            self.data.path,
+            on_database_ready=self._show,
+            on_applied=lambda name, position: self.applied.append((name, position)),
+            locate=self.path,
+        )
+
+    def path(self, name: str) -> Path:
+        return self.data.database_dir(name).database
+
+    async def _show(self, name: str) -> None:
+        # A client that opens it at once must find a WAL that SQLite takes notice of.
+        assert self.path(name).with_name("database-wal").stat().st_size >= HEADER_SIZE
+        self.shown.append(name)
+
+    def steps(self, name: str) -> int:
+        connection = sqlite3.connect(f"{self.path(name).as_uri()}?mode=ro", uri=True)
+        try:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            return int(connection.execute("SELECT n FROM step").fetchone()[0])
+        finally:
+            connection.close()
+
+
+@asynccontextmanager
+async def running(path: Path) -> AsyncIterator[Replica]:
+    replica = Replica(path)
+    await replica.sink.start()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(replica.sink.run)
+        yield replica
+        nursery.cancel_scope.cancel()
+    await replica.sink.close()
+
+
+def run(test: Callable[..., Awaitable[None]], *args: object) -> None:
+    async def bounded() -> None:
+        with trio.fail_after(60):
+            await test(*args)
+
+    trio.run(bounded)
+
+
+def stepped(source: Source, count: int) -> list[bytes]:
+    for _ in range(count):
+        source.step()
+    return source.take()
+
+
+async def send_snapshot(
+    sink: ReplicaSink, source: Source, name: str, at: Position, pages: list[bytes]
+) -> None:
+    await sink.snapshot_begin(name, source.page_size, len(pages), at, 0)
+    for first in range(0, len(pages), 50):
+        some = pages[first : first + 50]
+        numbers = struct.pack(f"={len(some)}I", *range(first + 1, first + 1 + len(some)))
+        await sink.snapshot_pages(name, numbers, b"".join(some))
+
+
+def test_a_database_begins_with_its_first_record(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        primary = source(seed=21)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            assert sink.positions() == {}
+            with pytest.raises(InvalidName):
+                await sink.records("../app.db", [b""])
+            bodies = stepped(primary, 3)
+            with pytest.raises(PositionMismatch, match="nothing of it is here"):
+                await sink.records("dir/app.db", bodies[1:])
+            assert await sink.records("dir/app.db", bodies) == primary.position
+            assert replica.shown == ["dir/app.db"]
+            assert replica.applied == [("dir/app.db", primary.position)]
+            assert replica.steps("dir/app.db") == 3
+            await sink.records("dir/app.db", stepped(primary, 3))
+            assert sink.positions() == {"dir/app.db": primary.position}
+            assert replica.steps("dir/app.db") == 6
+        assert replica.path("dir/app.db").read_bytes() == primary.body()
+
+    run(scenario)
+
+
+def test_a_snapshot_with_a_tail_becomes_a_database(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        primary = source(seed=22)
+        stepped(primary, 10)
+        at, pages = primary.position, list(primary.pages)
+        tail = stepped(primary, 5)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            with pytest.raises(PositionMismatch, match="without the beginning"):
+                await sink.snapshot_pages("app.db", b"", b"")
+            await send_snapshot(sink, primary, "app.db", at, pages)
+            assert replica.shown == [], "it appears whole or not at all"
+            await sink.records("app.db", tail)
+            await sink.snapshot_end("app.db", primary.position)
+            assert replica.shown == ["app.db"]
+            assert replica.steps("app.db") == primary.steps
+            await sink.records("app.db", stepped(primary, 5))
+            assert replica.steps("app.db") == primary.steps
+        assert replica.path("app.db").read_bytes() == primary.body()
+
+    run(scenario)
+
+
+def test_a_wrong_or_given_up_snapshot_leaves_nothing(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        primary = source(seed=23)
+        stepped(primary, 10)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            spoiled = [*primary.pages[:-1], bytes(4096)]
+            await send_snapshot(sink, primary, "app.db", primary.position, spoiled)
+            with pytest.raises(ChecksumMismatch):
+                await sink.snapshot_end("app.db", primary.position)
+            await sink.snapshot_abort("app.db")
+            await sink.snapshot_abort("app.db")
+            assert replica.shown == []
+            assert sink.positions() == {}
+            assert not replica.path("app.db").exists()
+            await send_snapshot(sink, primary, "app.db", primary.position, primary.pages)
+            await sink.snapshot_end("app.db", primary.position)
+            assert replica.steps("app.db") == primary.steps
+
+    run(scenario)
+
+
+def test_a_snapshot_over_a_database_is_one_more_transaction(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        old, new = source(seed=24), source(seed=25)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            await sink.records("app.db", stepped(old, 20))
+            stepped(new, 7)
+            new.take()
+            await send_snapshot(sink, new, "app.db", new.position, new.pages)
+            assert replica.steps("app.db") == 20
+            await sink.snapshot_end("app.db", new.position)
+            assert replica.shown == ["app.db"], "it was there all the time"
+            assert replica.steps("app.db") == 7
+            await sink.drop("app.db")
+            assert await sink.records("app.db", stepped(new, 3)) == new.position
+            assert sink.positions() == {"app.db": new.position}
+        assert replica.path("app.db").read_bytes() == new.body()
+        assert list((tmp_path / "data" / "lost").iterdir())
+
+    run(scenario)
+
+
+def test_a_restarted_sink_goes_on(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        primary = source(seed=26)
+        async with running(tmp_path / "data") as replica:
+            await replica.sink.records("app.db", stepped(primary, 5))
+        async with running(tmp_path / "data") as replica:
+            assert replica.sink.positions() == {"app.db": primary.position}
+            assert replica.shown == []
+            with pytest.raises(FormatError):
+                await replica.sink.records("app.db", [b"rubbish" * 100])
+            assert await replica.sink.records("app.db", stepped(primary, 5)) == primary.position
+            assert replica.steps("app.db") == 10
+
+    run(scenario)
+
+
+def test_an_idle_database_is_checkpointed_and_made_durable(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_module, "TICK", 0.01)
+    monkeypatch.setattr(sink_module, "IDLE", 0.05)
+
+    async def scenario() -> None:
+        primary = source(seed=27)
+        async with running(tmp_path / "data") as replica:
+            await replica.sink.records("app.db", stepped(primary, 5))
+            await replica.sink.records("app.db", stepped(primary, 5))
+            while replica.path("app.db").read_bytes() != primary.body():
+                await trio.sleep(0.01)
+            state = replica.sink._states["app.db"].applier
+            assert state is not None
+            while state.database.sums.durable_txid != primary.position.txid:
+                await trio.sleep(0.01)
+            assert state.database.sums.synced_txid == primary.position.txid
+            replica.sink.primary_time(123)
+            replica.sink.ready()
+            await replica.sink.caught_up.wait()
+            assert replica.sink.primary_time_ms == 123
+
+    run(scenario)
+
+
+def test_databases_do_not_wait_for_each_other(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        slow, quick = source(seed=28), source(seed=29)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            await sink.records("slow.db", stepped(slow, 2))
+            await sink.records("quick.db", stepped(quick, 2))
+            async with sink._states["slow.db"].lock, trio.open_nursery() as nursery:
+                nursery.start_soon(partial(sink.records, "slow.db", stepped(slow, 1)))
+                for _ in range(5):
+                    await sink.records("quick.db", stepped(quick, 1))
+                assert replica.steps("quick.db") == 7
+                assert replica.steps("slow.db") == 2
+                nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
+def test_a_file_without_a_history_is_set_aside(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        primary = source(seed=30)
+        async with running(tmp_path / "data") as replica:
+            directory = replica.data.database_dir("app.db")
+            directory.create()
+            directory.database.write_bytes(b"something of the user's")
+            await replica.sink.records("app.db", stepped(primary, 1))
+            assert replica.steps("app.db") == 1
+        (lost,) = (tmp_path / "data" / "lost").iterdir()
+        assert (lost / "database").read_bytes() == b"something of the user's"
+
+    run(scenario)
