@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import subprocess
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import apsw
 
@@ -96,19 +96,19 @@ class _Shell:
         self._process.wait(10)
 
 
-def connect(kind: str, path: str, busy_ms: int = 10_000, readonly: bool = False) -> Engine:
-    """Open a database with one of KINDS; the shell cannot be opened for reading only. Raises SqlError."""
+def connect(kind: str, path: str, mode: Literal["ro", "rw", "rwc"] = "rwc", busy_ms: int = 10_000) -> Engine:
+    """Open a database; ``mode`` as in SQLite URIs ("rw" does not create one). Raises SqlError."""
+    uri = f"file:{path}?mode={mode}"
     try:
         if kind == "shell":
-            engine: Engine = _Shell(path)
+            engine: Engine = _Shell(uri)
         elif kind == "apsw":
-            writable = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-            engine = _Library(apsw.Connection(path, apsw.SQLITE_OPEN_READONLY if readonly else writable))
+            flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+            engine = _Library(apsw.Connection(uri, flags))
         else:
-            uri = f"file:{path}?mode={'ro' if readonly else 'rwc'}"
             engine = _Library(sqlite3.connect(uri, uri=True, isolation_level=None))
     except (sqlite3.Error, apsw.Error) as error:
         raise SqlError(f"open: {error}") from error
-    # sqlite3 and apsw answer this pragma with a row; nothing reads the file yet.
+    # This pragma answers with a row, and nothing reads the file yet.
     engine.run([f"PRAGMA busy_timeout={busy_ms}"])
     return engine

@@ -49,7 +49,8 @@ class Ledger(threading.Thread):
         while True:
             engine = None
             try:
-                engine = connect(self._kind, self._path, BUSY_MS)
+                # Not "rwc": between two mounts that would make a database in the bare directory.
+                engine = connect(self._kind, self._path, "rw", BUSY_MS)
                 engine.run(["PRAGMA synchronous=NORMAL"])
                 while True:
                     self._rest()

@@ -39,7 +39,7 @@ class Reader(threading.Thread):
             self._failure = error
 
     def _on_one_connection(self) -> None:
-        engine = connect(self._kind, self._path, busy_ms=5000, readonly=True)
+        engine = connect(self._kind, self._path, "ro", busy_ms=5000)
         try:
             for _ in range(10):
                 try:
