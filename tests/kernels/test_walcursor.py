@@ -417,9 +417,26 @@ def test_memory_is_bounded_and_a_rewind_far_back_still_judged() -> None:
     assert propose(cursor, file, 32 + 7 * FRAME + 100, right)[0] == 1
     cursor.accept()
     file[32 + 7 * FRAME + 100] = right[0]
+
+
+def test_a_rejected_write_before_the_window_leaves_nothing_behind() -> None:
+    cursor, header = generation(20 * FRAME)
+    count = 45
+    data, _ = frames_of(
+        header, header.checksum, *((n + 1, 50 if n == count - 1 else 0) for n in range(count)), fill=3
+    )
+    file = bytearray(header.pack())
+    for at in range(0, len(data), FRAME):
+        assert propose(cursor, file, 32 + at, data[at : at + FRAME])[0] == int(at == len(data) - FRAME)
+        cursor.accept()
+        file += data[at : at + FRAME]
+    assert 0 < cursor.buffered < count * FRAME, "the window begins beyond the tip, and is not empty"
     assert propose(cursor, file, 32 + 3 * FRAME + 100, b"!")[0] == 0
     cursor.reject()
     assert (cursor.valid_frames, cursor.commits) == (count, 1)
+    other = 3 * FRAME + 200
+    assert propose(cursor, file, 32 + other, data[other : other + 1])[0] == 1, "the rejected byte is gone"
+    cursor.accept()
     assert propose(cursor, file, 32 + (count - 1) * FRAME, b"!")[0] == 0
     cursor.reject()
     assert propose(cursor, file, 32 + count * FRAME, data[:FRAME])[0] == 1
@@ -466,7 +483,7 @@ def test_a_cut_file_cuts_the_chain_and_a_hole_then_mends_it(rewritten: tuple[int
     file[32 : 32 + len(data)] = data
     del file[32 + FRAME + 300 :]
     assert propose(cursor, file, 32 + low, data[low:high])[0] == 1
-    cursor.reject()
+    cursor.accept()
     assert cursor.valid_frames == 1
     assert propose(cursor, file, 32 + 5 * FRAME, b"?")[0] == 2
 
