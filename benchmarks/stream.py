@@ -1,0 +1,206 @@
+"""Throughput of the replication stream on loopback: real Hypercorn, real httpx, memory at both ends.
+
+Two processes, as two nodes are. Rows: one big snapshot (MB/s of page images, incompressible), a catch-up of
+small records (records/s), and live single commits (notify to sink, latency in ms, one commit every 10 ms).
+
+    python benchmarks/stream.py [--json] [--megabytes 256] [--records 100000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from litefs.cluster.follow import Callbacks, follow
+from litefs.stream.memory import MemoryCatalog, MemorySource
+from litefs.stream.protocols import Buffer, Identity
+from litefs.types import Position
+
+CLUSTER = "LFSC0123456789ABCDEF"
+PAGE = 4096
+
+
+class BenchNode:
+    """The least that the server needs."""
+
+    def __init__(self, catalog: MemoryCatalog) -> None:
+        self.identity = Identity(1, CLUSTER, 1, "bench")
+        self.is_primary = True
+        self.candidate = True
+        self.mountpoint = ""
+        self.primary_hostname = None
+        self.catalog = catalog
+        self.lag_seconds = 0.0
+
+    def databases(self) -> Sequence[Any]:
+        return []
+
+    async def import_database(self, name: str, chunks: Any) -> None:
+        raise NotImplementedError
+
+    async def export_database(self, name: str) -> Any:
+        raise NotImplementedError
+
+
+def primary(pipe: Connection, megabytes: int, records: int) -> None:
+    """The serving process: builds its databases, then commits when told."""
+    from litefs.server.app import create_app
+    from litefs.server.serve import bind, serve
+
+    rng = random.Random(1)
+    block = rng.randbytes(PAGE * 256)
+    big = MemorySource("big", PAGE)
+    big.commit({n: block[n % 256 * PAGE :][:PAGE] for n in range(1, megabytes * 256 + 1)})
+    small = MemorySource("small", PAGE)
+    base = small.commit({1: block[:PAGE]})
+    for n in range(records):
+        small.commit({1: (b"%08d" % n).ljust(200, b"x").ljust(PAGE, b"\0")[:PAGE]})
+    live = MemorySource("live", PAGE)
+    start = live.commit({1: block[:PAGE]})
+    catalog = MemoryCatalog(big, small, live)
+
+    async def main() -> None:
+        sockets = bind("127.0.0.1:0")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, create_app(BenchNode(catalog)), sockets, trio.Event())
+            pipe.send((sockets[0].getsockname()[1], base, start, small.position(), big.position()))
+            await trio.to_thread.run_sync(pipe.recv)
+            for _ in range(300):
+                await trio.sleep(0.01)
+                live.commit({1: time.time_ns().to_bytes(8, "big").ljust(PAGE, b"\0")})
+                catalog.notify()
+            await trio.to_thread.run_sync(pipe.recv)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+class CountingSink:
+    """Counts and throws away."""
+
+    def __init__(self, at: Mapping[str, Position], targets: Mapping[str, Position]) -> None:
+        self.at = dict(at)
+        self.targets = targets
+        self.finished: dict[str, float] = {}
+        self.first: dict[str, float] = {}
+        self.batches = 0
+        self.records_seen = 0
+        self.lags: list[float] = []
+        self.changed = trio.Event()
+
+    def positions(self) -> Mapping[str, Position]:
+        return self.at
+
+    async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
+        self.first.setdefault(name, time.perf_counter())
+        if name == "live":
+            now = time.time_ns()
+            self.lags += [(now - int.from_bytes(bytes(body[28:36]), "big")) / 1e6 for body in bodies]
+        else:
+            self.batches += 1
+            self.records_seen += len(bodies)
+        last = int.from_bytes(bytes(bodies[-1][:8]), "little")
+        if name == "small" and last == self.targets[name].txid:
+            self._finish(name)
+        return Position(last)
+
+    def _finish(self, name: str) -> None:
+        self.finished[name] = time.perf_counter()
+        self.changed.set()
+
+    async def snapshot_begin(self, name: str, *args: object) -> None:
+        self.first[name] = time.perf_counter()
+
+    async def snapshot_pages(self, name: str, pgnos: bytes, images: bytes) -> None:
+        pass
+
+    async def snapshot_end(self, name: str, position: Position) -> None:
+        self._finish(name)
+
+    async def snapshot_abort(self, name: str) -> None:
+        pass
+
+    async def drop(self, name: str) -> None:
+        pass
+
+    def primary_time(self, timestamp_ms: int) -> None:
+        pass
+
+    def ready(self) -> None:
+        pass
+
+
+async def measure(pipe: Connection, megabytes: int, records: int) -> dict[str, float]:
+    """Three streams, one after the other; returns the figures."""
+    port, base, start, small, big = pipe.recv()
+    url, identity = f"http://127.0.0.1:{port}", Identity(2, CLUSTER, 1)
+
+    async def adopt(cluster_id: str) -> None:
+        raise AssertionError(cluster_id)
+
+    async def run(at: dict[str, Position], wait_for: str) -> CountingSink:
+        sink = CountingSink(at, {"small": small, "big": big})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow, url, sink, lambda: identity, Callbacks(adopt))
+            with trio.fail_after(120):
+                if wait_for:
+                    while wait_for not in sink.finished:
+                        sink.changed = trio.Event()
+                        await sink.changed.wait()
+                else:
+                    await trio.sleep(0.3)
+                    pipe.send("go")
+                    await trio.sleep(3.8)
+            nursery.cancel_scope.cancel()
+        return sink
+
+    snapshot = await run({"live": start, "small": small}, "big")
+    catchup = await run({"live": start, "small": base, "big": big}, "small")
+    live = await run({"live": start, "small": small, "big": big}, "")
+    pipe.send("stop")
+    lags = sorted(live.lags)
+    return {
+        "snapshot_mb_per_s": megabytes * 1.048576 / (snapshot.finished["big"] - snapshot.first["big"]),
+        "catchup_records_per_s": records / (catchup.finished["small"] - catchup.first["small"]),
+        "catchup_records_per_batch": catchup.records_seen / max(1, catchup.batches),
+        "live_commits": len(lags),
+        "live_p50_ms": statistics.median(lags),
+        "live_p99_ms": lags[int(len(lags) * 0.99)],
+    }
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--megabytes", type=int, default=256)
+    parser.add_argument("--records", type=int, default=20_000)
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(
+        target=primary, args=(there, arguments.megabytes, arguments.records), daemon=True
+    )
+    process.start()
+    figures = trio.run(measure, here, arguments.megabytes, arguments.records)
+    process.join(10)
+    steal = Path("/proc/stat").read_text().split()[8]
+    if arguments.json:
+        print(json.dumps(figures | {"steal_ticks": int(steal)}))
+        return
+    for name, value in figures.items():
+        print(f"{name:28}{value:12.1f}")
+
+
+if __name__ == "__main__":
+    main()
