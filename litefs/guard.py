@@ -51,7 +51,11 @@ class Hooks:
 class FsGuard:
     """Keeps one fs process running for a mount point."""
 
-    def __init__(self, start: Start, wake: Wake, lock_fd: int, hooks: Hooks) -> None:
+    def __init__(
+        self, mountpoint: str, start: Callable[[], Start], wake: Wake, lock_fd: int, hooks: Hooks
+    ) -> None:
+        """``start``: what a fresh fs process is told; ``lock_fd``: it inherits the data directory's lock."""
+        self._mountpoint = mountpoint
         self._start = start
         self._wake = wake
         self._lock_fd = lock_fd
@@ -59,7 +63,7 @@ class FsGuard:
         self._channel: Channel | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
-        self.mount_guard = MountGuard(Path(start.mountpoint))
+        self.mount_guard = MountGuard(Path(mountpoint))
         self.restarts = 0
 
     @property
@@ -79,7 +83,7 @@ class FsGuard:
 
         The first start's failure is raised (LiteFSError).
         """
-        await trio.to_thread.run_sync(clear_stale_mount, self._start.mountpoint)
+        await trio.to_thread.run_sync(clear_stale_mount, self._mountpoint)
         failures = 0
         while not self._stopping:
             began = trio.current_time()
@@ -102,7 +106,7 @@ class FsGuard:
         channel = self._channel
         assert channel is not None
         try:
-            await channel.send(self._start)
+            await channel.send(self._start())
             with trio.move_on_after(MOUNT_SECONDS) as scope:
                 first = await channel.receive()
             if scope.cancelled_caught:
@@ -152,19 +156,19 @@ class FsGuard:
             await self._reap(child)
             self._child = None
         try:
-            await trio.to_thread.run_sync(session.abort_mount, self._start.mountpoint)
+            await trio.to_thread.run_sync(session.abort_mount, self._mountpoint)
         except MountError as exc:
             log.error("%s", exc)
         await trio.to_thread.run_sync(self.mount_guard.retire)
         await self._hooks.died()
-        if session.is_mounted(self._start.mountpoint):
-            await trio.to_thread.run_sync(clear_stale_mount, self._start.mountpoint)
+        if session.is_mounted(self._mountpoint):
+            await trio.to_thread.run_sync(clear_stale_mount, self._mountpoint)
 
     async def _reap(self, child: subprocess.Popen[bytes]) -> None:
         if not await _ended(child, STOP_SECONDS if self._stopping else 0.2):
             log.warning("the fs process did not end by itself, killing it")
             child.kill()
-            await trio.to_thread.run_sync(session.abort_mount, self._start.mountpoint)
+            await trio.to_thread.run_sync(session.abort_mount, self._mountpoint)
             if not await _ended(child, 5):
                 log.error("the fs process %d hangs in the kernel", child.pid)
 

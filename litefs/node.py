@@ -85,18 +85,8 @@ class Node:
             advertise_url=config.lease.advertise_url,
         )
         self._catalog = StoreCatalog(data)
-        start = Start(
-            str(data.path),
-            str(self._mount),
-            self._node_id,
-            allow_other=config.fuse.allow_other,
-            debug=config.fuse.debug,
-            uid=config.fuse.uid,
-            gid=config.fuse.gid,
-            mode=config.fuse.mode,
-            log=LogOptions(config.log.format, config.log.timestamp, config.log.debug),
-        )
-        self._guard = FsGuard(start, self._wake, lock_fd, Hooks(self._mounted, self._message, self._died))
+        hooks = Hooks(self._mounted, self._message, self._died)
+        self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._watch = Primary(data, self._mount, self._guard.mount_guard)
 
     # -- life -----------------------------------------------------------------------------------------
@@ -184,6 +174,22 @@ class Node:
         if self._data.cluster_id() is None:
             self._data.set_cluster_id(f"LFSC{secrets.randbits(64):016X}")
 
+    def _start(self) -> Start:
+        """What a fresh fs process has to know."""
+        fuse, log_ = self._config.fuse, self._config.log
+        return Start(
+            str(self._data.path),
+            str(self._mount),
+            self._node_id,
+            replica=self._role is Role.REPLICA,
+            allow_other=fuse.allow_other,
+            debug=fuse.debug,
+            uid=fuse.uid,
+            gid=fuse.gid,
+            mode=fuse.mode,
+            log=LogOptions(log_.format, log_.timestamp, log_.debug),
+        )
+
     # -- the fs process -------------------------------------------------------------------------------
 
     async def _mounted(self, message: Mounted) -> None:
@@ -232,7 +238,7 @@ class Node:
         with trio.move_on_after(EXPOSE_SECONDS):
             await event.wait()
             self._watch.opened(name)
-            self._catalog.rescan()
+            self._catalog.add(name)
             return
         raise LiteFSError(f"{name}: the fs process did not show the database")
 

@@ -19,6 +19,7 @@ import pyfuse3
 import trio
 
 from litefs import logs
+from litefs.apply.wal import seed_wal
 from litefs.errors import LiteFSError
 from litefs.fs.databases import Databases
 from litefs.fs.inodes import Kind
@@ -66,12 +67,16 @@ class FsProcess:
         self._wake = wake
         self._start = start
         self._data = DataDir(start.data_dir)
-        self._stopping = False
+        self._session: Session | None = None
 
     # -- Watcher -----------------------------------------------------------------------------------
 
     def logged(self, name: str) -> None:
-        self._wake.signal()
+        loop = self._session.loop if self._session is not None else None
+        if loop is not None:
+            loop.signal_later(self._wake.fd)
+        else:
+            self._wake.signal()
 
     def unpublished(self, name: str) -> None:
         self._post(Unpublished(name))
@@ -96,6 +101,7 @@ class FsProcess:
             operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
         )
         session.mount()
+        self._session = session
         try:
             session.set_read_ahead(READ_AHEAD_KIB)
         except OSError as exc:
@@ -130,6 +136,8 @@ class FsProcess:
         for name in self._data.names():
             report: Report = recover(self._data.database_dir(name), node_id=self._start.node_id)
             lines += [f"{name}: {line}" for line in report.lines()]
+            if self._start.replica and report.position.txid:
+                seed_wal(self._data.database_dir(name).database)
         return lines
 
     async def _serve_link(self, databases: Databases, operations: Operations) -> bool:

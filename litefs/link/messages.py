@@ -38,6 +38,8 @@ class Start(Message, frozen=True):
     data_dir: str
     mountpoint: str
     node_id: int
+    replica: bool = False
+    """Give every database a ``-wal`` before the mount serves: under EROFS no client could make one."""
     allow_other: bool = False
     debug: bool = False
     uid: int | None = None
