@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from litefs._core.pagesums import PageSums
 from litefs.store import fileops
-from litefs.store.paths import DataDir
 from litefs.store.segments import list_segments
-from litefs.store.sums import SumsFile
 
 
 def reap(
@@ -40,24 +37,4 @@ def reap(
         total -= stats[index].st_size
     if removed:
         fileops.sync_dir(directory)
-    return removed
-
-
-def reap_all(
-    data: DataDir, max_age: float, max_bytes: int, pinned_txid: Callable[[str], int | None]
-) -> list[Path]:
-    """``reap`` for every database of a data directory; ``max_bytes`` holds for each of them.
-
-    ``pinned_txid(name)``: as for ``reap``. Databases without a transaction are passed over. Raises
-    FormatError, OSError.
-    """
-    removed: list[Path] = []
-    for name in data.names():
-        directory = data.database_dir(name)
-        if directory.sums.exists():
-            file = SumsFile(directory.sums)
-            try:
-                removed += reap(directory.log, file.sums, max_age, max_bytes, pinned_txid(name))
-            finally:
-                file.close()
     return removed

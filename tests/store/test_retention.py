@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from litefs.store import log
-from litefs.store.paths import DatabaseDir, DataDir
+from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
 from litefs.store.recovery import recover
-from litefs.store.retention import reap, reap_all
+from litefs.store.retention import reap
 from litefs.store.segments import list_segments
 from litefs.types import ZERO
 from tests.store.support import Writer
@@ -69,11 +68,3 @@ def test_records_that_are_needed_stay(writer: Writer, directory: DatabaseDir, pi
         writer.db.sums.durable_txid = needed
     reap(directory.log, writer.db.sums, 0, 0, needed if pin else None)
     assert firsts(directory) == before[3:]
-
-
-def test_every_database_of_a_node(writer: Writer, directory: DatabaseDir, tmp_path: Path) -> None:
-    data = DataDir(tmp_path / "data")
-    data.database_dir("empty.db").create()
-    before = firsts(directory)
-    assert reap_all(data, 500, 1 << 30, {directory.name: 0}.get) == []
-    assert len(reap_all(data, 500, 1 << 30, lambda name: None)) == len(before) - 1
