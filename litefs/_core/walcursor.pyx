@@ -14,16 +14,19 @@ changes nothing and costs nothing. A write into the chain cuts it, and what was 
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, qsort, realloc
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from litefs._core.walframes cimport View, is_page_size, wal_sum
+from litefs._core.waltransaction cimport Frame, make_transaction
+from litefs._core.walwindow cimport (
+    Window, window_advance, window_append, window_at, window_begin, window_end, window_free, window_hold,
+)
 
 from litefs._core.loggedframes import LoggedFrames
 from litefs._core.walframes import build_frames, wal_checksum
+from litefs._core.waltransaction import Transaction
 
 cdef extern from *:
     """
@@ -47,18 +50,7 @@ cdef enum:
     FRAME_HEADER = 24
     READ_AHEAD = 65536  # bytes asked for at once: one read serves the next frames too
     GIL_BYTES = 16384  # less work than this is done with the GIL held: dropping it costs more
-    GIL_FRAMES = 256
     IDLE_MEMORY = 1 << 18  # a buffer larger than this is given back when it is empty
-
-cdef inline uint32_t lock_pgno(uint32_t page_size) noexcept nogil:
-    return 0x40000000 // page_size + 1
-
-
-cdef struct Frame:
-    uint32_t pgno
-    uint32_t commit
-    uint32_t c1  # running checksum after the frame
-    uint32_t c2
 
 cdef struct State:  # what `reject` puts back as it is
     int64_t valid
@@ -68,17 +60,6 @@ cdef struct State:  # what `reject` puts back as it is
     int64_t summed  # bytes of that frame's page whose sum is in sum1, sum2
     uint32_t sum1
     uint32_t sum2
-
-cdef int compare_keys(const void* a, const void* b) noexcept nogil:
-    cdef uint64_t x = (<const uint64_t*>a)[0], y = (<const uint64_t*>b)[0]
-    return (x > y) - (x < y)
-
-
-cdef class Transaction:
-    cdef readonly uint32_t commit
-    cdef readonly int64_t first_frame, last_frame
-    cdef readonly bytes frame_pgnos, pgnos, offsets
-    cdef readonly object images
 
 
 cdef class WalCursor:
@@ -95,10 +76,7 @@ cdef class WalCursor:
     cdef Frame* chain
     cdef size_t chain_room
     cdef State now
-    # The window: bytes at mem + low.
-    cdef uint8_t* mem
-    cdef size_t room, low
-    cdef int64_t base, known
+    cdef Window window
     # The proposal.
     cdef bint proposed, advanced
     cdef Py_buffer view
@@ -123,7 +101,7 @@ cdef class WalCursor:
         if self.proposed:
             PyBuffer_Release(&self.view)
         free(self.chain)
-        free(self.mem)
+        window_free(&self.window)
         free(self.cut)
         free(self.over)
 
@@ -141,7 +119,7 @@ cdef class WalCursor:
 
     @property
     def buffered(self):
-        return self.known
+        return self.window.known
 
     def reset(self, header):
         cdef View view = View(header)
@@ -186,12 +164,12 @@ cdef class WalCursor:
         self.data = <const uint8_t*>self.view.buf
         self.start = offset
         self.end = offset + self.view.len
-        if file_size < self.base + self.known or file_size < self.tip_offset + self.now.valid * self.frame_size:
+        if file_size < max(window_end(&self.window), self.frame_offset(self.now.valid)):
             self.shrink(file_size)
         self.file_size = file_size
         self.file_end = max(file_size, self.end) if self.view.len else file_size
         self.before = self.now
-        self.known_before = self.known
+        self.known_before = self.window.known
         self.cut_count = self.over_length = 0
         first = (offset - self.tip_offset) // self.frame_size if self.view.len else self.now.valid
         if first < self.now.valid and self.cut_chain(first) < 0:
@@ -224,7 +202,7 @@ cdef class WalCursor:
             self.file_size = offset + n
             self.file_end = max(self.file_size, self.end) if self.view.len else self.file_size
         self.want_length = 0
-        if self.append(view.p, n) < 0:
+        if window_append(&self.window, view.p, n) < 0:
             raise MemoryError
         return self.answer()
 
@@ -232,7 +210,7 @@ cdef class WalCursor:
         if not self.proposed or self.want_length:
             raise ValueError("no judged proposal to accept")
         self.settle()
-        if self.known > self.limit:
+        if self.window.known > self.limit:
             self.trim()
 
     def reject(self):
@@ -245,11 +223,11 @@ cdef class WalCursor:
                 memcpy(self.chain + self.cut_from, self.cut, self.cut_count * sizeof(Frame))
             self.now = self.before
             if self.window_lost:
-                self.begin_window(self.frame_offset(self.now.valid))
+                window_begin(&self.window, self.frame_offset(self.now.valid))
             else:
-                self.known = self.known_before
+                self.window.known = self.known_before
                 if self.over_length:
-                    memcpy(self.at(self.start), self.over, self.over_length)
+                    memcpy(window_at(&self.window, self.start), self.over, self.over_length)
         self.settle()
 
     def pending(self):
@@ -261,12 +239,15 @@ cdef class WalCursor:
         if self.now.commits == 0:
             return None
         cdef int64_t n = 1
+        cdef const uint8_t* data = NULL  # the whole of it in memory
         while self.chain[n - 1].commit == 0:
             n += 1
-        return self.transaction(n)
+        if self.window.base == self.tip_offset and self.window.known >= n * self.frame_size:
+            data = window_at(&self.window, self.tip_offset)
+        return make_transaction(self.chain, n, self.logged_frames, self.tip_offset, self.page_size, data)
 
     def advance(self, int64_t last_frame):
-        cdef int64_t n = last_frame - self.logged_frames, i, dropped
+        cdef int64_t n = last_frame - self.logged_frames, i
         if self.want_length or not 1 <= n <= self.now.valid:
             raise ValueError(f"frame {last_frame} is not in the valid chain: {self.logged_frames} logged, "
                              f"{self.now.valid} valid beyond")
@@ -279,11 +260,7 @@ cdef class WalCursor:
         self.logged_frames = last_frame
         self.tip_offset += n * self.frame_size
         self.advanced = True
-        if self.base < self.tip_offset:
-            dropped = min(self.tip_offset - self.base, self.known)
-            self.low += dropped
-            self.known -= dropped
-            self.base = self.tip_offset
+        window_advance(&self.window, self.tip_offset)
         self.shed()
 
     # --- no Python below, except where an object is made
@@ -293,9 +270,6 @@ cdef class WalCursor:
 
     cdef inline int64_t frame_offset(self, int64_t k) noexcept nogil:
         return self.tip_offset + k * self.frame_size
-
-    cdef inline uint8_t* at(self, int64_t offset) noexcept nogil:
-        return self.mem + self.low + (offset - self.base)
 
     cdef void settle(self) noexcept:
         """The proposal is over."""
@@ -307,21 +281,14 @@ cdef class WalCursor:
     cdef void forget(self) noexcept:
         """Nothing is known beyond the tip."""
         memset(&self.now, 0, sizeof(State))
-        self.begin_window(self.tip_offset)
-
-    cdef void begin_window(self, int64_t base) noexcept nogil:
-        self.base = base
-        self.known = 0
-        self.low = 0
+        window_begin(&self.window, self.tip_offset)
 
     cdef void shed(self) noexcept:
         """Give large empty buffers back."""
-        if self.known == 0:
-            self.low = 0
-            if self.room > IDLE_MEMORY:
-                free(self.mem)
-                self.mem = NULL
-                self.room = 0
+        if self.window.known == 0:
+            self.window.low = 0
+            if self.window.room > IDLE_MEMORY:
+                window_free(&self.window)
         if self.now.valid == 0 and self.chain_room * sizeof(Frame) > IDLE_MEMORY:
             free(self.chain)
             self.chain = NULL
@@ -333,21 +300,16 @@ cdef class WalCursor:
 
     cdef void trim(self) noexcept:
         """Hold the window to the limit: first without the frames of the chain, then without its end."""
-        cdef int64_t chained = self.frame_offset(self.now.valid) - self.base
-        if self.known // 2 <= chained <= self.known:  # else moving the rest would cost more than it frees
-            self.low += chained
-            self.base += chained
-            self.known -= chained
-        self.known = min(self.known, self.limit)
-        if self.known + <int64_t>self.low > 2 * self.limit:
-            memmove(self.mem, self.mem + self.low, self.known)
-            self.low = 0
+        cdef int64_t chained = self.frame_offset(self.now.valid) - self.window.base
+        if self.window.known // 2 <= chained <= self.window.known:  # else moving the rest costs more than it frees
+            window_advance(&self.window, self.window.base + chained)
+        window_hold(&self.window, self.limit)
         self.shed()
 
     cdef void shrink(self, int64_t file_size) noexcept:
         """The file was cut: so are the window and the chain."""
         cdef int64_t whole = max(0, file_size - self.tip_offset) // self.frame_size
-        self.known = min(self.known, max(0, file_size - self.base))
+        self.window.known = min(self.window.known, max(0, file_size - self.window.base))
         while self.now.valid > whole:
             self.now.valid -= 1
             self.now.commits -= self.chain[self.now.valid].commit != 0
@@ -377,12 +339,12 @@ cdef class WalCursor:
         """Put the proposed bytes into the window, as far as they touch it."""
         cdef int64_t n
         cdef void* grown
-        if self.start < self.base:  # bytes that were dropped: a new window, from the frame that is written
-            self.begin_window(self.frame_offset(first))
+        if self.start < self.window.base:  # bytes that were dropped: a new window, from the frame that is written
+            window_begin(&self.window, self.frame_offset(first))
             self.window_lost = True
-        if self.start > self.base + self.known:
+        if self.start > window_end(&self.window):
             return 0
-        n = min(self.end, self.base + self.known) - self.start
+        n = min(self.end, window_end(&self.window)) - self.start
         if n > 0:
             if <size_t>n > self.over_room:
                 grown = realloc(self.over, n)
@@ -390,43 +352,18 @@ cdef class WalCursor:
                     return NO_MEMORY
                 self.over = <uint8_t*>grown
                 self.over_room = n
-            memcpy(self.over, self.at(self.start), n)
+            memcpy(self.over, window_at(&self.window, self.start), n)
             self.over_length = n
-            memcpy(self.at(self.start), self.data, n)
-        return self.append(self.data + n, self.end - self.start - n)
-
-    cdef int append(self, const uint8_t* p, int64_t n) noexcept nogil:
-        """`n` bytes more at the end of the window; zeros if `p` is NULL."""
-        cdef size_t total, room
-        cdef void* grown
-        if n <= 0:
-            return 0
-        total = self.known + n
-        if self.low + total > self.room:
-            if self.low:
-                memmove(self.mem, self.mem + self.low, self.known)
-                self.low = 0
-            if 2 * total > self.room:  # so that at least half of the room is filled before bytes move again
-                room = max(2 * total, <size_t>8192)
-                grown = realloc(self.mem, room)
-                if grown == NULL:
-                    return NO_MEMORY
-                self.mem = <uint8_t*>grown
-                self.room = room
-        if p == NULL:
-            memset(self.mem + self.low + self.known, 0, n)
-        else:
-            memcpy(self.mem + self.low + self.known, p, n)
-        self.known += n
-        return 0
+            memcpy(window_at(&self.window, self.start), self.data, n)
+        return window_append(&self.window, self.data + n, self.end - self.start - n)
 
     cdef int fill(self, int64_t target) noexcept nogil:
         """Know the bytes up to `target` <= file_end: from the proposal, the file, or the hole between them."""
         cdef int64_t at, stop
-        while self.base + self.known < target:
-            at = self.base + self.known
+        while window_end(&self.window) < target:
+            at = window_end(&self.window)
             if self.start <= at < self.end:
-                if self.append(self.data + (at - self.start), self.end - at) < 0:
+                if window_append(&self.window, self.data + (at - self.start), self.end - at) < 0:
                     return NO_MEMORY
                 continue
             if at < self.file_size:
@@ -436,7 +373,7 @@ cdef class WalCursor:
                 self.want_offset = at
                 self.want_length = stop - at
                 return WANT
-            if self.append(NULL, min(self.start, target) - at) < 0:
+            if window_append(&self.window, NULL, min(self.start, target) - at) < 0:
                 return NO_MEMORY
         return 0
 
@@ -453,6 +390,7 @@ cdef class WalCursor:
 
     cdef int judge(self) noexcept nogil:
         """Continue the chain over the file as it would be."""
+        cdef const uint8_t* frame
         cdef int64_t offset, end
         cdef int result
         while True:
@@ -461,13 +399,14 @@ cdef class WalCursor:
             self.now.at_end = end > self.file_end
             if self.now.at_end:
                 break
-            if not self.base <= offset <= self.base + self.known:
-                self.begin_window(offset)
+            if not self.window.base <= offset <= window_end(&self.window):
+                window_begin(&self.window, offset)
                 self.window_lost = True
             result = self.fill(offset + FRAME_HEADER)
             if result < 0:
                 return result
-            if memcmp(self.at(offset) + 8, self.salts, 8) != 0 or be32(self.at(offset)) == 0:
+            frame = window_at(&self.window, offset)
+            if memcmp(frame + 8, self.salts, 8) != 0 or be32(frame) == 0:
                 break
             result = self.fill(end)
             if result < 0:
@@ -488,7 +427,7 @@ cdef class WalCursor:
         cdef int64_t mark
         cdef size_t room
         cdef void* grown
-        cdef const uint8_t* frame = self.at(offset)
+        cdef const uint8_t* frame = window_at(&self.window, offset)
         cdef const uint8_t* page = frame + FRAME_HEADER
         cdef Frame* entry
         if self.now.summed:
@@ -543,74 +482,3 @@ cdef class WalCursor:
             self.now.valid += 1
         self.now.at_end = self.before.at_end
         return self.before.judged
-
-    cdef Transaction transaction(self, int64_t n):
-        """The first `n` frames of the chain, of which the last is the first commit frame."""
-        cdef Transaction result = Transaction.__new__(Transaction)
-        cdef uint64_t* keys = <uint64_t*>malloc(n * sizeof(uint64_t))
-        cdef int64_t pages, i
-        cdef uint32_t* numbers
-        cdef uint64_t* offsets
-        cdef uint8_t* images
-        if keys == NULL:
-            raise MemoryError
-        try:
-            result.commit = self.chain[n - 1].commit
-            result.first_frame = self.logged_frames + 1
-            result.last_frame = self.logged_frames + n
-            result.frame_pgnos = PyBytes_FromStringAndSize(NULL, n * 4)
-            numbers = <uint32_t*>PyBytes_AS_STRING(result.frame_pgnos)
-            for i in range(n):
-                numbers[i] = self.chain[i].pgno
-            if n > GIL_FRAMES:
-                with nogil:
-                    pages = newest_pages(numbers, n, result.commit, lock_pgno(self.page_size), keys)
-            else:
-                pages = newest_pages(numbers, n, result.commit, lock_pgno(self.page_size), keys)
-            result.pgnos = PyBytes_FromStringAndSize(NULL, pages * 4)
-            numbers = <uint32_t*>PyBytes_AS_STRING(result.pgnos)
-            result.offsets = PyBytes_FromStringAndSize(NULL, pages * 8)
-            offsets = <uint64_t*>PyBytes_AS_STRING(result.offsets)
-            for i in range(pages):
-                numbers[i] = <uint32_t>(keys[i] >> 32)
-                offsets[i] = self.frame_offset(<uint32_t>keys[i]) + FRAME_HEADER
-            if self.base != self.tip_offset or self.known < n * self.frame_size:
-                return result
-            result.images = PyByteArray_FromStringAndSize(NULL, pages * self.page_size)
-            images = <uint8_t*>PyByteArray_AS_STRING(result.images)
-            if pages * self.page_size > GIL_BYTES:
-                with nogil:
-                    self.copy_images(images, keys, pages)
-            else:
-                self.copy_images(images, keys, pages)
-            return result
-        finally:
-            free(keys)
-
-    cdef void copy_images(self, uint8_t* images, const uint64_t* keys, int64_t pages) noexcept nogil:
-        cdef int64_t i
-        for i in range(pages):
-            memcpy(images + i * self.page_size,
-                   self.at(self.frame_offset(<uint32_t>keys[i])) + FRAME_HEADER, self.page_size)
-
-
-cdef int64_t newest_pages(const uint32_t* pgnos, int64_t n, uint32_t commit, uint32_t skip,
-                          uint64_t* keys) noexcept nogil:
-    """keys: page number << 32 | index of its last frame, ascending, without `skip` and pages > commit."""
-    cdef int64_t i, count = 0, kept = 0
-    cdef bint sorted = True
-    for i in range(n):
-        if pgnos[i] > commit or pgnos[i] == skip:
-            continue
-        keys[count] = <uint64_t>pgnos[i] << 32 | <uint64_t>i
-        if count and keys[count] < keys[count - 1]:
-            sorted = False
-        count += 1
-    if not sorted:
-        qsort(keys, count, sizeof(uint64_t), compare_keys)
-    for i in range(count):
-        if i + 1 < count and keys[i] >> 32 == keys[i + 1] >> 32:
-            continue
-        keys[kept] = keys[i]
-        kept += 1
-    return kept

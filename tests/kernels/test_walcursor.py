@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import struct
 from array import array
 from dataclasses import dataclass, field
 
@@ -12,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litefs._core.walcursor import NEED, LoggedFrames, WalCursor, build_frames
-from litefs._core.walcursor import wal_checksum as kernel_checksum
+from litefs._core.walcursor import NEED, WalCursor, build_frames
 from litefs.sqlite.locks import lock_pgno
 from litefs.sqlite.wal import FRAME_HEADER, HEADER_SIZE, FrameHeader, WalHeader, wal_checksum
 
@@ -598,117 +596,3 @@ def test_calls_out_of_order_are_refused() -> None:
     cursor.deactivate()
     with pytest.raises(ValueError, match="active False"):
         cursor.propose(32, data, 32)
-
-
-@given(data=st.binary(max_size=400), start=st.tuples(*[st.integers(0, 2**32 - 1)] * 2), big=st.booleans())
-def test_checksum_is_the_reference(data: bytes, start: tuple[int, int], big: bool) -> None:
-    data = data[: len(data) // 8 * 8]
-    assert kernel_checksum(data, *start, big) == wal_checksum(data, *start, big)
-
-
-def test_checksum_refuses_part_of_a_word_pair() -> None:
-    with pytest.raises(ValueError, match="multiple of 8"):
-        kernel_checksum(b"1234567", 0, 0, False)
-
-
-@given(
-    pgnos=st.lists(st.integers(1, 2**32 - 1), max_size=5),
-    size=st.sampled_from([512, 4096, 65536]),
-    commit=st.integers(0, 2**32 - 1),
-    start=st.tuples(*[st.integers(0, 2**32 - 1)] * 4),
-    big=st.booleans(),
-    seed=st.integers(0, 2**32),
-)
-@settings(max_examples=40, deadline=None)
-def test_built_frames_are_the_reference(
-    pgnos: list[int], size: int, commit: int, start: tuple[int, int, int, int], big: bool, seed: int
-) -> None:
-    images = random.Random(seed).randbytes(len(pgnos) * size)
-    salt1, salt2, c1, c2 = start
-    expected = b""
-    for i, pgno in enumerate(pgnos):
-        page = images[i * size : (i + 1) * size]
-        size_field = commit if i == len(pgnos) - 1 else 0
-        c1, c2 = wal_checksum(page, *wal_checksum(struct.pack(">2I", pgno, size_field), c1, c2, big), big)
-        expected += FrameHeader(pgno, size_field, salt1, salt2, c1, c2).pack() + page
-    assert build_frames(array("I", pgnos), images, size, *start, commit, big) == (expected, c1, c2)
-
-
-@pytest.mark.parametrize(
-    ("pgnos", "length", "size"), [([1], 511, 512), ([0], 512, 512), ([1], 500, 500), ([], 8, 512)]
-)
-def test_built_frames_refuse_what_does_not_fit(pgnos: list[int], length: int, size: int) -> None:
-    with pytest.raises(ValueError, match="page"):
-        build_frames(array("I", pgnos), bytes(length), size, 1, 2, 3, 4, 5, False)
-
-
-@dataclass
-class PlainFrames:
-    """The reference of LoggedFrames: every frame with its checksum."""
-
-    frames: list[tuple[int, int]] = field(default_factory=list)
-    pending: set[int] = field(default_factory=set)
-
-    def add(self, frame_pgnos: list[int], sums: dict[int, int], commit: int) -> None:
-        last = {pgno: i for i, pgno in enumerate(frame_pgnos)}
-        self.frames += [(p, sums.get(p, 0) if last[p] == i else 0) for i, p in enumerate(frame_pgnos)]
-        self.pending = {p for p in self.pending | set(sums) if p <= commit}
-
-
-@settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 2**32), pages=st.sampled_from([3, 40, 5000]), count=st.integers(1, 60))
-def test_logged_frames_are_the_reference(seed: int, pages: int, count: int) -> None:
-    rng = random.Random(seed)
-    kernel, plain = LoggedFrames(), PlainFrames()
-    for _ in range(count):
-        kind = rng.random()
-        if kind < 0.03:
-            kernel.clear()
-            plain = PlainFrames()
-        elif kind < 0.1:
-            commit = rng.randint(1, pages)
-            kernel.truncate(commit)
-            plain.pending = {p for p in plain.pending if p <= commit}
-        elif kind < 0.5:
-            frame_pgnos = rng.choices(range(1, pages + 1), k=rng.choice([1, 2, 9, 700]))
-            commit = rng.choice([pages, rng.randint(1, pages)])
-            sums = {p: 1 << 63 | rng.randrange(4) for p in sorted(set(frame_pgnos)) if p <= commit}
-            kernel.add_transaction(
-                kernel.frames + 1,
-                array("I", frame_pgnos),
-                array("I", sums),
-                array("Q", sums.values()),
-                commit,
-            )
-            plain.add(frame_pgnos, sums, commit)
-        elif plain.frames:
-            pgno = rng.choice(plain.frames)[0]
-            kernel.backfilled(pgno)
-            plain.pending.discard(pgno)
-        assert kernel.pending == len(plain.pending)
-        assert kernel.frames == len(plain.frames)
-        assert array("I", kernel.pending_pages()).tolist() == sorted(plain.pending)
-    for pgno in {rng.randint(1, pages + 1) for _ in range(50)}:
-        mine = [i for i, (p, _) in enumerate(plain.frames, 1) if p == pgno]
-        assert kernel.newest(pgno) == max(mine, default=0)
-        assert kernel.is_pending(pgno) == (pgno in plain.pending)
-        for page_sum in (0, *(1 << 63 | k for k in range(4))):
-            known = page_sum != 0 and any((pgno, page_sum) == frame for frame in plain.frames)
-            assert kernel.knows(pgno, page_sum) == known
-
-
-def test_logged_frames_refuse_what_does_not_follow() -> None:
-    kernel = LoggedFrames()
-    one = array("I", [1])
-    sums = array("Q", [1 << 63])
-    kernel.add_transaction(1, one, one, sums, 1)
-    for arguments in (
-        (1, one, one, sums, 1),
-        (3, one, one, sums, 1),
-        (2, one, one, b"", 1),
-        (2, b"", b"", b"", 1),
-    ):
-        with pytest.raises(ValueError, match=r"frames from|checksums"):
-            kernel.add_transaction(*arguments)
-    with pytest.raises(ValueError, match="page 2 has no frame"):
-        kernel.add_transaction(2, one, array("I", [2]), sums, 1)
