@@ -16,6 +16,7 @@ from pathlib import Path
 
 from litefs._core.pagesums import checksums_of
 from litefs.apply.checkpoint import Checkpointer, CheckpointPolicy
+from litefs.apply.records import merge, reader_of, stream_of
 from litefs.apply.wal import Buffer, WalWriter
 from litefs.errors import ChecksumMismatch, FormatError, LiteFSError, NotSupported, PositionMismatch
 from litefs.ltx import Decoder, Header, Record, decode
@@ -23,7 +24,7 @@ from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.lost import keep_diverged
 from litefs.store.paths import DatabaseDir
-from litefs.store.reader import Entry, LogReader
+from litefs.store.reader import LogReader
 from litefs.store.snapshot import SnapshotTarget
 from litefs.types import Position
 
@@ -71,6 +72,7 @@ class Applier:
         self._checkpointer: Checkpointer | None = None
         self._old_readers = False
         self._unsynced_since: float | None = None
+        self._room = 0
         self._closing = threading.Lock()
         self._received: SnapshotTarget | None = None
         self._failed: str | None = None
@@ -95,11 +97,15 @@ class Applier:
         """Whether the log holds records that were not synced yet."""
         return self._unsynced_since is not None
 
+    def check_usable(self) -> None:
+        """Raises LiteFSError if only recovery can help: a snapshot was installed in part."""
+        if self._failed is not None:
+            raise LiteFSError(self._failed)
+
     def attach(self) -> None:
         """Attach to the WAL, if that is not done, and apply what the log holds beyond it. Raises OSError,
         FormatError."""
-        if self._failed is not None:
-            raise LiteFSError(self._failed)
+        self.check_usable()
         if self._writer is None:
             self._writer = WalWriter(self._mounted, old_readers=self._old_readers)
             if self._writer.page_size != self._database.page_size:
@@ -128,7 +134,7 @@ class Applier:
             if len(body) > BIG_RECORD:
                 self._flush(batch)
                 batch, size = [], 0
-                self._apply_big(lambda body=body: _reader_of(body), body)  # type: ignore[misc]
+                self._apply_big(lambda body=body: reader_of(body), body)  # type: ignore[misc]
                 at = self.position
                 continue
             try:
@@ -167,7 +173,7 @@ class Applier:
             return
         last = batch[-1][1]
         pgnos, images, commit = merge([record for _, record in batch])
-        self._database.sums_file.ensure(commit)
+        self._make_room(commit)
         sums = self._database.sums
         try:
             post, new = sums.preview(pgnos, images, commit)
@@ -189,6 +195,10 @@ class Applier:
         return ChecksumMismatch(
             f"{self.dir.name}: record {header.max_txid:016x} leads to {post:016x}, not to {expected:016x}"
         )
+
+    def _make_room(self, pages: int) -> None:
+        if pages > self._room:
+            self._room = self._database.sums_file.ensure(pages)
 
     def _append(self, body: Buffer, header: Header, post: int) -> None:
         self._database.log.append(body, header.max_txid, post)
@@ -223,7 +233,7 @@ class Applier:
             pgnos += some
             new += checksums_of(some, images, header.page_size)
         expected = decoder.trailer.post_apply
-        self._database.sums_file.ensure(header.commit)
+        self._make_room(header.commit)
         try:
             post = self._database.sums.post(pgnos, new, header.commit)
         except ValueError as error:
@@ -261,6 +271,30 @@ class Applier:
         primary. Raises NotSupported for another page size, FormatError, OSError. If it fails half way,
         every later call raises LiteFSError; recovery then completes it from what was received.
         """
+        try:
+            self._seal(target)
+        except BaseException:
+            target.abort()
+            raise
+        self._failed = f"{self.dir.name}: a snapshot was installed only in part; restart the node"
+        try:
+            self._write_pages(target.differing(self._database.sums), target.commit)
+            with self._closing:
+                target.rebase_log(self._database.sums_file, self._database.log).close()
+                self._database.close()
+                self._database = Database.open(self.dir)
+        except BaseException:
+            target.close()
+            raise
+        self._failed = self._unsynced_since = None
+        self._received, self._room = target, 0
+        if self._checkpointer is not None:
+            self._checkpointer.rebase(self._database.position.txid)
+        self.checkpoint()
+        self.sync_database()
+
+    def _seal(self, target: SnapshotTarget) -> None:
+        """All that can be refused before a snapshot takes this database's place."""
         if target.page_size != self._database.page_size:
             raise NotSupported(
                 f"{self.dir.name}: page size changes from {self._database.page_size} to {target.page_size}"
@@ -275,19 +309,6 @@ class Applier:
             kept,
         )
         target.seal()
-        self._failed = f"{self.dir.name}: a snapshot was installed only in part; restart the node"
-        self._write_pages(target.differing(self._database.sums), target.commit)
-        with self._closing:
-            target.rebase_log(self._database.sums_file, self._database.log).close()
-            self._database.close()
-            self._database = Database.open(self.dir)
-            self._received = target
-        self._unsynced_since = None
-        self._failed = None
-        if self._checkpointer is not None:
-            self._checkpointer.rebase(self._database.position.txid)
-        self.checkpoint()
-        self.sync_database()
 
     def _catch_up(self) -> None:
         """Apply what is in the log beyond the published position: an earlier call failed after its append."""
@@ -301,7 +322,7 @@ class Applier:
                     if entry.size > BIG_RECORD:
                         self._flush(small, logged=True)
                         small = []
-                        self._apply_big(lambda entry=entry: _stream_of(entry), None)  # type: ignore[misc]
+                        self._apply_big(lambda entry=entry: stream_of(entry), None)  # type: ignore[misc]
                     else:
                         small.append((entry.body, decode(entry.body)))
                 self._flush(small, logged=True)
@@ -376,38 +397,3 @@ class Applier:
             if self._received is not None:
                 self._received.close()
             self._database.close()
-
-
-def merge(records: Sequence[Record]) -> tuple[Buffer, Buffer, int]:
-    """The pages that a run of records leaves: (pgnos, images, commit), each page once, none beyond the
-    final size."""
-    last = records[-1]
-    if len(records) == 1:
-        return last.pgnos, last.images, last.header.commit
-    size, commit = last.header.page_size, last.header.commit
-    newest: dict[int, memoryview] = {}
-    for record in records:
-        view = memoryview(record.images)
-        numbers = memoryview(record.pgnos).cast("I")
-        newest.update((pgno, view[at * size : (at + 1) * size]) for at, pgno in enumerate(numbers))
-    pgnos = sorted(pgno for pgno in newest if pgno <= commit)
-    return struct.pack(f"={len(pgnos)}I", *pgnos), b"".join(newest[pgno] for pgno in pgnos), commit
-
-
-def _reader_of(body: Buffer) -> Callable[[int], bytes]:
-    """A function that reads a record in memory, or in a mapped file, from its start."""
-    view = memoryview(body)
-    at = 0
-
-    def read(n: int) -> bytes:
-        nonlocal at
-        piece = bytes(view[at : at + n])
-        at += len(piece)
-        return piece
-
-    return read
-
-
-def _stream_of(entry: Entry) -> Callable[[int], bytes]:
-    """The same for a record of the log, whose file is closed when the function is dropped."""
-    return entry.open().read

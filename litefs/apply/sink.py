@@ -161,6 +161,8 @@ class ReplicaSink:
         state = self._state(name)
         async with state.lock:
             await self._abort(state)
+            if state.applier is not None:
+                state.applier.check_usable()
             state.target = await self._thread(
                 SnapshotTarget, state.directory, page_size, commit, at, timestamp
             )
@@ -182,11 +184,11 @@ class ReplicaSink:
         async with state.lock:
             target = _target(state)
             await self._thread(target.verify, position)
+            state.target = None
             if state.applier is None:
                 await self._install(state, target)
             else:
                 await self._thread(state.applier.replace, target)
-                state.target = None
         self._applied(name, position)
 
     async def snapshot_abort(self, name: str) -> None:
@@ -211,19 +213,24 @@ class ReplicaSink:
     async def close(self) -> None:
         """Checkpoint what readers allow, sync the logs and let go of the mount. Never raises for a dead
         mount."""
-        with trio.CancelScope(shield=True):
+        try:
             for name, state in self._states.items():
                 async with state.lock:
                     await self._abort(state)
+                    if state.applier is not None:
+                        await self._finish(name, state.applier)
+        finally:
+            with trio.CancelScope(shield=True):
+                for state in self._states.values():
                     applier, state.applier = state.applier, None
-                    if applier is None:
-                        continue
-                    try:
-                        await self._thread(applier.finish)
-                    except (OSError, LiteFSError) as error:
-                        log.warning("%s: detached without a checkpoint: %s", name, error)
-                    finally:
+                    if applier is not None:
                         await self._thread(applier.close)
+
+    async def _finish(self, name: str, applier: Applier) -> None:
+        try:
+            await self._thread(applier.finish)
+        except (OSError, LiteFSError) as error:
+            log.warning("%s: detached without a checkpoint: %s", name, error)
 
     # Parts.
 
@@ -263,7 +270,6 @@ class ReplicaSink:
 
     async def _install(self, state: _State, target: SnapshotTarget) -> None:
         """Put a received database in place, have the mount show it, and attach to it."""
-        state.target = None
         await self._thread(_put_in_place, state.directory, target)
         await self._on_ready(state.directory.name)
         state.applier = await self._thread(self._open, state.directory)

@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from litefs.apply import applier as applier_module
-from litefs.apply.applier import Applier, merge
+from litefs.apply.applier import Applier
+from litefs.apply.records import merge
 from litefs.apply.wal import WalAppend
-from litefs.errors import ChecksumMismatch, FormatError, NotSupported, PositionMismatch
+from litefs.errors import ChecksumMismatch, FormatError, LiteFSError, NotSupported, PositionMismatch
 from litefs.ltx import Header, Record, Trailer, decode, encode
 from litefs.store import fileops
+from litefs.store.recovery import recover
 from litefs.store.snapshot import SnapshotTarget
 from litefs.types import Position
 from tests.apply.conftest import SourceMaker, replica_of
@@ -214,6 +216,33 @@ def test_a_snapshot_replaces_what_readers_have_open(tmp_path: Path, source: Sour
     assert applier.dir.database.stat().st_ino == inode
     connection.close()
     applier.close()
+
+
+def test_a_snapshot_that_failed_half_way_blocks_until_recovery(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = source(seed=19), source(seed=20)
+    applier = replica_of(one, tmp_path / "replica")
+    target = SnapshotTarget(applier.dir, 4096, 1, Position(), 0)
+    for body in records(two, 12):
+        target.record(body)
+    target.verify(two.position)
+
+    def full_disk(self: WalAppend, pgnos: bytes, images: bytes, commit: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WalAppend, "add", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            applier.replace(target)
+    with pytest.raises(LiteFSError, match="installed only in part"):
+        applier.apply(records(one, 1))
+    applier.close()
+    recover(applier.dir)
+    again = Applier(applier.dir, applier.dir.database)
+    assert again.position == two.position, "what was received is complete"
+    assert steps_seen(again) == 12
+    again.close()
 
 
 PAGE = 512

@@ -45,8 +45,8 @@ def test_readers_see_whole_transactions_only(
     applier.attach()
     path = applier.dir.database
     readers = [client(path, "sum"), client(path, "reopen"), client(path, "sum", 1 << 30)]
-    feed(primary, applier, 150 if page_size > 4096 else 400)
-    feed(primary, applier, 150, batch=25)
+    feed(primary, applier, 60 if page_size > 4096 else 200)
+    feed(primary, applier, 100, batch=25)
     for reader in readers:
         report = reader.report()
         assert report["last"] == primary.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from litefs.apply.retire import MountGuard, retire_stale
+from litefs.apply.applier import Applier
+from litefs.apply.retire import DEAD, MountGuard, retire_stale
 from litefs.apply.stale import mounts
-from tests.apply.conftest import ClientMaker
+from litefs.store.paths import DataDir
+from litefs.store.recovery import recover
+from tests.apply.conftest import ClientMaker, SourceMaker, replica_of
 from tests.apply.support import WAIT, Client
 
 ROWS = 500
@@ -188,3 +192,29 @@ def test_mount_points_with_blanks_are_understood(tmp_path: Path) -> None:
     finally:
         mount.unmount()
         mount.kill()
+
+
+def test_an_applier_whose_mount_died_says_so_and_lets_go(
+    mount: Mount, source: SourceMaker, tmp_path: Path
+) -> None:
+    primary = source(seed=41)
+    replica_of(primary, tmp_path / "replica").close()
+    directory = DataDir(tmp_path / "replica").database_dir("app.db")
+    shutil.copy(directory.database, mount.backing / "app.db")
+    applier = Applier(directory, mount.point / "app.db")
+    for _ in range(20):
+        primary.step()
+    assert applier.apply(primary.take()) == primary.position
+    mount.kill()
+    primary.step()
+    gone = "|".join(os.strerror(number) for number in DEAD)
+    with pytest.raises(OSError, match=gone):
+        applier.apply(primary.take())
+    assert applier.position == primary.position, "it is in the log, and recovery applies it"
+    with pytest.raises(OSError, match=gone):
+        applier.finish()
+    applier.close()
+    mount.unmount()
+    shutil.copy(mount.backing / "app.db", directory.database)
+    recover(directory)
+    assert directory.database.read_bytes() == primary.body()
