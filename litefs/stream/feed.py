@@ -125,8 +125,7 @@ class Feed:
     async def turn(self) -> bytes | None:
         """The next chunk, at most about ``TURN_BYTES``, or None if there is nothing to send now.
 
-        Suspends only to read from the disk what a replica far behind needs. Raises LiteFSError when the
-        stream cannot go on (a record broke off half sent).
+        Suspends only to read from the disk what a replica far behind needs.
         """
         if self._slot is not None:
             chunk, self._slot = self._slot, None
@@ -137,8 +136,6 @@ class Feed:
         try:
             return await self._from_log()
         except (LiteFSError, OSError) as error:
-            if self._big is not None:
-                raise LiteFSError(f"{self.source.name}: a record broke off: {error}") from error
             return self._fail(error)
 
     async def _from_log(self) -> bytes | None:
@@ -197,15 +194,14 @@ class Feed:
     async def _pack(self) -> bytes:
         """One chunk of what has been read: whole records in one frame, or a piece of a big one."""
         first = self._entries[0]
-        if self._big is None and first.body is None:
-            self._big = (await trio.to_thread.run_sync(first.open), 0)
-        elif self._big is None and first.body is not None and first.size > TURN_BYTES:
-            self._big = (BytesIO(first.body), 0)
+        if self._big is None and first.size > TURN_BYTES:
+            stream = BytesIO(first.body) if first.body else await trio.to_thread.run_sync(first.open)
+            self._big = (stream, 0)
         if self._big is not None:
             return await self._pack_piece(*self._big)
         bodies: list[bytes] = []
         room = MAX_PAYLOAD
-        while self._entries and first.body is not None and first.size <= min(TURN_BYTES, room - 4):
+        while self._entries and first.size <= min(TURN_BYTES, room - 4):
             bodies.append(first.body)
             room -= 4 + first.size
             self.at = Position(first.txid_max)
@@ -216,7 +212,7 @@ class Feed:
     async def _pack_piece(self, file: RecordStream, offset: int) -> bytes:
         entry = self._entries[0]
         size = min(TURN_BYTES, entry.size - offset)
-        data = file.read(size) if entry.body is not None else await trio.to_thread.run_sync(file.read, size)
+        data = file.read(size) if entry.body else await trio.to_thread.run_sync(file.read, size)
         if not data:
             raise LiteFSError(f"record {entry.txid_max:016x} ends after {offset} of {entry.size} bytes")
         chunk = encode_piece(self.handle, entry.size, offset, data)
@@ -232,9 +228,9 @@ class Feed:
     def _fail(self, error: Exception) -> bytes | None:
         """Try again with a snapshot, a little later. The frame that tells the replica, if it must be told."""
         logger.warning("%s: cannot send from the log, a snapshot follows: %s", self.source.name, error)
-        tail = self.state is State.TAIL
+        begun = self.state is State.TAIL or self._big is not None
         self._restart()
-        return encode_snapshot_abort(self.handle, str(error)) if tail else None
+        return encode_snapshot_abort(self.handle, str(error)) if begun else None
 
     def _restart(self) -> None:
         self._drop_reader()

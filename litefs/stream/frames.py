@@ -11,7 +11,8 @@ SNAPSHOT_BEGIN   u32 page size, u32 page count, u64 TXID, u64 checksum, i64 time
 SNAPSHOT_PAGES   u32 pages, u32 size of the images, page numbers (u32 each), images: an LZ4 block, or
                  with STORED the images themselves
 SNAPSHOT_END     u64 TXID, u64 checksum: the position that pages and records in between add up to
-SNAPSHOT_ABORT   reason (UTF-8); the snapshot begins again later
+SNAPSHOT_ABORT   reason (UTF-8); what was begun, a snapshot or a record in pieces, does not go on;
+                 a snapshot follows later
 READY            every database has caught up once
 HEARTBEAT        i64 Unix ms of the primary; all that was committed before has been sent
 DROP             the primary does not hold this database
@@ -132,7 +133,7 @@ class SnapshotEnd:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotAbort:
-    """The primary gave this snapshot up."""
+    """The primary gave up what it had begun to send, a snapshot or a record in pieces."""
 
     handle: int
     reason: str
@@ -219,6 +220,8 @@ def encode_snapshot_begin(handle: int, page_size: int, commit: int, at: Position
 
 def encode_snapshot_pages(handle: int, pgnos: Buffer, images: Buffer) -> bytes:
     """Some pages: ``pgnos`` native u32, ``images`` one page for each. Compresses with the GIL released."""
+    if len(images) > MAX_PAYLOAD // 2:
+        raise ValueError(f"{len(images)} bytes of pages do not fit into one frame")
     numbers = _swapped(pgnos)
     packed = lz4.block.compress(images, mode="fast", acceleration=4, store_size=False)
     flags = STORED if len(packed) >= len(images) else 0
@@ -250,7 +253,7 @@ def encode_snapshot_end(handle: int, position: Position) -> bytes:
 
 
 def encode_snapshot_abort(handle: int, reason: str) -> bytes:
-    """Give a snapshot up."""
+    """Give up a snapshot, or a record in pieces."""
     return _frame(FrameType.SNAPSHOT_ABORT, reason.encode()[:MAX_TEXT], handle)
 
 

@@ -24,6 +24,7 @@ from litefs.types import CHECKSUM_FLAG, ZERO, Position
 
 _RECORD = struct.Struct("<QQQ")
 BATCH_PAGES = 16
+BATCH_BYTES = 256 << 10
 
 
 def page_hash(pgno: int, image: Buffer) -> int:
@@ -150,8 +151,9 @@ class MemoryPages:
         self.timestamp = 0
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        for first in range(1, self.commit + 1, BATCH_PAGES):
-            pgnos = array("I", range(first, min(first + BATCH_PAGES, self.commit + 1)))
+        step = min(BATCH_PAGES, BATCH_BYTES // self.page_size)
+        for first in range(1, self.commit + 1, step):
+            pgnos = array("I", range(first, min(first + step, self.commit + 1)))
             if self._source.page_delay:
                 threading.Event().wait(self._source.page_delay)
             if self._source.fail_snapshots:

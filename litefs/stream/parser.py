@@ -40,6 +40,7 @@ from litefs.stream.protocols import Buffer
 from litefs.types import Position
 
 _FLAGS = {FrameType.RECORDS: (0, PIECE, PIECE | MORE), FrameType.SNAPSHOT_PAGES: (0, STORED)}
+_BREAKING_OFF = (FrameType.SNAPSHOT_ABORT, FrameType.DROP)
 _STREAM_FRAMES = (FrameType.READY, FrameType.HEARTBEAT, FrameType.END)
 
 
@@ -116,7 +117,7 @@ class Parser:
                     if flags
                     else self._records(handle, payload, where)
                 )
-            if handle in self._pieces and kind is not FrameType.DROP:
+            if self._pieces.pop(handle, None) and kind not in _BREAKING_OFF:
                 raise FormatError(f"{where} inside a record in pieces")
             return self._decode_database(kind, flags, handle, payload, where)
         except struct.error as error:
@@ -192,7 +193,6 @@ class Parser:
             return SnapshotAbort(handle, payload[:MAX_TEXT].decode(errors="replace"))
         struct.unpack("", payload)
         del self._names[handle]
-        self._pieces.pop(handle, None)
         return Drop(handle)
 
 

@@ -39,7 +39,7 @@ class RecordStream(Protocol):
 
 
 class Entry(Protocol):
-    """One record of a log: ``size`` bytes in ``body``, or only by ``open()`` if too big for memory."""
+    """One record of a log: ``size`` bytes in ``body``; empty if too big for memory, then take ``open()``."""
 
     @property
     def txid_min(self) -> int: ...
@@ -48,7 +48,7 @@ class Entry(Protocol):
     @property
     def size(self) -> int: ...
     @property
-    def body(self) -> bytes | None: ...
+    def body(self) -> bytes: ...
     def open(self) -> RecordStream: ...
 
 

@@ -131,27 +131,30 @@ class _Line:
         self._sink = sink
         self._spool_dir = spool_dir
         self._spool: Spool | None = None
+        self._in_snapshot = False
 
     async def run(self) -> None:
         """Serve the queue until DROP. Raises DatabaseFailed."""
-        snapshot = False
         try:
             while True:
                 frame = await self.queue.take()
-                snapshot = isinstance(frame, SnapshotBegin) or (
-                    snapshot and not isinstance(frame, SnapshotEnd | SnapshotAbort | Drop)
-                )
                 await self._handle(frame)
                 if isinstance(frame, Drop):
                     return
         except LiteFSError as error:
             raise DatabaseFailed(self.name, error) from error
         finally:
-            if self._spool is not None:
-                self._spool.close()
-            if snapshot:
-                with trio.CancelScope(shield=True):
-                    await self._sink.snapshot_abort(self.name)
+            with trio.CancelScope(shield=True):
+                await self._break_off()
+
+    async def _break_off(self) -> None:
+        """Forget what was begun: a record in pieces, a snapshot."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        if self._in_snapshot:
+            self._in_snapshot = False
+            await self._sink.snapshot_abort(self.name)
 
     async def _handle(self, frame: _DatabaseFrame) -> None:
         sink, name = self._sink, self.name
@@ -165,13 +168,17 @@ class _Line:
             pgnos, images = await trio.to_thread.run_sync(unpack_pages, frame)
             await sink.snapshot_pages(name, pgnos, images)
         elif isinstance(frame, SnapshotBegin):
+            await self._break_off()
+            self._in_snapshot = True
             await sink.snapshot_begin(name, frame.page_size, frame.commit, frame.at, frame.timestamp)
         elif isinstance(frame, SnapshotEnd):
             await sink.snapshot_end(name, frame.position)
+            self._in_snapshot = False
         elif isinstance(frame, SnapshotAbort):
-            logger.warning("%s: the primary broke its snapshot off: %s", name, frame.reason)
-            await sink.snapshot_abort(name)
+            logger.warning("%s: the primary broke off what it was sending: %s", name, frame.reason)
+            await self._break_off()
         elif isinstance(frame, Drop):
+            await self._break_off()
             await sink.drop(name)
         else:
             frame.arrive()

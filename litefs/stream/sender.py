@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,8 +16,6 @@ from litefs.stream.handshake import MAX_DATABASES, Hello, encode_hello
 from litefs.stream.protocols import Catalog, Identity, Source
 from litefs.stream.wakeup import Wakeup
 from litefs.types import ZERO, Position
-
-logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 MAX_SNAPSHOTS = 4
@@ -98,12 +95,7 @@ class Sender:
         self._follow_catalog()
         if self._outbox:
             return
-        try:
-            if await self._take_turn():
-                return
-        except LiteFSError as error:
-            logger.error("stream ended: %s", error)
-            self._end(str(error))
+        if await self._take_turn():
             return
         if not self._ready_sent and all(feed.settled for feed in self._turns):
             self._ready_sent = True

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from litefs.errors import FormatError
-from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
+from litefs.stream.memory import MemoryCatalog, MemoryEntry, MemoryReader, MemorySink, MemorySource
 from litefs.stream.protocols import Identity
 from litefs.stream.receiver import DatabaseFailed, Receiver
 from litefs.stream.sender import Sender
@@ -340,5 +340,42 @@ def test_a_reaped_log_under_a_slow_replica_turns_into_a_snapshot() -> None:
             catalog.notify()
             await sink.wait_position("a", tip)
             assert sink.snapshots == ["a", "a"]
+
+    run(main)
+
+
+def test_a_big_record_that_breaks_off_half_sent_turns_into_a_snapshot() -> None:
+    class Torn(MemorySource):
+        """Says that its record is longer than it is, so that reading it ends early, once."""
+
+        def reader(self) -> MemoryReader:
+            reader, whole = super().reader(), MemoryReader.read
+
+            def read(upto_txid: int, max_bytes: int) -> list[MemoryEntry]:
+                return [
+                    TornEntry(e.txid_min, e.txid_max, e.body) if e.size > 1 << 20 else e
+                    for e in whole(reader, upto_txid, max_bytes)
+                ]
+
+            reader.read = read  # type: ignore[method-assign]
+            return reader
+
+    class TornEntry(MemoryEntry):
+        @property
+        def size(self) -> int:
+            return len(self.body) + 1
+
+    async def main() -> None:
+        source, sink = Torn("big", 65536), MemorySink()
+        source.commit({1: b"1" * 65536})
+        catalog = MemoryCatalog(source)
+        async with replica(catalog, sink, piece=65536):
+            await ready(sink)
+            at = source.commit({pgno: image(random.Random(SEED), 65536) for pgno in range(1, 40)})
+            catalog.notify()
+            await sink.wait_position("big", at)
+            assert sink.snapshots == ["big", "big"]
+            assert sink.aborted == []
+            assert sink.pages["big"] == source.pages
 
     run(main)

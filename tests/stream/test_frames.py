@@ -200,9 +200,14 @@ def test_a_hello_of_something_else_is_refused(data: bytes, message: str) -> None
     assert message in str(caught.value)
 
 
-def test_a_dropped_database_may_break_its_record_off() -> None:
-    found = parse(GREETING + KNOWN + f.encode_piece(1, 9, 0, b"abc") + f.encode_drop(1) + KNOWN)
-    assert found[-2:] == [f.Drop(1), f.Database(1, "a")]
+def test_a_record_in_pieces_may_be_broken_off() -> None:
+    begun = GREETING + KNOWN + f.encode_piece(1, 9, 0, b"abc")
+    assert parse(begun + f.encode_drop(1) + KNOWN)[-2:] == [f.Drop(1), f.Database(1, "a")]
+    again = f.encode_piece(1, 3, 0, b"def")
+    assert parse(begun + f.encode_snapshot_abort(1, "x") + again)[-2:] == [
+        f.SnapshotAbort(1, "x"),
+        f.RecordPiece(1, 3, 0, b"def"),
+    ]
 
 
 @given(st.integers(1, 40), st.binary(min_size=512, max_size=512))
