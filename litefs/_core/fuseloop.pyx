@@ -12,8 +12,9 @@ from collections import deque
 
 import trio
 from libc.errno cimport errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
+from posix.unistd cimport write
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "<poll.h>" nogil:
@@ -133,6 +134,7 @@ cdef class FuseLoop:
     cdef bint closed
     cdef bint yield_due
     cdef int score
+    cdef int signal_fd
     cdef int64_t max_spin
     cdef int64_t checkpoint_at
     cdef readonly unsigned long parked
@@ -142,6 +144,7 @@ cdef class FuseLoop:
         self.fds[0].fd = -1
         self.fds[0].events = POLLIN
         self.count = 1
+        self.signal_fd = -1
         self.max_spin = max_spin_us * MICROSECOND
         if wakeup_fd >= 0:
             self.watch(wakeup_fd)
@@ -167,6 +170,13 @@ cdef class FuseLoop:
     def yield_soon(self):
         """Let other tasks run before the next request; for handlers that made one runnable."""
         self.yield_due = True
+
+    def signal_later(self, int fd):
+        """Add 1 to the eventfd ``fd`` once the present request has been answered.
+
+        Waking another process takes up to 100 us, which the client should not wait for. One descriptor per object.
+        """
+        self.signal_fd = fd
 
     @property
     def spin_us(self):
@@ -200,6 +210,11 @@ cdef class FuseLoop:
         """
         cdef int found
         cdef int64_t begin, until
+        cdef uint64_t one = 1
+        if self.signal_fd >= 0:
+            # a full counter (EAGAIN) means that a wake-up is due anyway
+            write(self.signal_fd, &one, sizeof(one))
+            self.signal_fd = -1
         if not self.prepared:
             self._prepare(fd)
         if self.closed:
