@@ -162,13 +162,14 @@ def post(url: str, body: bytes) -> int:
             return error.code
 
 
-@pytest.mark.parametrize("name", ["../evil.db", "a/../../evil.db", "/evil.db", "..", "a\0b", "x-wal", ""])
-def test_import_under_a_name_that_could_escape(name: str, make_node: Callable[..., Node]) -> None:
+def test_import_under_a_name_that_could_escape(make_node: Callable[..., Node]) -> None:
     node = make_node("primary").start()
     before = sorted(path.relative_to(node.root) for path in node.data.rglob("*"))
-    query = urllib.parse.urlencode({"name": name})
-    assert post(f"{node.url}/import?{query}", b"SQLite format 3\0" + bytes(4080)) == 400
-    assert sorted(path.relative_to(node.root) for path in node.data.rglob("*")) == before
+    for name in ("../evil.db", "a/../../evil.db", "/evil.db", "..", "a\0b", "x-wal", ""):
+        query = urllib.parse.urlencode({"name": name})
+        status = post(f"{node.url}/import?{query}", b"SQLite format 3\0" + bytes(4080))
+        assert status == 400, f"{name!r}: {status}"
+        assert sorted(path.relative_to(node.root) for path in node.data.rglob("*")) == before, name
     assert not list(node.root.rglob("evil*"))
     node.stop()
 

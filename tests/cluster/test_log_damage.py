@@ -1,4 +1,4 @@
-"""A torn, truncated or bit-flipped log: the tail is cut or the log refused with a clear error, never applied."""
+"""A torn, truncated or bit-flipped log: the tail is cut, or the log refused with a clear error."""
 
 from __future__ import annotations
 

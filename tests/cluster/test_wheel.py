@@ -33,7 +33,7 @@ def test_installed_wheel_mounts(
 
     node = make_node("primary")
     with node.log.open("ab") as log:
-        command = [home / "bin/litefs", "mount", "-config", node.config]
+        command = [str(home / "bin/litefs"), "mount", "-config", str(node.config)]
         node.process = spawn(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=tmp_path)
     node.wait_ready()
     client = make_client("sql", "sqlite3")
