@@ -1,6 +1,6 @@
 """Hypercorn's HTTP/2 sending, corrected and made faster for streams that never end.
 
-Two reasons to replace parts of :mod:`hypercorn.protocol.h2` (0.17 and 0.18): with a flow-control window of
+Two reasons to replace parts of :mod:`hypercorn.protocol.h2` (0.18): with a flow-control window of
 zero its buffer counts an empty read as progress and lets the application go on, so a replica that stops
 reading would make the primary collect the whole stream in memory; and it makes one system call for each
 frame of 16 KiB.
