@@ -56,6 +56,9 @@ EXPOSE_SECONDS = 10.0
 LAG_SECONDS = 0.25
 """Between two updates of ``.lag``."""
 
+WAKE_PACE_SECONDS = 0.001
+"""Between two wake-ups by the fs process: under load one serves several commits, a lone commit never waits."""
+
 DETACH_SECONDS = 2.0
 """How long the applier may take to checkpoint and let go of the mount at a stop."""
 
@@ -294,6 +297,7 @@ class Node:
         while True:
             await self._wake.wait()
             self._catalog.notify()
+            await trio.sleep(WAKE_PACE_SECONDS)
 
     async def _lag_loop(self) -> None:
         shown: tuple[int | None, int] | None = None

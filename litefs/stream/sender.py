@@ -18,6 +18,10 @@ from litefs.stream.wakeup import Wakeup
 from litefs.types import ZERO, Position
 
 HEARTBEAT_SECONDS = 1.0
+PACE_SECONDS = 0.001
+"""At least this long between two small chunks: at thousands of commits a second each wake-up, HTTP/2 frame and
+apply on the replica then serves several of them, and both nodes' CPUs are left to the commits."""
+SMALL_CHUNK = 64 << 10
 MAX_SNAPSHOTS = 4
 """Snapshots on their way to one replica at a time; each holds at most two chunks in memory."""
 
@@ -49,7 +53,7 @@ class Sender:
         self._outbox: deque[bytes] = deque([encode_hello(Hello(identity, _now_ms()))])
         self._ready_sent = False
         self._ended = False
-        self._last_chunk = trio.current_time()
+        self._last_chunk, self._last_size = trio.current_time(), 0
         self.bytes_sent = 0
 
     async def __aenter__(self) -> Sender:
@@ -77,12 +81,14 @@ class Sender:
 
     async def __anext__(self) -> bytes:
         """The next chunk. Raises StopAsyncIteration after END."""
+        if self._last_size < SMALL_CHUNK and not self._outbox:
+            await trio.sleep_until(self._last_chunk + PACE_SECONDS)
         while not self._outbox:
             if self._ended:
                 raise StopAsyncIteration
             await self._fill()
         chunk = self._outbox.popleft()
-        self._last_chunk = trio.current_time()
+        self._last_chunk, self._last_size = trio.current_time(), len(chunk)
         self.bytes_sent += len(chunk)
         return chunk
 
