@@ -36,6 +36,7 @@ def import_file(source: Path, target: Path) -> None:
             problem = origin.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
                 raise FormatError(f"not imported, the database is damaged: {problem}")
+            target.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as mounted:
                 origin.backup(mounted)
                 if header.is_wal:

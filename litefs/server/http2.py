@@ -1,12 +1,15 @@
 """Hypercorn's HTTP/2 sending, corrected and made faster for streams that never end.
 
-Two reasons to replace parts of :mod:`hypercorn.protocol.h2` (0.18): with a flow-control window of
+Three reasons to replace parts of :mod:`hypercorn.protocol.h2` (0.18): an answer before the end of the
+request's body ends the connection with a KeyError; with a flow-control window of
 zero its buffer counts an empty read as progress and lets the application go on, so a replica that stops
 reading would make the primary collect the whole stream in memory; and it makes one system call for each
 frame of 16 KiB.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import h2.exceptions
 import hypercorn.protocol
@@ -45,8 +48,29 @@ class BoundedBuffer(StreamBuffer):
         return data
 
 
+class _Nobody:
+    """Stands for a request that was answered before its body had come."""
+
+    async def handle(self, event: object) -> None:
+        """The rest of the body is for nobody."""
+
+
+class _Streams(dict[int, Any]):
+    """The streams of a connection; bytes for one that is closed already go nowhere.
+
+    Hypercorn looks a stream up for each piece of a body, and a KeyError ends the whole connection.
+    """
+
+    def __missing__(self, stream_id: int) -> _Nobody:
+        return _Nobody()
+
+
 class BurstProtocol(H2Protocol):
-    """Sends several frames of a stream in one system call."""
+    """Sends several frames of a stream in one system call, and outlives an early answer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.streams = _Streams()
 
     async def _send_data(self, stream_id: int) -> None:
         buffer = self.stream_buffers.get(stream_id)

@@ -161,7 +161,11 @@ class _Connections:
     async def _serve(self, stream: trio.SocketStream) -> None:
         with self._registered(stream):
             state = ConnectionState(self._state)
-            await TCPServer(self._app, self._config, self._context, state, cast("Any", stream))
+            try:
+                await TCPServer(self._app, self._config, self._context, state, cast("Any", stream))
+            except Exception:
+                # one connection, whatever a peer does with it, must not take the node down
+                logger.exception("a connection ended with an unexpected error")
 
     def close_soon(self, nursery: trio.Nursery) -> None:
         """Close what is still open after GRACE_SECONDS, whatever it waits for."""

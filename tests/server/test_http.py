@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import h2.connection
+import httpx
 import pytest
 import trio
 
@@ -296,3 +297,26 @@ def test_an_empty_host_listens_on_ipv4_too() -> None:
     for sock in bind(":0"):
         with sock, socket.create_connection(("127.0.0.1", sock.getsockname()[1]), timeout=5):
             pass
+
+
+@pytest.mark.parametrize("http2", [True, False])
+def test_an_early_refusal_of_a_long_body_leaves_the_server_up(http2: bool) -> None:
+    async def main() -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(200):
+                yield bytes(100_000)
+
+        node = FakeNode()
+        node.is_primary = False
+        async with serving(node) as url:
+            for _ in range(3):
+                async with client(http1=not http2, http2=http2) as http:
+                    try:
+                        response = await http.post(f"{url}/import?name=a.db", content=pieces())
+                    except httpx.TransportError:
+                        continue  # the answer came while the body was being sent
+                    assert response.status_code == 503
+            async with client() as http:
+                assert (await http.get(f"{url}/info")).status_code == 200
+
+    run(main)
