@@ -13,16 +13,17 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
-from litefs.capture.commit import BigCommit
+from litefs.capture.commit import BigCommit, Refused
 from litefs.capture.database import DatabaseCapture
-from litefs.errors import InvalidName, LiteFSError
+from litefs.errors import InvalidName, OutcomeUnknown
 from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
-from litefs.fs.namespace import Namespace, Ownership
+from litefs.fs.namespace import Namespace, Ownership, answered
 from litefs.fs.role import RoleState
 from litefs.store import fileops
 from litefs.store.paths import DataDir, validate_name
@@ -62,23 +63,21 @@ class Operations(Namespace):
 
     # -- attributes that change a file -------------------------------------------------------------
 
+    @answered
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        self._check_alive()
         target = self.inodes[inode]
-        try:
-            if fields.update_size:
-                await self._truncate(target, attr.st_size, self._is_node(ctx.pid))
-            if not target.is_control and target.kind is not Kind.DIRECTORY:
-                if fields.update_mode:
-                    os.chmod(target.backing, stat.S_IMODE(attr.st_mode))
-                if fields.update_uid or fields.update_gid:
-                    uid = attr.st_uid if fields.update_uid else -1
-                    gid = attr.st_gid if fields.update_gid else -1
-                    os.chown(target.backing, uid, gid)
-        except (LiteFSError, OSError) as exc:
-            raise self._fail(exc) from exc
+        if fields.update_size:
+            await self._truncate(target, attr.st_size, self._is_node(ctx.pid))
+        if not target.is_control and target.kind is not Kind.DIRECTORY:
+            file = target.fd if target.fd >= 0 else target.backing
+            if fields.update_mode:
+                os.chmod(file, stat.S_IMODE(attr.st_mode))
+            if fields.update_uid or fields.update_gid:
+                uid = attr.st_uid if fields.update_uid else -1
+                gid = attr.st_gid if fields.update_gid else -1
+                os.chown(file, uid, gid)
         return self._attributes(target)
 
     async def _truncate(self, inode: Inode, size: int, from_node: bool) -> None:
@@ -124,13 +123,16 @@ class Operations(Namespace):
         self._handles[number] = Handle(inode, fd, writable, from_node)
         if inode.kind is Kind.WAL and inode.db is not None and inode.db.capture is not None:
             inode.db.capture.wal.opened(os.fstat(fd).st_size)
-        if inode.db is not None and not inode.db.announced and inode.kind is Kind.DATABASE and not from_node:
-            inode.db.announced = True
-            self._on_open(inode.db.name)
+        db = inode.db
+        if db is not None and not db.announced and inode.kind is Kind.DATABASE:
+            # on a replica the node process opens what it applies; on the primary it creates what it imports
+            if not from_node or self._role.role is Role.PRIMARY:
+                db.announced = True
+                self._on_open(db.name)
         return FileInfo(fh=number, direct_io=inode.is_control, keep_cache=not inode.is_control)
 
+    @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        self._check_alive()
         target = self.inodes[inode]
         from_node = self._is_node(ctx.pid)
         if flags & _WRITE_FLAGS:
@@ -138,29 +140,25 @@ class Operations(Namespace):
                 raise FUSEError(errno.EACCES)
             if target.kind is not Kind.SHM and not from_node and self._role.role is not Role.PRIMARY:
                 raise FUSEError(errno.EROFS)
-        try:
-            return self._opened(target, flags, from_node)
-        except OSError as exc:
-            raise self._fail(exc) from exc
+            if flags & os.O_TRUNC:  # the kernel leaves that to us
+                await self._truncate(target, 0, from_node)
+        return self._opened(target, flags, from_node)
 
+    @answered
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        self._check_alive()
         path = self._path(parent_inode, name)
         from_node = self._is_node(ctx.pid)
         stem, kind = split_suffix(path)
         if kind is not Kind.SHM and not from_node and self._role.role is not Role.PRIMARY:
             raise FUSEError(errno.EROFS)
-        try:
-            inode = self._find(path)
-            if inode is None:
-                inode = self._create(path, stem, kind, stat.S_IMODE(mode))
-            elif flags & os.O_EXCL:
-                raise FUSEError(errno.EEXIST)
-            info = self._opened(inode, flags, from_node)
-        except (LiteFSError, OSError) as exc:
-            raise self._fail(exc) from exc
+        inode = self._find(path)
+        if inode is None:
+            inode = self._create(path, stem, kind, stat.S_IMODE(mode))
+        elif flags & os.O_EXCL:
+            raise FUSEError(errno.EEXIST)
+        info = self._opened(inode, flags, from_node)
         inode.lookups += 1
         return info, self._attributes(inode)
 
@@ -185,6 +183,7 @@ class Operations(Namespace):
             os.chown(backing, like.st_uid, like.st_gid)
         return self.inodes.get_or_make(path, kind, db, backing)
 
+    @answered
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
@@ -197,47 +196,39 @@ class Operations(Namespace):
 
     # -- data --------------------------------------------------------------------------------------
 
+    @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        if self.dead:
-            raise FUSEError(errno.EIO)
         handle = self._handles[fh]
-        try:
-            if handle.fd < 0:
-                return control.content(handle.inode, self._role)[off : off + size]
-            return os.pread(handle.fd, size, off)
-        except (LiteFSError, OSError) as exc:
-            raise self._fail(exc) from exc
+        if handle.fd < 0:
+            return control.content(handle.inode, self._role)[off : off + size]
+        return os.pread(handle.fd, size, off)
 
+    @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        if self.dead:
-            raise FUSEError(errno.EIO)
         handle = self._handles[fh]
         inode = handle.inode
         db = inode.db
-        try:
-            if inode.kind is Kind.SHM or db is None:
-                fileops.pwrite_all(handle.fd, buf, off)
-                return len(buf)
-            if db.busy:
-                await db.idle()
-            if handle.from_node and self._role.role is not Role.PRIMARY:
-                fileops.pwrite_all(handle.fd, buf, off)
-                return len(buf)
-            capture = db.capture
-            if capture is None:
-                raise FUSEError(errno.EROFS)
-            if inode.kind is Kind.WAL:
-                job = capture.wal_write(handle.fd, off, buf)
-            elif inode.kind is Kind.DATABASE:
-                capture.database_write(handle.fd, off, buf)
-                return len(buf)
-            else:
-                job = capture.journal_write(handle.fd, off, buf, db.open_database())
-            if job is not None:
-                await self._finish(db, job)
+        if inode.kind is Kind.SHM or db is None:
+            fileops.pwrite_all(handle.fd, buf, off)
             return len(buf)
-        except (LiteFSError, OSError) as exc:
-            raise self._fail(exc) from exc
+        if db.busy:
+            await db.idle()
+        if handle.from_node and self._role.role is not Role.PRIMARY:
+            fileops.pwrite_all(handle.fd, buf, off)
+            return len(buf)
+        capture = self._capture(db)
+        if inode.unlinked:
+            raise Refused(inode.path, "write to a file that was unlinked meanwhile")
+        if inode.kind is Kind.WAL:
+            job = capture.wal_write(handle.fd, off, buf)
+        elif inode.kind is Kind.DATABASE:
+            capture.database_write(handle.fd, off, buf)
+            return len(buf)
+        else:
+            job = capture.journal_write(handle.fd, off, buf, db.open_database())
+        if job is not None:
+            await self._finish(db, job)
+        return len(buf)
 
     async def _finish(self, db: FsDatabase, job: BigCommit | None) -> None:
         """Run a big commit in a thread; the database is busy meanwhile."""
@@ -249,40 +240,36 @@ class Operations(Namespace):
             try:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(job.run)
-            except (LiteFSError, OSError, ValueError) as exc:
+            except Exception as exc:
                 error = exc
             job.finish(error)
         finally:
             db.end_job()
 
+    @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        if self.dead:
-            raise FUSEError(errno.EIO)
         handle = self._handles[fh]
         db = handle.inode.db
         if db is None or handle.inode.kind is Kind.SHM:
             return
-        try:
-            await db.idle()
-            if db.capture is None:
-                if handle.inode.kind is Kind.DATABASE:
-                    await trio.to_thread.run_sync(os.fdatasync, handle.fd)
-            elif handle.inode.kind is Kind.WAL:
-                db.capture.wal_sync()
-            elif handle.inode.kind is Kind.DATABASE:
-                db.capture.database_sync(handle.fd)
-            else:
-                db.capture.journal_sync(handle.fd)
-        except (LiteFSError, OSError) as exc:
-            raise self._fail(exc) from exc
+        await db.idle()
+        if db.capture is None:
+            if handle.inode.kind is Kind.DATABASE:
+                await trio.to_thread.run_sync(os.fdatasync, handle.fd)
+        elif handle.inode.kind is Kind.WAL:
+            db.capture.wal_sync()
+        elif handle.inode.kind is Kind.DATABASE:
+            db.capture.database_sync(handle.fd)
+        else:
+            db.capture.journal_sync(handle.fd)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Names need no sync of their own: recovery makes journal and WAL follow the log."""
 
     # -- unlinking ---------------------------------------------------------------------------------
 
+    @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._check_alive()
         path = self._path(parent_inode, name)
         inode = self._find(path)
         if inode is None:
@@ -298,9 +285,13 @@ class Operations(Namespace):
                 raise FUSEError(errno.EROFS)
             else:
                 await self._unlink_captured(db, inode)
-        except (LiteFSError, OSError) as exc:
-            raise self._fail(exc) from exc
-        self.inodes.unlink(path)
+        except OutcomeUnknown:
+            # the client sees an error, but the file is gone: the kernel must not go on believing in it
+            pyfuse3.invalidate_entry_async(parent_inode, name, ignore_enoent=True)
+            raise
+        finally:
+            if not os.path.lexists(inode.backing):
+                self.inodes.unlink(path)
 
     async def _unlink_captured(self, db: FsDatabase, inode: Inode) -> None:
         capture = self._capture(db)
@@ -314,7 +305,9 @@ class Operations(Namespace):
             raise FUSEError(errno.EPERM)
         else:
             self._dbs.remove(db)
+            self.inodes.forget_database(db)
 
+    @answered
     async def rename(
         self,
         parent_inode_old: int,
