@@ -9,6 +9,7 @@ from litefs.capture.commit import BigCommit, Gate, Refused, Watcher
 from litefs.capture.journal import JournalCapture
 from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
+from litefs.store import fileops
 from litefs.store.database import Database
 
 
@@ -61,13 +62,13 @@ class DatabaseCapture:
             self.wal.checkpoint_truncate(size)
         elif not self.journal.hot and size < db.sums.page_count * db.page_size:
             raise Refused(self._name, f"truncation to {size} bytes without a rollback journal")
-        os.ftruncate(fd, size)
+        fileops.truncate(fd, size)
 
     def database_sync(self, fd: int) -> None:
         self._sync_log()
         txid = self.db.position.txid
         try:
-            os.fdatasync(fd)
+            fileops.fdatasync(fd)
         except OSError as exc:
             self.db.stop(f"{self._name}: fsync failed: {exc}")
             raise
@@ -93,7 +94,7 @@ class DatabaseCapture:
         return self.journal.write(fd, offset, data, database_fd)
 
     def journal_sync(self, fd: int) -> None:
-        os.fdatasync(fd)
+        fileops.fdatasync(fd)
 
     def _sync_log(self) -> None:
         try:

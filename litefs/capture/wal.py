@@ -94,7 +94,7 @@ class WalCapture:
                 raise Refused(
                     self._file, f"truncation to {size} bytes, inside the frames that are in the log"
                 )
-        os.ftruncate(fd, size)
+        fileops.truncate(fd, size)
         if size < WAL_HEADER_SIZE:
             self._forget()
         self._size = self._secured = size

@@ -1,9 +1,9 @@
-"""Every operation that makes bytes durable or moves files, as plain functions.
+"""Every operation that creates, changes, moves or removes files or makes them durable, as plain functions.
 
-Nothing else in the store calls ``fsync``, ``rename`` or ``truncate`` by itself, so that a test can fail any
-of them here and an audit reads one page. All raise OSError and are never repeated after a failure: after a
-failed fsync the kernel has marked the pages clean, and a second call would report a success that did not
-happen.
+Nothing else in store and capture does so by itself, so that an audit reads one page, and the crash simulator
+(``tests/crash``), which stands in for ``os`` here, misses nothing; stores to the mapped checksums are the
+exception. All raise OSError and are never repeated after a failure: after a failed fsync the kernel has
+marked the pages clean, and a second call would report a success that did not happen.
 """
 
 from __future__ import annotations
@@ -12,10 +12,34 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 _ZEROS = bytes(1 << 20)
+_COPY = 1 << 20
+
+
+def open_file(path: Path, flags: int, mode: int = 0o644) -> int:
+    """open(2), close-on-exec: how files are created."""
+    return os.open(path, flags | os.O_CLOEXEC, mode)
+
+
+def new_dir(path: Path) -> None:
+    """mkdir(2), durable on return. Raises FileExistsError."""
+    os.mkdir(path)
+    sync_dir(path.parent)
+
+
+def make_dir(path: Path) -> None:
+    """Make a directory, and its parents, unless they are there; its name is durable on return.
+
+    That of one which is there may not be: its maker may have been killed before the sync.
+    """
+    if not os.path.isdir(path.parent):
+        make_dir(path.parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    sync_dir(path.parent)
 
 
 def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -27,6 +51,14 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
         if step == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written += step
+
+
+def pwritev_all(fd: int, parts: Sequence[bytes | bytearray | memoryview], offset: int) -> None:
+    """Write the parts one behind the other at ``offset``, in one call unless the kernel takes fewer bytes."""
+    size = sum(map(len, parts))
+    written = os.pwritev(fd, parts, offset)
+    if written != size:
+        pwrite_all(fd, memoryview(b"".join(parts))[written:], offset + written)
 
 
 def write_zeros(fd: int, start: int, end: int) -> None:
@@ -81,7 +113,7 @@ def rename(source: Path, target: Path) -> None:
     os.rename(source, target)
 
 
-def unlink(path: Path) -> bool:
+def unlink(path: Path | str) -> bool:
     """Remove a file; False if there was none."""
     try:
         os.unlink(path)
@@ -92,8 +124,16 @@ def unlink(path: Path) -> bool:
 
 def remove_tree(path: Path) -> None:
     """Remove a directory with all that is in it; nothing happens if there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(Path(entry.path))
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
 
 
 def truncate(fd: int, size: int) -> None:
@@ -109,7 +149,7 @@ def fallocate(fd: int, offset: int, length: int) -> None:
 def write_file_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by a file holding ``data``: after a crash either the old or the new file is there."""
     temporary = path.with_name(path.name + ".tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         pwrite_all(fd, data, 0)
         fsync(fd)
@@ -123,25 +163,38 @@ def write_file_atomic(path: Path, data: bytes) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file durably, sharing blocks where the file system can."""
-    with source.open("rb") as reader, target.open("xb") as writer:
-        size = os.fstat(reader.fileno()).st_size
-        done = 0
+    """Copy a file durably to a new name, sharing blocks where the file system can.
+
+    Raises FileExistsError, OSError.
+    """
+    reader = open_file(source, os.O_RDONLY)
+    try:
+        writer = open_file(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
-            while done < size:
-                step = os.copy_file_range(reader.fileno(), writer.fileno(), min(size - done, 1 << 30))
-                if step == 0:
-                    break
-                done += step
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            reader.seek(0)
-            writer.seek(0)
-            shutil.copyfileobj(reader, writer, 1 << 20)
-            writer.flush()
-        fsync(writer.fileno())
+            _copy_all(reader, writer)
+            fsync(writer)
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
     sync_dir(target.parent)
+
+
+def _copy_all(reader: int, writer: int) -> None:
+    size = os.fstat(reader).st_size
+    done = 0
+    try:
+        while done < size:
+            step = os.copy_file_range(reader, writer, min(size - done, 1 << 30), done, done)
+            if step == 0:
+                return
+            done += step
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        while done < size and (data := pread_all(reader, _COPY, done)):
+            pwrite_all(writer, data, done)
+            done += len(data)
 
 
 def try_lock(fd: int) -> bool:

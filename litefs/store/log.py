@@ -70,13 +70,12 @@ class Log:
 
         Raises FileExistsError, OSError.
         """
-        directory.mkdir(exist_ok=True)
+        fileops.make_dir(directory)
         if list_segments(directory):
             raise FileExistsError(f"{directory}: there is a log already")
         header = SegmentHeader(base.txid + 1, base.checksum, page_size)
         path = segment_path(directory, header.first_txid)
         fileops.write_file_atomic(path, header.pack())
-        fileops.sync_dir(directory.parent)
         return cls(directory, os.open(path, os.O_RDWR | os.O_CLOEXEC), header, base, SEGMENT_HEADER_SIZE)
 
     @classmethod
@@ -146,9 +145,7 @@ class Log:
         state.update(LENGTH.pack(length))
         head = RECORD_HEAD.pack(length, state.intdigest())
         try:
-            written = os.pwritev(self._fd, (head, record, _PADS[-length & 7]), offset)
-            if written != size:
-                fileops.pwrite_all(self._fd, b"".join((head, record, _PADS[-length & 7])), offset)
+            fileops.pwritev_all(self._fd, (head, record, _PADS[-length & 7]), offset)
         except OSError:
             self._erase(offset, size)
             raise
@@ -235,7 +232,7 @@ class Log:
             return
         header = SegmentHeader(self.tip.txid + 1, self.tip.checksum, self.page_size)
         path = segment_path(self.directory, header.first_txid)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fd = fileops.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             fileops.pwrite_all(fd, header.pack(), 0)
             fileops.write_zeros(fd, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
@@ -256,7 +253,7 @@ class Log:
         header = SegmentHeader(self._synced.txid + 1, self._synced.checksum, self.page_size)
         path = segment_path(self.directory, header.first_txid)
         temporary = path.with_name(path.name + ".tmp")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        fd = fileops.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             fileops.pwrite_all(fd, header.pack(), 0)
             for start in range(self._synced_end, self._end, _COPY):

@@ -123,23 +123,20 @@ class DatabaseDir:
 
     def create(self) -> None:
         """Make the directory, durably."""
-        if not self.path.is_dir():
-            self.path.mkdir(parents=True)
-            fileops.sync_dir(self.path.parent)
+        fileops.make_dir(self.path)
 
     def lost(self, reason: str) -> Path:
         """Make a new directory ``DATA/lost/NAME-TIME-REASON`` for what must be set aside."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         base = self.path.parent.parent / "lost"
-        base.mkdir(parents=True, exist_ok=True)
+        fileops.make_dir(base)
         for attempt in range(1000):
             suffix = f"-{attempt}" if attempt else ""
             target = base / f"{self.path.name}-{stamp}-{reason}{suffix}"
             try:
-                target.mkdir()
+                fileops.new_dir(target)
             except FileExistsError:
                 continue
-            fileops.sync_dir(base)
             return target
         raise FileExistsError(f"too many lost directories for {self.name} at {stamp}")
 
@@ -153,7 +150,7 @@ class DataDir:
     def __init__(self, path: Path | str) -> None:
         """Raises OSError if the directory cannot be made."""
         self.path = Path(path)
-        (self.path / "dbs").mkdir(parents=True, exist_ok=True)
+        fileops.make_dir(self.path / "dbs")
 
     def lock(self) -> int:
         """Take the lock of this directory; returns the descriptor that holds it.
@@ -163,14 +160,14 @@ class DataDir:
         id there.
         """
         path = self.path / "lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = fileops.open_file(path, os.O_RDWR | os.O_CREAT)
         try:
             if not fileops.try_lock(fd):
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise DataDirInUse(
                     f"data directory {self.path} is in use by process {holder} or a child of it"
                 )
-            os.ftruncate(fd, 0)
+            fileops.truncate(fd, 0)
             fileops.pwrite_all(fd, b"%d\n" % os.getpid(), 0)
         except BaseException:
             os.close(fd)

@@ -93,7 +93,7 @@ class Overlay:
         Raises FormatError, OSError.
         """
         size = self._page_size
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = fileops.open_file(path, os.O_RDWR | os.O_CREAT)
         try:
             for pgno in sorted(self._images):
                 page = self._reader.page(pgno, self._images[pgno], size)

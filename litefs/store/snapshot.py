@@ -184,7 +184,7 @@ class SnapshotTarget:
         try:
             self._file.sums.format(page_size)
             self._file.ensure(commit)
-            self._fd = os.open(directory.incoming, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self._fd = fileops.open_file(directory.incoming, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             fileops.truncate(self._fd, commit * page_size)
         except BaseException:
             self.close()

@@ -30,9 +30,9 @@ class SumsFile:
         Raises DatabaseNotFound without a file, FormatError if it is not a sums file, OSError.
         """
         self.path = path
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        flags = os.O_RDWR | (os.O_CREAT if create else 0)
         try:
-            self._fd = os.open(path, flags, 0o644)
+            self._fd = fileops.open_file(path, flags)
         except FileNotFoundError:
             raise DatabaseNotFound(f"{path}: no page checksums") from None
         try:
@@ -103,8 +103,8 @@ class SumsFile:
             self._map()
 
     def flush(self) -> None:
-        """Make all stores so far durable."""
-        self._buffer.flush()
+        """Make all stores so far durable. On Linux msync is a sync of the range of the file; so is this."""
+        fileops.fdatasync(self._fd)
 
     def mark_clean(self, stat: os.stat_result) -> None:
         """Store, durably, that the database file is as these checksums say, at this size and these times."""
