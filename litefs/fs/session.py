@@ -141,8 +141,8 @@ def abort(minor: int) -> None:
 def abort_mount(path: str | os.PathLike[str]) -> None:
     """Abort the connection of the FUSE mount at exactly ``path``, if there is one. Raises MountError.
 
-    Never abort by a number that was noted earlier: once a mount is gone the kernel gives its minor to the next
-    one, of whatever process.
+    Never abort by a number that was noted earlier: once a mount is gone the kernel gives its minor to the
+    next one, of whatever process.
     """
     mount = find_mount(path)
     if mount is not None and mount.fstype.startswith("fuse"):
