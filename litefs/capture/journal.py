@@ -69,15 +69,15 @@ class JournalCapture:
     def truncate(self, fd: int, size: int, database_fd: int | None) -> BigCommit | None:
         """Truncate the journal; to less than a header (TRUNCATE mode: to 0) ends the transaction."""
         if self.hot and size < HEADER_SIZE:
-            return self._end(database_fd, lambda: os.ftruncate(fd, size))
-        os.ftruncate(fd, size)
+            return self._end(database_fd, lambda: fileops.truncate(fd, size))
+        fileops.truncate(fd, size)
         return None
 
     def unlink(self, path: str, database_fd: int | None) -> BigCommit | None:
         """Unlink the journal at *path*: the commit of DELETE mode."""
         if self.hot:
-            return self._end(database_fd, lambda: os.unlink(path))
-        os.unlink(path)
+            return self._end(database_fd, lambda: fileops.unlink(path))
+        fileops.unlink(path)
         return None
 
     # -- the database file under it ----------------------------------------------------------------
@@ -113,7 +113,7 @@ class JournalCapture:
         self.hot = self._synced = self._unsynced = False
         self._dirty = set()
 
-    def _end(self, fd: int | None, finalise: Callable[[], None]) -> BigCommit | None:
+    def _end(self, fd: int | None, finalise: Callable[[], object]) -> BigCommit | None:
         if fd is None or not self._dirty:
             finalise()
             self._clear()
@@ -132,7 +132,7 @@ class JournalCapture:
             self._clear()
         return None
 
-    def _big_end(self, fd: int, finalise: Callable[[], None]) -> BigCommit:
+    def _big_end(self, fd: int, finalise: Callable[[], object]) -> BigCommit:
         changed: list[bool] = []
 
         def run() -> None:
@@ -159,7 +159,7 @@ class JournalCapture:
 
         return BigCommit(run, finish)
 
-    def _ended(self, finalise: Callable[[], None]) -> None:
+    def _ended(self, finalise: Callable[[], object]) -> None:
         """The record is in the log: make it as durable as the client asked, then let the journal end."""
         db, synced, unsynced = self._db, self._synced, self._unsynced
         self._watcher.logged(self._name)
@@ -180,6 +180,8 @@ class JournalCapture:
         (native u32).
         """
         size = os.fstat(fd).st_size
+        if not size and not self._db.sums.txid:
+            return 0, array("I")  # the very first transaction was rolled back
         header = DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0))
         sums = self._db.sums
         if header.page_size != (self._db.page_size or self._page_size):

@@ -57,6 +57,10 @@ class Inode:
     def is_control(self) -> bool:
         return self.kind in CONTROL_KINDS
 
+    def exists(self) -> bool:
+        """Whether the backing file still has its name."""
+        return os.path.lexists(self.backing)
+
     def open_backing(self) -> int:
         """The shared descriptor of the backing file, opened for the first handle. Raises OSError."""
         if self.fd < 0:
@@ -109,6 +113,10 @@ class InodeTable:
             inode.unlinked = True
             self._drop_if_unused(inode)
         return inode
+
+    def of_database(self, db: FsDatabase) -> list[Inode]:
+        """The inodes of a database's files whose paths exist."""
+        return [inode for inode in self.live() if inode.db is db]
 
     def forget(self, ino: int, lookups: int) -> None:
         inode = self._by_ino.get(ino)

@@ -7,12 +7,14 @@ exist follows from the data directory, so nothing has to be kept in step.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken, RequestContext, StatvfsData
@@ -34,6 +36,31 @@ bounds what a dead mount goes on answering (DESIGN §2).
 """
 
 _COMPANIONS = (Kind.WAL, Kind.SHM, Kind.JOURNAL)
+
+Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, object]])
+
+
+def answered(handler: Handler) -> Handler:
+    """A request handler that answers every error with an errno, and nothing else once the mount is dead.
+
+    Whatever else left a handler would end the request loop, and with it the mount for everybody.
+    """
+
+    @functools.wraps(handler)
+    async def answer(self: Namespace, *args: object) -> object:
+        if self.dead:
+            raise FUSEError(errno.EIO)
+        try:
+            return await handler(self, *args)
+        except FUSEError:
+            raise
+        except (LiteFSError, OSError) as exc:
+            raise self._fail(exc) from exc
+        except Exception as exc:
+            log.exception("request %s failed", handler.__name__)
+            raise FUSEError(errno.EIO) from exc
+
+    return cast(Handler, answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +134,6 @@ class Namespace(pyfuse3.Operations):
             self._refusals[text] = now
             log.warning("refused: %s", text)
 
-    def _check_alive(self) -> None:
-        if self.dead:
-            raise FUSEError(errno.EIO)
-
     # -- names -------------------------------------------------------------------------------------
 
     def _path(self, parent: int, name: bytes) -> str:
@@ -124,7 +147,7 @@ class Namespace(pyfuse3.Operations):
     def _find(self, path: str) -> Inode | None:
         """The inode of a path that exists, else None."""
         inode = self.inodes.at(path)
-        if inode is not None and not inode.is_control:
+        if inode is not None and not inode.is_control and inode.kind is not Kind.DIRECTORY:
             return inode
         if path in CONTROL:
             kind = CONTROL[path]
@@ -154,15 +177,15 @@ class Namespace(pyfuse3.Operations):
         }
         return str(paths[kind])
 
+    @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        self._check_alive()
         path = self._path(parent_inode, name)
         inode = self._find(path)
         if inode is None:
-            if split_suffix(path)[1] in _COMPANIONS:
+            stem, kind = split_suffix(path)
+            if kind in _COMPANIONS and self._dbs.get(stem) is not None:
                 # created through this mount or not at all, so the kernel may remember that it is not there:
-                # SQLite looks
-                # for a journal at each read transaction
+                # SQLite looks for a journal at each read transaction
                 missing = EntryAttributes()
                 missing.st_ino = 0
                 missing.entry_timeout = TIMEOUT
@@ -193,10 +216,7 @@ class Namespace(pyfuse3.Operations):
             entry.st_size = len(control.content(inode, self._role))
             mtime = control.mtime_ns(inode, self._role, mtime)
         else:
-            try:
-                status = os.fstat(inode.fd) if inode.fd >= 0 else os.stat(inode.backing)
-            except OSError as exc:
-                raise self._fail(exc) from exc
+            status = os.fstat(inode.fd) if inode.fd >= 0 else os.stat(inode.backing)
             entry.st_mode, entry.st_size = status.st_mode, status.st_size
             entry.st_uid, entry.st_gid, entry.st_blocks = status.st_uid, status.st_gid, status.st_blocks
         # a constant mtime: the kernel drops a file's cached pages when it sees another one
@@ -204,10 +224,11 @@ class Namespace(pyfuse3.Operations):
         entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = mtime
         return entry
 
+    @answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        self._check_alive()
         return self._attributes(self.inodes[inode])
 
+    @answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         real = os.statvfs(self._data.path)
         result = StatvfsData()
@@ -227,8 +248,8 @@ class Namespace(pyfuse3.Operations):
 
     # -- directories -------------------------------------------------------------------------------
 
+    @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        self._check_alive()
         path = self.inodes[inode].path
         names = self._names()
         directories, databases = self._dirs.children(path, names)
@@ -244,8 +265,8 @@ class Namespace(pyfuse3.Operations):
         self._listings[handle] = [prefix + name for name in found]
         return handle
 
+    @answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        self._check_alive()
         listing = self._listings[fh]
         for index in range(start_id, len(listing)):
             inode = self._find(listing[index])
@@ -259,22 +280,18 @@ class Namespace(pyfuse3.Operations):
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
 
+    @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         path = self._path(parent_inode, name)
-        try:
-            self._dirs.make(path)
-        except (LiteFSError, OSError) as exc:
-            raise self._fail(exc) from exc
+        self._dirs.make(path)
         inode = self.inodes.get_or_make(path, Kind.DIRECTORY, None, "")
         inode.lookups += 1
         return self._attributes(inode)
 
+    @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         path = self._path(parent_inode, name)
-        try:
-            self._dirs.remove(path, self._names())
-        except OSError as exc:
-            raise self._fail(exc) from exc
+        self._dirs.remove(path, self._names())
         self.inodes.unlink(path)
 
     def _new_handle(self) -> int:

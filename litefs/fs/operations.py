@@ -19,7 +19,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from litefs.capture.commit import BigCommit, Refused
 from litefs.capture.database import DatabaseCapture
-from litefs.errors import InvalidName, OutcomeUnknown
+from litefs.errors import InvalidName, LiteFSError
 from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
@@ -285,13 +285,22 @@ class Operations(Namespace):
                 raise FUSEError(errno.EROFS)
             else:
                 await self._unlink_captured(db, inode)
-        except OutcomeUnknown:
-            # the client sees an error, but the file is gone: the kernel must not go on believing in it
-            pyfuse3.invalidate_entry_async(parent_inode, name, ignore_enoent=True)
+        except (LiteFSError, OSError):
+            if not inode.exists():
+                self._vanished(parent_inode, inode)
             raise
-        finally:
-            if not os.path.lexists(inode.backing):
-                self.inodes.unlink(path)
+        self.inodes.unlink(path)
+        if inode.kind is Kind.DATABASE:
+            for companion in self.inodes.of_database(db):
+                self._vanished(parent_inode, companion)
+
+    def _vanished(self, parent_inode: int, inode: Inode) -> None:
+        """A file is gone, but the kernel was not asked for that, or is told of an error: it must not go on
+        believing in it.
+        """
+        self.inodes.unlink(inode.path)
+        name = os.fsencode(inode.path.rpartition("/")[2])
+        pyfuse3.invalidate_entry_async(parent_inode, name, ignore_enoent=True)
 
     async def _unlink_captured(self, db: FsDatabase, inode: Inode) -> None:
         capture = self._capture(db)
@@ -305,7 +314,6 @@ class Operations(Namespace):
             raise FUSEError(errno.EPERM)
         else:
             self._dbs.remove(db)
-            self.inodes.forget_database(db)
 
     @answered
     async def rename(
