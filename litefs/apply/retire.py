@@ -191,6 +191,8 @@ class MountGuard:
 def _map_if_filled(shm: int) -> mmap.mmap | None:
     try:
         return map_header(shm)
+    except ValueError:
+        return None  # a client truncated it between our look and the map
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise

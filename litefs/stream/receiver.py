@@ -143,6 +143,8 @@ class _Line:
                     return
         except LiteFSError as error:
             raise DatabaseFailed(self.name, error) from error
+        except OSError as error:  # a full disk; or the mount's fs process died under the applier
+            raise DatabaseFailed(self.name, LiteFSError(f"cannot apply: {error}")) from error
         finally:
             with trio.CancelScope(shield=True):
                 await self._break_off()
