@@ -31,6 +31,12 @@ MOUNT_SECONDS = 600.0
 STOP_SECONDS = 4.0
 """How long the fs process may take to unmount and settle before it is killed."""
 
+REAP_SECONDS = 1.0
+"""How long it may take to end after it closed the link; nothing is left to do then."""
+
+FLUSH_SECONDS = 0.05
+"""Between two looks for messages that the link did not take at once."""
+
 RESTART_DELAYS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 """Seconds before each restart in a row; the last one repeats. A run of a minute starts the row again."""
 
@@ -62,7 +68,10 @@ class FsGuard:
         self._hooks = hooks
         self._channel: Channel | None = None
         self._child: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self._stopping = trio.Event()
+        self._mounted = False
+        self.served = False
+        """A mount of this node has served once: what fails from then on is tried again."""
         self.mount_guard = MountGuard(Path(mountpoint))
         self.restarts = 0
 
@@ -78,105 +87,141 @@ class FsGuard:
             except LinkClosed:
                 log.debug("the fs process is gone, dropped %r", message)
 
+    def prepare_stop(self) -> None:
+        """From now on the fs process is not started again, and has STOP_SECONDS until it is killed.
+
+        One that does not serve yet is killed at once: recovery may be cut short anywhere.
+        """
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Ask the fs process to unmount and settle; :meth:`run` returns when it is gone."""
+        self.prepare_stop()
+        self.post(Stop())
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the fs process running until :meth:`stop`.
+        """Keep the fs process running until :meth:`stop`; "started" when the mount serves, or never will.
 
         The first start's failure is raised (LiteFSError).
         """
         await trio.to_thread.run_sync(clear_stale_mount, self._mountpoint)
         failures = 0
-        while not self._stopping:
+        while not self._stopping.is_set():
             began = trio.current_time()
             try:
-                await self._run_once(task_status if failures == 0 and self.restarts == 0 else None)
-            except FsProcessDied as exc:
-                if self._stopping:
-                    return
-                log.error("%s; starting it again", exc)
+                await self._run_once(task_status)
             except LiteFSError as exc:
-                if self.restarts == 0:
+                if self._stopping.is_set():
+                    break
+                if not self.served:
                     raise
-                log.error("the fs process could not be started again: %s", exc)
+                log.error("%s; starting it again", exc)
             failures = 0 if trio.current_time() - began > 60 else failures + 1
             self.restarts += 1
-            await trio.sleep(RESTART_DELAYS[min(failures - 1 if failures else 0, len(RESTART_DELAYS) - 1)])
+            with trio.move_on_after(RESTART_DELAYS[min(max(failures - 1, 0), len(RESTART_DELAYS) - 1)]):
+                await self._stopping.wait()
+        if not self.served:
+            task_status.started()
 
-    async def _run_once(self, task_status: trio.TaskStatus[None] | None) -> None:
-        self._spawn()
-        channel = self._channel
-        assert channel is not None
+    async def _run_once(self, task_status: trio.TaskStatus[None]) -> None:
+        """One fs process from start to end. Raises LiteFSError unless it stopped as asked."""
+        child, channel = self._spawn()
+        error: Exception | None = None
         try:
-            await channel.send(self._start())
-            with trio.move_on_after(MOUNT_SECONDS) as scope:
-                first = await channel.receive()
-            if scope.cancelled_caught:
-                raise MountError(f"the mount did not appear within {MOUNT_SECONDS:g} s")
-            if isinstance(first, Failed):
-                error = MountError(first.error)
-                error.exit_code = first.exit_code
-                raise error
-            assert isinstance(first, Mounted)
-            await self._hooks.mounted(first)
-            if task_status is not None:
-                task_status.started()
-            while True:
-                message = await channel.receive()
-                if isinstance(message, Stopped):
-                    return
-                await self._hooks.message(message)
-        except LinkClosed:
-            raise FsProcessDied(f"the fs process ended unexpectedly ({self._exit_status()})") from None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._bound_stop, child)
+                nursery.start_soon(_flush, channel)
+                try:
+                    await self._talk(channel, task_status)
+                except (LinkClosed, LiteFSError, OSError) as exc:
+                    error = exc
+                nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                await self._clear_away()
+                status = await self._clear_away(child, channel)
+        if isinstance(error, LiteFSError):
+            raise error
+        if error is not None:
+            raise FsProcessDied(f"the fs process ended unexpectedly ({status}): {error}") from error
 
-    def _spawn(self) -> None:
+    async def _talk(self, channel: Channel, task_status: trio.TaskStatus[None]) -> None:
+        """Until the fs process has stopped. Raises LinkClosed, MountError, and OSError of a mount that died
+        under a hook.
+        """
+        await channel.send(self._start())
+        with trio.move_on_after(MOUNT_SECONDS) as scope:
+            first = await channel.receive()
+        if scope.cancelled_caught:
+            raise MountError(f"the mount did not appear within {MOUNT_SECONDS:g} s")
+        if isinstance(first, Failed):
+            error = MountError(first.error)
+            error.exit_code = first.exit_code
+            raise error
+        assert isinstance(first, Mounted)
+        self._mounted = True
+        await self._hooks.mounted(first)
+        if not self.served:
+            self.served = True
+            task_status.started()
+        while not isinstance(message := await channel.receive(), Stopped):
+            await self._hooks.message(message)
+
+    async def _bound_stop(self, child: subprocess.Popen[bytes]) -> None:
+        """Kill a fs process that does not stop in time; all that waits for it or its mount goes on then."""
+        await self._stopping.wait()
+        if self._mounted:
+            await trio.sleep(STOP_SECONDS)
+            log.warning("the fs process did not stop within %g s, killing it", STOP_SECONDS)
+        child.kill()
+        await trio.to_thread.run_sync(self._abort_mount)
+
+    def _abort_mount(self) -> None:
+        try:
+            session.abort_mount(self._mountpoint)
+        except MountError as exc:
+            log.error("%s", exc)
+
+    def _spawn(self) -> tuple[subprocess.Popen[bytes], Channel]:
         ours, theirs = socketpair()
         fds = (theirs.fileno(), self._wake.fd, self._lock_fd)
         argv = [sys.executable, "-m", "litefs.fs.main", str(fds[0]), str(fds[1])]
+        self._mounted = False
         self._child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=fds, start_new_session=True)
         theirs.close()
         self._channel = Channel(ours)
+        return self._child, self._channel
 
-    def _exit_status(self) -> str:
-        assert self._child is not None
-        try:
-            code = self._child.wait(0.2)
-        except subprocess.TimeoutExpired:
-            return "still running, its end of the link is closed"
-        return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+    async def _clear_away(self, child: subprocess.Popen[bytes], channel: Channel) -> str:
+        """After the fs process ended, asked or not: nothing of its mount may answer or hang anybody.
 
-    async def _clear_away(self) -> None:
-        """After the fs process ended, asked or not: nothing of its mount may answer or hang anybody."""
-        channel, child = self._channel, self._child
+        Returns how it ended.
+        """
         self._channel = None
-        if channel is not None:
-            channel.close()
-        if child is not None:
-            await self._reap(child)
-            self._child = None
-        try:
-            await trio.to_thread.run_sync(session.abort_mount, self._mountpoint)
-        except MountError as exc:
-            log.error("%s", exc)
+        channel.close()
+        if not await _ended(child, REAP_SECONDS):
+            log.warning("the fs process did not end by itself, killing it")
+            child.kill()
+            await trio.to_thread.run_sync(self._abort_mount)
+            if not await _ended(child, 5):
+                log.error("the fs process %d hangs in the kernel", child.pid)
+        self._child = None
+        await trio.to_thread.run_sync(self._abort_mount)
         await trio.to_thread.run_sync(self.mount_guard.retire)
         await self._hooks.died()
         if session.is_mounted(self._mountpoint):
             await trio.to_thread.run_sync(clear_stale_mount, self._mountpoint)
+        code = child.returncode
+        return f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
 
-    async def _reap(self, child: subprocess.Popen[bytes]) -> None:
-        if not await _ended(child, STOP_SECONDS if self._stopping else 0.2):
-            log.warning("the fs process did not end by itself, killing it")
-            child.kill()
-            await trio.to_thread.run_sync(session.abort_mount, self._mountpoint)
-            if not await _ended(child, 5):
-                log.error("the fs process %d hangs in the kernel", child.pid)
 
-    async def stop(self) -> None:
-        """Ask the fs process to unmount and settle; :meth:`run` returns when it is gone."""
-        self._stopping = True
-        self.mount_guard.close()
-        self.post(Stop())
+async def _flush(channel: Channel) -> None:
+    """Send what the socket did not take at once."""
+    while True:
+        await trio.sleep(FLUSH_SECONDS)
+        try:
+            await channel.flush()
+        except LinkClosed:
+            return
 
 
 async def _ended(child: subprocess.Popen[bytes], seconds: float) -> bool:

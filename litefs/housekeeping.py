@@ -40,6 +40,9 @@ class Primary:
         self._publishers: dict[str, Publisher] = {}
         self._sums: dict[str, SumsFile] = {}
         self._new: set[str] = set()
+        self._look_under_way = False
+        self._retired: list[SumsFile] = []
+        """Maps that a look under way may still read."""
         self._pressing = trio.Event()
         self._scratch_dir = data.path / "tmp"
         self._scratch_dir.mkdir(exist_ok=True)
@@ -63,19 +66,28 @@ class Primary:
                 await self._pressing.wait()
             self._pressing = trio.Event()
             looks += 1
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._look, looks % REFRESH_LOOKS == 0)
+            self._look_under_way = True
+            try:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(
+                        self._look, self._new, self._publishers, self._sums, looks % REFRESH_LOOKS == 0
+                    )
+            finally:
+                self._look_under_way = False
+                self._close_retired()
 
-    def _look(self, refresh: bool) -> None:
-        while self._new:
-            name = self._new.pop()
-            if name not in self._publishers:
+    def _look(
+        self, new: set[str], publishers: dict[str, Publisher], maps: dict[str, SumsFile], refresh: bool
+    ) -> None:
+        while new:
+            name = new.pop()
+            if name not in publishers:
                 with contextlib.suppress(LiteFSError, OSError):
-                    sums = self._sums[name] = SumsFile(self._data.database_dir(name).sums)
-                    self._publishers[name] = Publisher(self._mountpoint / name, sums)
+                    sums = maps[name] = SumsFile(self._data.database_dir(name).sums)
+                    publishers[name] = Publisher(self._mountpoint / name, sums)
             with contextlib.suppress(OSError):
                 self._guard.watch(name)
-        for name, publisher in list(self._publishers.items()):
+        for name, publisher in publishers.items():
             try:
                 if publisher.check():
                     log.info("%s: published a commit that its client had not", name)
@@ -86,11 +98,14 @@ class Primary:
 
     def forget(self) -> None:
         """The mount is gone."""
-        self._publishers.clear()
-        for sums in self._sums.values():
-            sums.close()
-        self._sums.clear()
-        self._new.clear()
+        self._retired += self._sums.values()
+        self._publishers, self._sums, self._new = {}, {}, set()
+        if not self._look_under_way:
+            self._close_retired()
+
+    def _close_retired(self) -> None:
+        while self._retired:
+            self._retired.pop().close()
 
     def close(self) -> None:
         self.forget()

@@ -108,6 +108,9 @@ class Node:
                 self._term = grant.term
                 self._ensure_cluster_id()
             await nursery.start(self._guarded, gone)
+            if self._stop.is_set() and not self._guard.served:
+                nursery.cancel_scope.cancel()
+                return 0
             await nursery.start(serve, create_app(self), sockets, http_stop)
             for task in (self._wake_loop, self._watch.run, self._lag_loop):
                 nursery.start_soon(task)
@@ -153,6 +156,8 @@ class Node:
                 log.info("received %s, stopping", signal.Signals(number).name)
                 self._signal = signal.Signals(number)
                 self._stop.set()
+                if not self._guard.served:
+                    self._guard.stop()
 
     async def _guarded(
         self, gone: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -164,14 +169,14 @@ class Node:
 
     async def _leave(self, gone: trio.Event) -> None:
         """Let go of the mount, then have it removed; bounded, so that a stop never takes long."""
+        self._guard.prepare_stop()
         self._follow_scope.cancel()
         if self._sink is not None:
             with trio.move_on_after(DETACH_SECONDS):
                 await self._sink.close()
         self._watch.close()
-        await self._guard.stop()
-        with trio.move_on_after(15):
-            await gone.wait()
+        self._guard.stop()
+        await gone.wait()
 
     def _ensure_cluster_id(self) -> None:
         if self._data.cluster_id() is None:

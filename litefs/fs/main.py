@@ -6,6 +6,8 @@ of its mount (I7), never talks to the network, and ends when the node process do
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -20,7 +22,7 @@ import trio
 
 from litefs import logs
 from litefs.apply.wal import seed_wal
-from litefs.errors import LiteFSError
+from litefs.errors import LiteFSError, MountError
 from litefs.fs.databases import Databases
 from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
@@ -29,6 +31,7 @@ from litefs.fs.role import RoleState, boottime_ns
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
+    AnyMessage,
     Deadline,
     Exposed,
     ExposedAck,
@@ -56,6 +59,9 @@ WAL_INDEX_HEADERS = 96
 """Bytes of the two copies of the wal-index header."""
 
 HOUSEKEEPING_SECONDS = 2.0
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class FsProcess:
@@ -94,26 +100,31 @@ class FsProcess:
 
         Raises LiteFSError if the mount cannot be made.
         """
+        die_with_parent(True)  # until there is a mount to remove: recovery may be cut short anywhere
         reports = await trio.to_thread.run_sync(self._recover)
         databases = Databases(self._data, self.role, self, self._start.node_id)
         operations = self._operations(databases)
         session = Session(
             operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
         )
+        die_with_parent(False)
         session.mount()
         self._session = session
         try:
             session.set_read_ahead(READ_AHEAD_KIB)
         except OSError as exc:
             log.info("read-ahead stays as it is: %s", exc)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.serve)
-            await self._channel.send(Mounted(session.minor, reports))
-            nursery.start_soon(self._housekeeping, databases)
-            nursery.start_soon(self._flush_link)
-            asked = await self._serve_link(databases, operations)
-            await self._leave(operations, session)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.serve)
+                nursery.start_soon(self._housekeeping, databases)
+                nursery.start_soon(self._flush_link)
+                asked = await self._serve_link(databases, operations, Mounted(session.minor, reports))
+                await self._leave(operations, session)
+                nursery.cancel_scope.cancel()
+        finally:
+            with contextlib.suppress(MountError):
+                session.unmount(lazy=True)
         databases.close()
         await trio.to_thread.run_sync(self._settle)
         if asked:
@@ -140,30 +151,35 @@ class FsProcess:
                 seed_wal(self._data.database_dir(name).database)
         return lines
 
-    async def _serve_link(self, databases: Databases, operations: Operations) -> bool:
+    async def _serve_link(self, databases: Databases, operations: Operations, mounted: Mounted) -> bool:
         """Handle the node's messages; True when told to stop, False when the node process is gone."""
-        while True:
-            try:
-                message = await self._channel.receive()
-            except LinkClosed:
-                log.warning("the node process is gone: unmounting")
-                return False
-            match message:
-                case SetRole():
-                    self._set_role(message, databases)
-                    await self._channel.send(RoleSet(message.term))
-                case Deadline():
-                    self.role.deadline_ns = message.deadline_ns
-                case Lag():
-                    self.role.lag_ms = message.lag_ms
-                    self.role.primary_timestamp_ms = message.timestamp_ms
-                case Exposed():
-                    databases.expose(message.name)
-                    await self._channel.send(ExposedAck(message.name))
-                case Stop():
-                    return True
-                case _:
-                    log.error("unexpected message on the link: %r", message)
+        try:
+            await self._channel.send(mounted)
+            while not isinstance(message := await self._channel.receive(), Stop):
+                await self._handle(message, databases)
+            return True
+        except LinkClosed:
+            log.warning("the node process is gone: unmounting")
+            return False
+
+    async def _handle(self, message: AnyMessage, databases: Databases) -> None:
+        match message:
+            case SetRole():
+                if message.role is not Role.PRIMARY:
+                    for db in databases:
+                        await db.idle()
+                self._set_role(message, databases)
+                await self._channel.send(RoleSet(message.term))
+            case Deadline():
+                self.role.deadline_ns = message.deadline_ns
+            case Lag():
+                self.role.lag_ms = message.lag_ms
+                self.role.primary_timestamp_ms = message.timestamp_ms
+            case Exposed():
+                databases.expose(message.name)
+                await self._channel.send(ExposedAck(message.name))
+            case _:
+                log.error("unexpected message on the link: %r", message)
 
     def _set_role(self, message: SetRole, databases: Databases) -> None:
         role = self.role
@@ -189,18 +205,17 @@ class FsProcess:
             await trio.sleep(HOUSEKEEPING_SECONDS)
             for db in databases:
                 capture = db.capture
-                if capture is None or db.busy or capture.wal.pending or capture.journal.hot:
-                    continue
-                txid = capture.db.position.txid
-                if capture.db.sums.durable_txid >= txid or capture.db.stopped is not None:
+                if capture is None or db.busy:
                     continue
                 try:
-                    await trio.to_thread.run_sync(os.fdatasync, db.open_database())
-                except OSError as exc:
-                    capture.db.stop(f"{db.name}: fsync failed: {exc}")
+                    if (txid := capture.begin_sync()) is None:
+                        continue
+                    await trio.to_thread.run_sync(fileops.fdatasync, db.open_database())
+                except (LiteFSError, OSError) as exc:
+                    capture.db.stop(f"{db.name}: could not be synced: {exc}")
                     continue
-                if db.capture is capture and not capture.wal.pending and not capture.journal.hot:
-                    capture.db.sums.durable_txid = max(capture.db.sums.durable_txid, txid)
+                if db.capture is capture:
+                    capture.end_sync(txid)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -226,6 +241,11 @@ class FsProcess:
                 settle(directory)
             except (LiteFSError, OSError) as exc:
                 log.error("%s: could not be settled, the next start recovers it: %s", name, exc)
+
+
+def die_with_parent(yes: bool) -> None:
+    """Whether this process is killed when its parent dies (prctl(2), PR_SET_PDEATHSIG)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if yes else 0)
 
 
 def _drop_caches(inodes: list[tuple[int, Kind]]) -> None:

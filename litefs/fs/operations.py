@@ -124,11 +124,11 @@ class Operations(Namespace):
         if inode.kind is Kind.WAL and inode.db is not None and inode.db.capture is not None:
             inode.db.capture.wal.opened(os.fstat(fd).st_size)
         db = inode.db
-        if db is not None and not db.announced and inode.kind is Kind.DATABASE:
-            # on a replica the node process opens what it applies; on the primary it creates what it imports
-            if not from_node or self._role.role is Role.PRIMARY:
-                db.announced = True
-                self._on_open(db.name)
+        # on a replica the node process opens what it applies; on the primary it creates what it imports
+        client = not from_node or self._role.role is Role.PRIMARY
+        if db is not None and not db.announced and inode.kind is Kind.DATABASE and client:
+            db.announced = True
+            self._on_open(db.name)
         return FileInfo(fh=number, direct_io=inode.is_control, keep_cache=not inode.is_control)
 
     @answered

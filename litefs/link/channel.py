@@ -31,6 +31,7 @@ class Channel:
         self._raw = sock
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._queue: deque[bytes] = deque()
+        self._flushing = trio.Lock()
 
     def fileno(self) -> int:
         return self._raw.fileno()
@@ -56,12 +57,13 @@ class Channel:
 
     async def flush(self) -> None:
         """Send what :meth:`post` had to queue."""
-        while self._queue:
-            try:
-                await self._sock.send(self._queue[0])
-            except OSError as exc:
-                raise LinkClosed(str(exc)) from exc
-            self._queue.popleft()
+        async with self._flushing:  # or two tasks would send the same message
+            while self._queue:
+                try:
+                    await self._sock.send(self._queue[0])
+                except (OSError, trio.ClosedResourceError) as exc:
+                    raise LinkClosed(str(exc)) from exc
+                self._queue.popleft()
 
     async def send(self, message: Message) -> None:
         """Send and wait until the socket took it. Raises LinkClosed."""
