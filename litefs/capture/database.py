@@ -77,6 +77,26 @@ class DatabaseCapture:
         elif not self.wal.pending:
             self.db.sums.durable_txid = txid
 
+    def begin_sync(self) -> int | None:
+        """Sync the log for what clients with synchronous=OFF never sync, so that it can be reaped (I6).
+
+        Returns the transaction up to which the database file is durable once its owner has synced it too,
+        for ``end_sync``; None if there is nothing to do, or pages are still in a WAL or under a journal.
+        Raises LiteFSError, OSError.
+        """
+        txid = self.db.position.txid
+        if self.wal.pending or self.journal.hot or self.db.stopped is not None:
+            return None
+        if self.db.sums.durable_txid >= txid:
+            return None
+        self._sync_log()
+        return txid
+
+    def end_sync(self, txid: int) -> None:
+        """The database file was synced after ``begin_sync`` returned ``txid``."""
+        if not self.wal.pending and not self.journal.hot:
+            self.db.sums.durable_txid = max(self.db.sums.durable_txid, txid)
+
     # -- WAL ---------------------------------------------------------------------------------------
 
     def wal_write(self, fd: int, offset: int, data: bytes) -> BigCommit | None:

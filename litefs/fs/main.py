@@ -46,6 +46,7 @@ from litefs.link.messages import (
     Stopped,
     Unpublished,
 )
+from litefs.store import fileops
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
 from litefs.types import Role
