@@ -99,6 +99,13 @@ class FsGuard:
         self.prepare_stop()
         self.post(Stop())
 
+    def restart(self, reason: str) -> None:
+        """End the fs process the hard way: its successor recovers every database from its log. Any thread."""
+        child = self._child
+        if child is not None and not self._stopping.is_set():
+            log.error("restarting the fs process: %s", reason)
+            child.kill()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the fs process running until :meth:`stop`; "started" when the mount serves, or never will.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import trio
 
 from litefs.apply.publish import Publisher
 from litefs.apply.retire import MountGuard
+from litefs.apply.transfer import empty_wal
 from litefs.errors import LiteFSError
 from litefs.store.paths import DataDir
 from litefs.store.retention import reap
@@ -23,6 +24,9 @@ log = logging.getLogger("litefs.node")
 LOOK_SECONDS = 0.2
 """Between two looks for commits that nobody published."""
 
+STUCK_LOOKS = 10
+"""Looks after which a WAL that cannot be emptied, and that blocks a client, is given up."""
+
 REFRESH_LOOKS = 5
 """Looks between two checks for ``-wal`` and ``-shm`` files that came or went."""
 
@@ -33,13 +37,19 @@ class Primary:
     On a replica there is nothing to publish, but the guard over the mount is needed as well.
     """
 
-    def __init__(self, data: DataDir, mountpoint: Path, guard: MountGuard) -> None:
+    def __init__(
+        self, data: DataDir, mountpoint: Path, guard: MountGuard, restart: Callable[[str], None]
+    ) -> None:
+        """``restart(reason)`` has the fs process recover and mount anew."""
         self._data = data
         self._mountpoint = mountpoint
         self._guard = guard
         self._publishers: dict[str, Publisher] = {}
         self._sums: dict[str, SumsFile] = {}
         self._new: set[str] = set()
+        self._loose: dict[str, int] = {}
+        self._blocked: set[str] = set()
+        self._restart = restart
         self._look_under_way = False
         self._retired: list[SumsFile] = []
         """Maps that a look under way may still read."""
@@ -56,6 +66,12 @@ class Primary:
     def unpublished(self, name: str) -> None:
         """A commit of that database stands in a client's way."""
         self._new.add(name)
+        self._blocked.add(name)
+        self._pressing.set()
+
+    def loose(self, name: str) -> None:
+        """The WAL of that database must be emptied: SQLite could not recover it."""
+        self._loose.setdefault(name, 0)
         self._pressing.set()
 
     async def run(self) -> None:
@@ -93,11 +109,24 @@ class Primary:
                     log.info("%s: published a commit that its client had not", name)
             except OSError as exc:
                 log.debug("%s: %s", name, exc)
+        self._mend_loose()
         if refresh:
             self._guard.refresh()
 
+    def _mend_loose(self) -> None:
+        """Empty WALs that SQLite could not recover; if clients died on one, have the log rebuild it."""
+        for name, failures in list(self._loose.items()):
+            if empty_wal(self._mountpoint / name):
+                del self._loose[name]
+                self._blocked.discard(name)
+            else:
+                self._loose[name] = failures + 1
+                if failures >= STUCK_LOOKS and name in self._blocked:
+                    self._restart(f"{name}: the WAL lost commits that the log has")
+
     def forget(self) -> None:
         """The mount is gone."""
+        self._blocked.clear()
         self._retired += self._sums.values()
         self._publishers, self._sums, self._new = {}, {}, set()
         if not self._look_under_way:

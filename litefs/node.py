@@ -32,6 +32,7 @@ from litefs.link.messages import (
     ExposedAck,
     Lag,
     LogOptions,
+    Loose,
     Mounted,
     Opened,
     SetRole,
@@ -57,7 +58,7 @@ LAG_SECONDS = 0.25
 """Between two updates of ``.lag``."""
 
 WAKE_PACE_SECONDS = 0.001
-"""Between two wake-ups by the fs process: under load one serves several commits, a lone commit never waits."""
+"""Between two wake-ups by the fs process: under load one serves several commits, a lone one never waits."""
 
 DETACH_SECONDS = 2.0
 """How long the applier may take to checkpoint and let go of the mount at a stop."""
@@ -90,7 +91,7 @@ class Node:
         self._catalog = StoreCatalog(data)
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
-        self._watch = Primary(data, self._mount, self._guard.mount_guard)
+        self._watch = Primary(data, self._mount, self._guard.mount_guard, self._guard.restart)
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -228,6 +229,8 @@ class Node:
                 self._catalog.rescan()
             case Unpublished():
                 self._watch.unpublished(message.name)
+            case Loose():
+                self._watch.loose(message.name)
             case ExposedAck():
                 self._exposed.pop(message.name, trio.Event()).set()
 

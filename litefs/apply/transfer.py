@@ -1,4 +1,4 @@
-"""Import and export of whole databases, as an ordinary SQLite client of the mount.
+"""Import, export and checkpoint of whole databases, as an ordinary SQLite client of the mount.
 
 An import is SQLite's backup API writing through the mount, so it is captured like any transaction and
 connected clients see it as one. Blocking: call in a worker thread.
@@ -68,6 +68,18 @@ def export_file(source: Path, target: Path) -> None:
             os.pwrite(fd, b"\x02\x02", _VERSIONS.start)
         finally:
             os.close(fd)
+
+
+def empty_wal(target: Path) -> bool:
+    """Checkpoint the database *target* on the mount and empty its WAL; False if readers or writers were in
+    the way.
+    """
+    try:
+        with closing(sqlite3.connect(_uri(target, "mode=rw"), uri=True, timeout=0.1)) as mounted:
+            row: tuple[int, int, int] = mounted.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return row[0] == 0
+    except sqlite3.Error:
+        return False
 
 
 def _uri(path: Path, query: str) -> str:

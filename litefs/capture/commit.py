@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -42,6 +43,12 @@ class Watcher(Protocol):
     def unpublished(self, name: str) -> None:
         """A logged commit stands in a client's way because nobody published it in the wal-index."""
 
+    def loose(self, name: str) -> None:
+        """SQLite broke the chain of that database's WAL: recovering it would lose commits that the log has.
+
+        A checkpoint that empties the WAL mends that.
+        """
+
 
 class Refused(LiteFSError):
     """An operation that would leave the database different from its log.
@@ -65,3 +72,8 @@ class BigCommit:
     def __init__(self, run: Callable[[], None], finish: Callable[[Exception | None], None]) -> None:
         self.run = run
         self.finish = finish
+
+
+def now_ms() -> int:
+    """Unix milliseconds, the LTX timestamp."""
+    return time.time_ns() // 1_000_000

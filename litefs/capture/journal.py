@@ -11,8 +11,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator
 
-from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
-from litefs.capture.wal import now_ms
+from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, now_ms
 from litefs.errors import LiteFSError, NotSupported
 from litefs.ltx.format import lock_pgno
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE

@@ -8,15 +8,16 @@ acknowledged: invariants I2, I3 and I4 of ``docs/concurrency.md`` are held here.
 from __future__ import annotations
 
 import os
-import time
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from litefs._core.pagesums import checksums_of, page_checksum
 from litefs._core.walcursor import NEED, LoggedFrames, Transaction, WalCursor
-from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
+from litefs.capture.batches import FrameBatches
+from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, now_ms
+from litefs.capture.unsealed import FrameSet, completes_commit, frame_set, only_seals
 from litefs.errors import LiteFSError
 from litefs.ltx.format import lock_pgno
+from litefs.sqlite.wal import FRAME_HEADER
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
@@ -42,6 +43,10 @@ class WalCapture:
         self._frames = LoggedFrames()
         self._size = 0
         self._secured = 0
+        self._unsealed = 0
+        """Last frame of a commit that was logged before SQLite sealed its headers; 0: none."""
+        self._loose = 0
+        """Logged frames of a WAL whose chain SQLite broke: from here on commits are found by position."""
 
     @property
     def holds_logged_frames(self) -> bool:
@@ -66,6 +71,8 @@ class WalCapture:
         if not cursor.active:
             self._lay(fd, offset, data)  # SQLite reads nothing behind an invalid header
             return None
+        if self._unsealed or self._loose:
+            return self._write_unsealed(fd, offset, data)
         if offset < cursor.tip_offset:
             same = min(len(data), cursor.tip_offset - offset)
             if os.pread(fd, same, offset) != data[:same]:
@@ -82,12 +89,15 @@ class WalCapture:
             self._resync(fd, offset, len(data))
             raise
         cursor.accept()
+        end = offset + len(data)
+        if completes_commit(fd, end, self._frame_size, None):
+            return self._log_by_position(fd, end)
         return None
 
     def truncate(self, fd: int, size: int) -> None:
         """Cut the WAL to *size* bytes (0: checkpoint TRUNCATE; otherwise journal_size_limit)."""
         cursor = self._cursor
-        if cursor.active and size < cursor.tip_offset:
+        if cursor.active and size < self._tip_offset:
             if self._frames.pending:
                 raise self._unpublished("truncation below frames that are in the log")
             if size >= WAL_HEADER_SIZE and self._frames.frames:
@@ -117,6 +127,7 @@ class WalCapture:
     def _forget(self) -> None:
         self._cursor = WalCursor()
         self._frames.clear()
+        self._unsealed = self._loose = 0
         self._db.sums.set_wal(0, 0, 0)
 
     def _write_header(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
@@ -212,16 +223,15 @@ class WalCapture:
 
         return BigCommit(run, finish)
 
-    def _log_big(self, fd: int, offset: int, data: bytes, txn: Transaction) -> bytes:
+    def _log_big(self, fd: int, offset: int, data: bytes, txn: Transaction | FrameSet) -> bytes:
         """Append a transaction of any size, read from the WAL; returns the checksums of ``txn.pgnos``."""
         page_size = self._cursor.page_size
         batches = FrameBatches(fd, page_size, txn, offset, data, self._grown(txn), self._read_page)
         new_sums = self._db.commit_stream(batches.pgnos, batches, txn.commit, now_ms(), page_size)
         return batches.sums_of_frames(new_sums)
 
-    def _grown(self, txn: Transaction) -> list[int]:
-        """Pages that the database grows by and that SQLite did not write, because they are on its free list.
-        """
+    def _grown(self, txn: Transaction | FrameSet) -> list[int]:
+        """Pages that the database grows by and that SQLite did not write: they are on its free list."""
         old = self._db.sums.page_count
         if txn.commit <= old:
             return []
@@ -272,6 +282,87 @@ class WalCapture:
         except OSError:
             fileops.fallocate(fd, start, end - start)
             self._secured = end
+
+    # -- commits that SQLite seals later, or never -------------------------------------------------
+
+    @property
+    def _frame_size(self) -> int:
+        return self._cursor.page_size + FRAME_HEADER
+
+    @property
+    def _tip_offset(self) -> int:
+        """File offset after the last logged frame."""
+        return max(self._cursor.tip_offset, WAL_HEADER_SIZE + self._frames.frames * self._frame_size)
+
+    def _write_unsealed(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
+        """A write after a commit that was logged by position."""
+        tip = self._tip_offset
+        if offset < tip:
+            inside = data[: tip - offset]
+            if not only_seals(fd, offset, inside, self._frame_size):
+                raise self._unpublished("write over a frame that is in the log")
+            if self._unsealed:
+                self._seal(fd, offset, inside)
+            else:
+                self._lay(fd, offset, inside)
+            if len(inside) == len(data):
+                return None
+            return self.write(fd, tip, data[len(inside) :])
+        if self._unsealed:  # SQLite goes on: what is not sealed now stays so
+            self._loose, self._unsealed = self._unsealed, 0
+            self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, 0)
+            self._watcher.loose(self._name)
+        self._lay(fd, offset, data)
+        salts = self._cursor.salt1.to_bytes(4, "big") + self._cursor.salt2.to_bytes(4, "big")
+        end = offset + len(data)
+        return self._log_by_position(fd, end) if completes_commit(fd, end, self._frame_size, salts) else None
+
+    def _seal(self, fd: int, offset: int, data: bytes) -> None:
+        """SQLite seals a frame of the commit that is logged; with the last one the chain is whole again."""
+        commits = 0
+        if offset >= self._cursor.tip_offset:
+            commits = self._judge(fd, offset, data)
+        self._lay(fd, offset, data)
+        if self._cursor.pending() is not None:
+            self._cursor.accept()
+        txn = self._cursor.take() if commits else None
+        if txn is not None and txn.last_frame == self._unsealed:
+            self._cursor.advance(txn.last_frame)
+            self._unsealed = 0
+            self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, self._cursor.logged_frames)
+
+    def _log_by_position(self, fd: int, end: int) -> BigCommit | None:
+        """Log the frames from the tip to *end*, whose last one is a commit frame."""
+        self._gate.check()
+        frame_size, first = self._frame_size, self._frames.frames + 1
+        last = (end - WAL_HEADER_SIZE) // frame_size
+        if last < first:
+            return None
+        page_size = self._cursor.page_size
+        result: list[tuple[FrameSet, bytes]] = []
+
+        def run() -> None:
+            txn = frame_set(fd, first, last, page_size)
+            result.append((txn, self._log_big(fd, 0, b"", txn)))
+
+        def finish(error: Exception | None) -> None:
+            if error is not None:
+                raise error
+            txn, new_sums = result[0]
+            self._frames.add_transaction(txn.first_frame, txn.frame_pgnos, txn.pgnos, new_sums, txn.commit)
+            if self._loose:
+                self._loose = last
+            else:
+                self._unsealed = last
+            self._watcher.logged(self._name)
+            self._gate.confirm()
+
+        job = BigCommit(run, finish)
+        if (last - first + 1) * page_size > BIG_COMMIT:
+            return job
+        job.run()
+        job.finish(None)
+        return None
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -328,62 +419,3 @@ class WalCapture:
     def _unpublished(self, reason: str) -> Refused:
         self._watcher.unpublished(self._name)
         return Refused(self._file, reason)
-
-
-class FrameBatches:
-    """The page images of a big transaction, read from the WAL with the write that completes it laid over.
-
-    Iterable more than once; yields ``(pgnos, images)``: native u32 ascending, and their contiguous pages.
-    ``grown`` pages come from the database file.
-    """
-
-    PAGES = 256
-
-    def __init__(
-        self,
-        fd: int,
-        page_size: int,
-        txn: Transaction,
-        offset: int,
-        data: bytes,
-        grown: list[int],
-        read_page: Callable[[int, int], bytes],
-    ) -> None:
-        self._fd = fd
-        self._page_size = page_size
-        self._offset = offset
-        self._data = data
-        self._read_page = read_page
-        pages = list(zip(memoryview(txn.pgnos).cast("I"), memoryview(txn.offsets).cast("Q"), strict=True))
-        self._pages = sorted(pages + [(pgno, 0) for pgno in grown]) if grown else pages
-
-    @property
-    def pgnos(self) -> bytes:
-        return array("I", (pgno for pgno, _ in self._pages)).tobytes()
-
-    def sums_of_frames(self, sums: bytes) -> bytes:
-        """Of the checksums of all pages (native u64) those of pages that have a frame."""
-        of_all = memoryview(sums).cast("Q")
-        return array("Q", (of_all[i] for i, (_, offset) in enumerate(self._pages) if offset)).tobytes()
-
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        for first in range(0, len(self._pages), self.PAGES):
-            part = self._pages[first : first + self.PAGES]
-            numbers = array("I", (pgno for pgno, _ in part)).tobytes()
-            yield numbers, b"".join(self._page(pgno, offset) for pgno, offset in part)
-
-    def _page(self, pgno: int, offset: int) -> bytes:
-        if not offset:
-            return self._read_page(pgno, self._page_size)
-        page = os.pread(self._fd, self._page_size, offset)
-        low, high = max(offset, self._offset), min(offset + self._page_size, self._offset + len(self._data))
-        if low >= high:
-            return page
-        whole = bytearray(page.ljust(self._page_size, b"\0"))
-        whole[low - offset : high - offset] = self._data[low - self._offset : high - self._offset]
-        return bytes(whole)
-
-
-def now_ms() -> int:
-    """Unix milliseconds, the LTX timestamp."""
-    return time.time_ns() // 1_000_000

@@ -37,6 +37,7 @@ from litefs.link.messages import (
     ExposedAck,
     Failed,
     Lag,
+    Loose,
     Mounted,
     Opened,
     RoleSet,
@@ -88,7 +89,10 @@ class FsProcess:
     def unpublished(self, name: str) -> None:
         self._post(Unpublished(name))
 
-    def _post(self, message: Opened | Unpublished) -> None:
+    def loose(self, name: str) -> None:
+        self._post(Loose(name))
+
+    def _post(self, message: Opened | Unpublished | Loose) -> None:
         try:
             self._channel.post(message)
         except LinkClosed:

@@ -131,6 +131,12 @@ class Unpublished(Message, frozen=True):
     name: str
 
 
+class Loose(Message, frozen=True):
+    """SQLite broke the chain of a WAL: it has to be emptied by a checkpoint soon."""
+
+    name: str
+
+
 class Stopped(Message, frozen=True):
     """Everything was unmounted and settled."""
 
@@ -148,5 +154,6 @@ AnyMessage = (
     | ExposedAck
     | Opened
     | Unpublished
+    | Loose
     | Stopped
 )

@@ -19,8 +19,8 @@ from litefs.types import ZERO, Position
 
 HEARTBEAT_SECONDS = 1.0
 PACE_SECONDS = 0.001
-"""At least this long between two small chunks: at thousands of commits a second each wake-up, HTTP/2 frame and
-apply on the replica then serves several of them, and both nodes' CPUs are left to the commits."""
+"""At least this long between two small chunks: at thousands of commits a second each wake-up, frame and apply
+on the replica then serves several of them, and both nodes' CPUs are left to the commits."""
 SMALL_CHUNK = 64 << 10
 MAX_SNAPSHOTS = 4
 """Snapshots on their way to one replica at a time; each holds at most two chunks in memory."""
