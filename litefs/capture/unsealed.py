@@ -40,7 +40,7 @@ class FrameSet:
 
 def completes_commit(fd: int, end: int, frame_size: int, salts: bytes | None) -> bool:
     """Whether a commit frame ends at offset *end*, unsealed or, with *salts* (8 bytes), sealed with them."""
-    if (end - HEADER_SIZE) % frame_size:
+    if end == HEADER_SIZE or (end - HEADER_SIZE) % frame_size:
         return False
     header = os.pread(fd, FRAME_HEADER, end - frame_size)
     if header[4:8] == bytes(4) or header[:4] == bytes(4):

@@ -41,6 +41,8 @@ class WalCapture:
         self._watcher = watcher
         self._cursor = WalCursor()
         self._frames = LoggedFrames()
+        self._regressed: set[int] = set()
+        """Pages that a checkpoint of older frames wrote over their newest image."""
         self._size = 0
         self._secured = 0
         self._unsealed = 0
@@ -55,8 +57,8 @@ class WalCapture:
 
     @property
     def pending(self) -> int:
-        """Pages whose newest logged image has not reached the database file."""
-        return self._frames.pending
+        """Pages whose newest logged image is not in the database file."""
+        return self._frames.pending + len(self._regressed)
 
     # -- the WAL file ------------------------------------------------------------------------------
 
@@ -78,6 +80,7 @@ class WalCapture:
             if os.pread(fd, same, offset) != data[:same]:
                 raise self._unpublished("write over a frame that is in the log")
             if same == len(data):
+                self._gate.confirm()  # a client repeats a commit whose outcome it was not told
                 return None
             offset, data = offset + same, data[same:]
         commits = self._judge(fd, offset, data)
@@ -98,7 +101,7 @@ class WalCapture:
         """Cut the WAL to *size* bytes (0: checkpoint TRUNCATE; otherwise journal_size_limit)."""
         cursor = self._cursor
         if cursor.active and size < self._tip_offset:
-            if self._frames.pending:
+            if self.pending:
                 raise self._unpublished("truncation below frames that are in the log")
             if size >= WAL_HEADER_SIZE and self._frames.frames:
                 raise Refused(
@@ -114,7 +117,7 @@ class WalCapture:
 
         Raises Refused while it holds the only copy of a logged page (SQLite ignores that).
         """
-        if self._frames.pending:
+        if self.pending:
             raise self._unpublished("unlink of a WAL with pages that are not in the database file")
         self._forget()
         self._size = self._secured = 0
@@ -127,6 +130,7 @@ class WalCapture:
     def _forget(self) -> None:
         self._cursor = WalCursor()
         self._frames.clear()
+        self._regressed.clear()
         self._unsealed = self._loose = 0
         self._db.sums.set_wal(0, 0, 0)
 
@@ -136,7 +140,7 @@ class WalCapture:
         new = bytearray(old.ljust(WAL_HEADER_SIZE, b"\0"))
         new[offset : offset + len(head)] = head
         if bytes(new) != old or not self._cursor.active:
-            if self._frames.pending:
+            if self.pending:
                 raise self._unpublished("new header over a WAL with pages that are not in the database file")
             self._lay(fd, offset, head)
             self._forget()
@@ -202,11 +206,11 @@ class WalCapture:
         prepared = db.prepare(
             txn.pgnos, images, txn.commit, now_ms(), page_size, lambda pgno: self._read_page(pgno, page_size)
         )
+        whole = prepared.pgnos is txn.pgnos
+        new_sums = prepared.new_sums if whole else checksums_of(txn.pgnos, images, page_size)
         if prepared.position.checksum != db.sums.checksum or txn.commit != db.sums.page_count:
             db.append(prepared)
-        if prepared.pgnos is txn.pgnos:
-            return prepared.new_sums
-        return checksums_of(txn.pgnos, images, page_size)
+        return new_sums
 
     def _big_commit(self, fd: int, offset: int, data: bytes, txn: Transaction) -> BigCommit:
         result: list[bytes] = []
@@ -264,6 +268,8 @@ class WalCapture:
 
     def _account(self, txn: Transaction, new_sums: bytes) -> None:
         self._frames.add_transaction(txn.first_frame, txn.frame_pgnos, txn.pgnos, new_sums, txn.commit)
+        if self._regressed:
+            self._regressed = {pgno for pgno in self._regressed if pgno <= txn.commit}
         self._cursor.advance(txn.last_frame)
         self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, self._cursor.logged_frames)
         self._watcher.logged(self._name)
@@ -375,7 +381,8 @@ class WalCapture:
         page_size = self._db.page_size
         self._db.sync()
         end = offset + len(data)
-        marks: list[int] = []
+        newest: list[int] = []
+        older: list[int] = []
         for pgno in range(offset // page_size + 1, (end - 1) // page_size + 2):
             start = (pgno - 1) * page_size
             piece = data[max(0, start - offset) : start + page_size - offset]
@@ -385,15 +392,22 @@ class WalCapture:
                 page = self._overlaid(fd, pgno, max(offset, start) - start, piece)
             total = page_checksum(pgno, page)
             if total == self._db.sums.get(pgno):
-                marks.append(pgno)
-            elif not self._frames.knows(pgno, total):
+                newest.append(pgno)
+            elif self._frames.knows(pgno, total):
+                older.append(pgno)
+            else:
                 raise Refused(
                     self._name,
                     f"write to page {pgno} that is no checkpoint while the WAL holds logged frames",
                 )
+        # A checkpointer that died before it said how far it came leaves newer images than the next one may copy.
+        self._regressed.update(pgno for pgno in older if not self._frames.is_pending(pgno))
         fileops.pwrite_all(fd, data, offset)
-        for pgno in marks:
+        self._regressed.difference_update(newest)
+        for pgno in newest:
             self._frames.backfilled(pgno)
+        if not self.pending:  # nothing is left that a publisher would have to care for
+            self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, 0)
 
     def _overlaid(self, fd: int, pgno: int, at: int, piece: bytes) -> bytes:
         """The page as it would be after a write that covers it only in part."""
@@ -409,7 +423,7 @@ class WalCapture:
         """
         kept = size // self._db.page_size
         for pgno in range(kept + 1, self._db.sums.page_count + 1):
-            if not self._frames.is_pending(pgno):
+            if not self._frames.is_pending(pgno) and pgno not in self._regressed:
                 raise Refused(
                     self._name, f"truncation to {kept} pages, page {pgno} is only in the database file"
                 )
