@@ -84,14 +84,15 @@ class Publisher:
             locks.close(fd)
 
     def _is_behind(self, index: WalIndex) -> bool:
-        """Whether the header counts fewer frames than are logged of its own generation.
+        """Whether the header counts fewer frames than are logged, or frames of another generation.
 
-        A header that is not whole needs nothing: the next client recovers. One of another generation
-        neither: a writer has announced that it starts the WAL again, which it may do only when every logged
-        frame is backfilled.
+        A header that is not whole needs nothing: the next client recovers. The fs process says "no frames" of
+        a WAL that is backfilled; so a header of another generation is not that of a writer who announced a
+        restart, but one that the first commit behind a new WAL header has not reached: its client draws the
+        salts anew if it did not restart the WAL itself.
         """
         header = index.header()
         if header is None:
             return False
         salt1, salt2, frames = self._sums.sums.wal()
-        return header.salt == (salt1, salt2) and header.mx_frame < frames
+        return frames > 0 and (header.salt != (salt1, salt2) or header.mx_frame < frames)

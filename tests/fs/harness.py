@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -119,9 +119,9 @@ def python(script: str, *args: object, timeout: float = 30) -> str:
     return result.stdout
 
 
-def wait_for(condition, seconds: float = 10, what: str = "condition") -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition: Callable[[], bool], seconds: float = 10, what: str = "it", step: float = 0.02) -> None:
     """Poll until true; fails after the bound."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"no {what} within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(step)
