@@ -118,8 +118,13 @@ class Databases:
         directory = self._data.database_dir(name)
         os.makedirs(directory.path, exist_ok=True)
         os.close(os.open(directory.database, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
-        db = self._by_name[name] = FsDatabase(directory)
-        self.start_capture(db)
+        db = FsDatabase(directory)
+        try:
+            self.start_capture(db)
+        except BaseException:
+            fileops.remove_tree(directory.path)
+            raise
+        self._by_name[name] = db
         return db
 
     def remove(self, db: FsDatabase) -> None:

@@ -14,7 +14,9 @@ from litefs.types import Position
 GRANULE = 512 * 1024
 """The file is a multiple of this."""
 
-_PAGE = 4096
+_ROOM = 32 * 1024
+"""Bytes that are made room for ahead."""
+
 _COMPARE = 8 * 4096
 
 
@@ -39,9 +41,8 @@ class SumsFile:
             fresh = self._size() < GRANULE
             if fresh and not create:
                 raise FormatError(f"{path}: {self._size()} bytes are too few for a sums file")
-            if fresh:
-                fileops.truncate(self._fd, GRANULE)
-                fileops.fallocate(self._fd, 0, _PAGE)
+            if create:
+                self._reserve(max(GRANULE, self._size()))
             self._map()
             if not self.sums.formatted:
                 if not create:
@@ -50,10 +51,13 @@ class SumsFile:
         except BaseException:
             self.close()
             raise
-        self._reserved = _PAGE
 
     sums: PageSums
     _buffer: mmap.mmap
+
+    def _reserve(self, size: int) -> None:
+        """Make the file that big without a hole: a store to a mapped one on a full disk kills the process."""
+        fileops.fallocate(self._fd, 0, size)
 
     def _size(self) -> int:
         return os.fstat(self._fd).st_size
@@ -80,21 +84,11 @@ class SumsFile:
         """Make room for ``pages`` checksums, growing file and map; returns for how many there is room now.
 
         Raises OSError, then nothing changed.
-
-        The space is reserved, not left sparse: a store to a mapped hole on a full disk would kill the
-        process.
         """
-        end = HEADER_SIZE + 8 * pages
-        if end > self._reserved:
-            reserve = -(-(end + 8 * _PAGE) // _PAGE) * _PAGE
-            size = -(-reserve // GRANULE) * GRANULE
-            grown = size > self._size()
-            if grown:
-                fileops.truncate(self._fd, size)
-            fileops.fallocate(self._fd, 0, reserve)
-            self._reserved = reserve
+        if HEADER_SIZE + 8 * pages > len(self._buffer):
+            self._reserve(-(-(HEADER_SIZE + 8 * pages + _ROOM) // GRANULE) * GRANULE)
         self.refresh()
-        return (self._reserved - HEADER_SIZE) // 8
+        return (len(self._buffer) - HEADER_SIZE) // 8
 
     def refresh(self) -> None:
         """Map the file anew if another process made it bigger than this map."""

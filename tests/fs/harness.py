@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from litefs.errors import MountError
 from litefs.fs import session
 from litefs.link.channel import socketpair
 from litefs.link.messages import (
@@ -85,9 +86,9 @@ class Fs:
                 self.process.kill()
                 self.process.wait(5)
         if session.is_mounted(self.mount):
-            with contextlib.suppress(OSError):
-                session.abort_mount(self.mount)
-            session.lazy_unmount(self.mount)
+            session.abort_mount(self.mount)
+            with contextlib.suppress(MountError):  # aborting may have removed it
+                session.lazy_unmount(self.mount)
         self._socket.close()
         os.close(self.wake)
         self._log.close()

@@ -79,6 +79,7 @@ def test_first_commit_of_a_wal(tmp_path: Path, holder: bool) -> None:
                 if holder:
 
                     def seen() -> bool:
+                        assert client.stdin is not None and client.stdout is not None
                         client.stdin.write("\n")
                         client.stdin.flush()
                         return client.stdout.readline() == "first\n"
