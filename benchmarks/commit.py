@@ -5,10 +5,23 @@ The replica must have every row at the end of a round; how long it then took is 
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
-from common import Series, arguments, awake, client, cluster, report, steal_recorded, wait_for, workspace
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import (
+    Series,
+    arguments,
+    awake,
+    client,
+    cluster,
+    report,
+    steal_recorded,
+    wait_for,
+    workspace,
+)
 
 CLIENT = """
 import apsw, json, sys, time

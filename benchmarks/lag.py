@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
-from common import Series, arguments, awake, cluster, report, steal_recorded, wait_for, workspace
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common import Series, arguments, awake, cluster, report, steal_recorded, wait_for, workspace
 from tests.support.processes import Client
 
 

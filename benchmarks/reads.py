@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from common import Series, arguments, awake, client, cluster, report, steal_recorded, wait_for, workspace
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import (
+    Series,
+    arguments,
+    awake,
+    client,
+    cluster,
+    report,
+    steal_recorded,
+    wait_for,
+    workspace,
+)
 
 FILL = """
 import apsw, json, sys
