@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from litefs._core.pageblock import encode_record
 from litefs._core.pagesums import PageSums, checksums_of
-from litefs.errors import CommitRefused, FormatError, LogCorrupt, NotSupported
+from litefs.errors import CommitRefused, FormatError, LogCorrupt, LogSyncFailed, NotSupported
 from litefs.ltx.encoder import Encoder
 from litefs.ltx.format import Header, lock_pgno
 from litefs.store import fileops
@@ -230,10 +230,13 @@ class Database:
         return new
 
     def sync(self) -> None:
-        """Make the log durable. Raises LogSyncFailed; see ``Log.sync``."""
+        """Make the log durable, if need be in a new segment. Raises LogSyncFailed; see ``Log.sync``."""
         if self._log is not None:
             tip = self._log.tip.txid
-            self._log.sync()
+            try:
+                self._log.sync()
+            except LogSyncFailed:
+                self._log.sync()  # not that file again: what it may lack goes into a new one
             self._file.sums.synced_txid = tip
 
     def close(self) -> None:

@@ -60,7 +60,6 @@ class Log:
         self._synced = header.base
         self._synced_end = SEGMENT_HEADER_SIZE
         self._sync_failed = False
-        self._directory_dirty = False
         self._expires = time.monotonic() + SEGMENT_SECONDS
         self._open_append: LogAppend | None = None
 
@@ -175,12 +174,9 @@ class Log:
         tip, end = self.tip, self._end
         try:
             fileops.fdatasync(self._fd)
-            if self._directory_dirty:
-                fileops.sync_dir(self.directory)
         except OSError as error:
             self._sync_failed = True
             raise LogSyncFailed(f"{self._path}: {error}") from error
-        self._directory_dirty = False
         self._synced, self._synced_end = tip, end
 
     def close(self) -> None:
@@ -224,7 +220,9 @@ class Log:
             fileops.write_zeros(self._fd, offset, offset + size)
 
     def _rotate(self) -> None:
-        """Open the next segment; only the last one may ever be torn, so the present one is synced before."""
+        """Open the next segment, durably; only the last one may ever be torn, so the present one is synced
+        before.
+        """
         try:
             self.sync()
         except LogSyncFailed:
@@ -236,6 +234,9 @@ class Log:
         try:
             fileops.pwrite_all(fd, header.pack(), 0)
             fileops.write_zeros(fd, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
+            # A header that missed the disk while records behind it reached it would look like damage.
+            fileops.fdatasync(fd)
+            fileops.sync_dir(self.directory)
         except BaseException:
             fileops.unlink(path)
             os.close(fd)
@@ -243,7 +244,6 @@ class Log:
         with contextlib.suppress(OSError):
             fileops.truncate(self._fd, self._end)
         self._adopt(fd, header, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
-        self._directory_dirty = True
 
     def _supersede(self) -> None:
         """After a failed fsync: copy the records that may not be on disk into a new segment, and sync that.

@@ -297,7 +297,7 @@ class LogReader:
             else:
                 entry = self._entry(chunk, start, size, digest)
             if entry is None:
-                if strict:
+                if strict and not self._superseded():
                     raise LogCorrupt(
                         f"{self._path}: offset {self._offset}: record is damaged or out of order"
                     )
@@ -312,6 +312,12 @@ class LogReader:
         if at < len(chunk) // 2:
             self._chunk = _SMALL_READ
         return entries
+
+    def _superseded(self) -> bool:
+        """Whether a later segment holds the next record, so that what this one has in its place counts for
+        nothing: its sync failed."""
+        begun = [path for first, path in list_segments(self.directory) if first <= self.position.txid + 1]
+        return bool(begun) and begun[-1] != self._path
 
     def _entry(self, buffer: bytes, start: int, size: int, digest: int) -> Entry | None:
         """The record with its body at ``buffer[start:]``, if it is whole and follows what was read before."""

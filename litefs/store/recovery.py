@@ -257,6 +257,9 @@ def _roll_back(database: Path, journal: Path, page_size: int) -> bool:
 def _without_log(directory: DatabaseDir, node_id: int) -> Report:
     """A directory without a transaction: take over the database that lies there, if it is one."""
     database = directory.database
+    # Checksums may have reached the disk when the first record did not.
+    if fileops.unlink(directory.sums):
+        fileops.sync_dir(directory.path)
     rolled_back = _roll_back(database, directory.journal, 0)
     if rolled_back:
         fileops.unlink(directory.journal)
@@ -266,7 +269,6 @@ def _without_log(directory: DatabaseDir, node_id: int) -> Report:
     except LiteFSError as error:
         return Report(directory.name, rolled_back=rolled_back, ignored=str(error))
     _remove_companions(directory)
-    fileops.unlink(directory.sums)
     size = header.page_size
     skip = lock_pgno(size)
     with database.open("r+b", buffering=0) as file:

@@ -33,17 +33,20 @@ PREALLOCATE_MIN = 64 << 10
 """Zeros that a new segment is created with; a bigger file has been used."""
 MIN_BODY = 100 + 6 + 1 + 8 + 16
 """An LTX file without a page: header, end of pages, empty page index, trailer."""
-MAX_BODY = 1 << 48
 
 _MAGIC = b"LFSEG01\n"
 _HEADER = struct.Struct("<8sQQII24x")
 _HASH = struct.Struct("<Q")
 _NAME = re.compile(r"([0-9a-f]{16})\.seg\Z")
+_LTX_HEADER_SIZE = 100
 _LTX_TXIDS = struct.Struct(">QQ")
 _LTX_TXIDS_AT = 16
 _LTX_CHECKSUM = struct.Struct(">Q")
 _LTX_PRE_AT = 40
-_BLOCK = 4096
+_SECTOR = 512
+"""The least that disks write as one."""
+_ZERO_TAIL = 16
+"""So many zeros at the end of a sector are not what a record holds there."""
 _ZERO_SCAN = 1 << 20
 
 
@@ -224,22 +227,30 @@ class SegmentMap:
             at += 1
         return None
 
-    def never_written(self, offset: int) -> bool:
-        """Whether the record at ``offset`` has a page-cache page of which the rest, from its first byte on,
-        is zero.
+    def never_written(self, offset: int, following: int) -> bool:
+        """Whether something of the record at ``offset`` was lost on its way to the disk, rather than damaged.
 
-        After a power failure a page of the file may have missed the disk while later ones reached it. It then
-        still holds the zeros of the preallocation from some record on. A flipped bit or a bad sector does not
-        look so.
+        After a power failure a page of the page cache may have missed the disk, or a part of it that the disk
+        writes as one, while later ones reached it. Such a sector still holds the zeros of the preallocation
+        from some byte of the record on; so does a head whose record came in pieces. Records are compressed:
+        a flipped bit does not make one look so. ``following``: where the next whole record begins.
         """
-        (size,) = LENGTH.unpack(bytes(self.view[offset : offset + 8]).ljust(8, b"\0"))
-        end = min(self.size, record_end(offset, size) if size <= MAX_BODY else self.size)
-        start = offset
-        while start < max(end, offset + 1):
-            stop = min((start // _BLOCK + 1) * _BLOCK, self.size)
-            if stop > start and not any(self.view[start:stop]):
+        head = bytes(self.view[offset : offset + RECORD_HEAD_SIZE])
+        if not any(head):
+            return True
+        (size,) = LENGTH.unpack(head[:8])
+        if record_end(offset, size) > following:  # it lies in one sector, so it is right, zero or damaged
+            return False
+        start, end = offset, offset + RECORD_HEAD_SIZE + size
+        while start < end:
+            stop = min((start // _SECTOR + 1) * _SECTOR, end)
+            part = bytes(self.view[start:stop])
+            # The LTX header, written in one piece, ends with fields that are zero.
+            in_header = stop < offset + RECORD_HEAD_SIZE + _LTX_HEADER_SIZE
+            zeros = len(part) - len(part.rstrip(b"\0"))
+            if zeros >= (len(part) if in_header else min(_ZERO_TAIL, len(part))):
                 return True
-            start = (start // _BLOCK + 1) * _BLOCK
+            start = stop
         return False
 
 

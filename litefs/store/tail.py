@@ -60,7 +60,7 @@ def scan(path: Path, synced_txid: int, trusted: Position | None) -> tuple[Positi
         if segment.extent_at(end, verify=True) is not None:
             raise LogCorrupt(f"{path}: offset {end}: the record does not follow TXID {tip.txid:016x}")
         after = segment.valid_after(end)
-        if after is not None and (tip.txid < synced_txid or not segment.never_written(end)):
+        if after is not None and (tip.txid < synced_txid or not segment.never_written(end, after.offset)):
             raise LogCorrupt(
                 f"{path}: offset {end}: the record after TXID {tip.txid:016x} is damaged, "
                 f"but a whole one (TXID {after.txid_min:016x}) follows at offset {after.offset}"
