@@ -32,6 +32,10 @@ def reap(
         expired = now - stats[index].st_mtime > max_age
         if last_txid > limit or not (expired or total > max_bytes):
             break
+        if not removed:
+            # The end of a journal may have been its unlink, which nobody synced: if it came back after a
+            # power failure, only the log could undo what recovery plays back from it.
+            fileops.sync_dir(directory.parent)
         fileops.unlink(path)
         removed.append(path)
         total -= stats[index].st_size
