@@ -19,7 +19,7 @@ import trio
 
 from litefs.apply.retire import MountGuard, retire_stale
 from litefs.errors import FsProcessDied, LiteFSError, MountError
-from litefs.fs import session
+from litefs.fs import session, underlay
 from litefs.link.channel import Channel, LinkClosed, Wake, socketpair
 from litefs.link.messages import AnyMessage, Failed, Message, Mounted, Start, Stop, Stopped
 
@@ -112,6 +112,13 @@ class FsGuard:
         The first start's failure is raised (LiteFSError).
         """
         await trio.to_thread.run_sync(clear_stale_mount, self._mountpoint)
+        await trio.to_thread.run_sync(underlay.lay, self._mountpoint)
+        try:
+            await self._keep_running(task_status)
+        finally:
+            underlay.lift(self._mountpoint)
+
+    async def _keep_running(self, task_status: trio.TaskStatus[None]) -> None:
         failures = 0
         while not self._stopping.is_set():
             began = trio.current_time()

@@ -28,6 +28,9 @@ from litefs.errors import MountError
 log = logging.getLogger(__name__)
 
 FSTYPE = "fuse.litefs"
+UNDERLAY_SOURCE = "litefs-underlay"
+"""Names the mounts of litefs.fs.underlay."""
+
 PROBE_SECONDS = 2.0
 """How long a mount may take to answer before it counts as served by a hanging process."""
 
@@ -51,6 +54,7 @@ class MountInfo:
     minor: int
     path: str
     fstype: str
+    source: str
 
 
 def parse_mountinfo(text: str) -> list[MountInfo]:
@@ -59,7 +63,9 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
     for line in text.splitlines():
         fields = line.split(" ")
         major, minor = fields[2].split(":")
-        mounts.append(MountInfo(int(major), int(minor), _unescape(fields[4]), fields[fields.index("-") + 1]))
+        dash = fields.index("-")
+        path, source = _unescape(fields[4]), _unescape(fields[dash + 2])
+        mounts.append(MountInfo(int(major), int(minor), path, fields[dash + 1], source))
     return mounts
 
 
@@ -75,9 +81,18 @@ def mount_table() -> list[MountInfo]:
 
 
 def find_mount(path: str | os.PathLike[str]) -> MountInfo | None:
-    """The topmost mount at exactly ``path``, or None. Does not touch the mount."""
+    """The topmost mount at exactly ``path``, or None; an underlay does not count.
+
+    Does not touch the mount.
+    """
+    mounts = mounts_at(path)
+    return mounts[-1] if mounts and mounts[-1].source != UNDERLAY_SOURCE else None
+
+
+def mounts_at(path: str | os.PathLike[str]) -> list[MountInfo]:
+    """All mounts at exactly ``path``, the topmost last."""
     wanted = _absolute(path)
-    return next((mount for mount in reversed(mount_table()) if mount.path == wanted), None)
+    return [mount for mount in mount_table() if mount.path == wanted]
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from litefs.fs.session import is_mounted, is_stale
+from litefs.fs.session import is_mounted, is_stale, lazy_unmount
 from tests.support.node import STOP_MARGIN, STOP_SECONDS, Node, wait_present
 from tests.support.processes import Client, wait_until
 
@@ -86,3 +86,16 @@ def test_application_is_stopped_with_the_node(make_node: Callable[..., Node]) ->
     node.stop()
     assert mark.read_text() == "told"
     assert STOP_SECONDS + STOP_MARGIN < 10
+
+
+def test_nothing_can_be_written_beneath_a_mount_that_is_gone(make_node: Callable[..., Node]) -> None:
+    node = make_node("primary").start()
+    node.kill("both")
+    wait_until(lambda: not is_mounted(node.mount) or is_stale(node.mount), 10, "the mount is dead")
+    if is_mounted(node.mount):
+        lazy_unmount(node.mount)
+    with pytest.raises(OSError, match="Read-only file system"):
+        (node.mount / "app.db").touch()
+    node.start()
+    node.stop()
+    (node.mount / "now ours").touch()

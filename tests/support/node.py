@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from litefs.errors import MountError
-from litefs.fs.session import FSTYPE, abort, find_mount, lazy_unmount, mount_table
+from litefs.fs.session import FSTYPE, UNDERLAY_SOURCE, abort, find_mount, lazy_unmount, mount_table
 from litefs.types import Position
 from tests.support.processes import (
     Client,
@@ -223,19 +223,21 @@ class Node:
 
 
 def unmount_below(path: Path) -> list[str]:
-    """Abort and detach every FUSE mount at or below ``path``. Returns their paths."""
+    """Abort and detach every mount of a node at or below ``path``. Returns the paths of the FUSE mounts."""
     prefix = str(path)
     found = [
         mount
         for mount in mount_table()
-        if mount.fstype.startswith("fuse") and (mount.path + "/").startswith(prefix + "/")
+        if (mount.fstype.startswith("fuse") or mount.source == UNDERLAY_SOURCE)
+        and (mount.path + "/").startswith(prefix + "/")
     ]
     for mount in reversed(found):
-        with contextlib.suppress(MountError):
-            abort(mount.minor)
+        if mount.source != UNDERLAY_SOURCE:
+            with contextlib.suppress(MountError):
+                abort(mount.minor)
         with contextlib.suppress(MountError):
             lazy_unmount(mount.path)
-    return [mount.path for mount in found]
+    return [mount.path for mount in found if mount.source != UNDERLAY_SOURCE]
 
 
 def wait_present(node: Node, name: str, timeout: float = 15) -> None:
