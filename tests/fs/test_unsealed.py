@@ -9,6 +9,7 @@ from litefs.store.paths import DataDir
 from tests.fs.harness import python, serving
 from tests.fs.replay import rebuilt
 
+ROWS = "SELECT 0, id, a FROM n UNION ALL SELECT 1, id, hex(a) FROM t ORDER BY 1, 2"
 WORKLOAD = """
 import random, sqlite3, sys
 path, seed, ending = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -58,6 +59,6 @@ def test_every_commit_is_logged_whatever_sqlite_seals(tmp_path: Path) -> None:
             print(f"seed {seed}")
             seen = python(WORKLOAD, fs.mount / "a.db", seed, "closed")
             with rebuilt(log, tmp_path / "rebuilt.db") as db:
-                rows = db.execute("SELECT 0, id, a FROM n UNION ALL SELECT 1, id, hex(a) FROM t ORDER BY 1, 2")
+                rows = db.execute(ROWS)
                 assert "".join(" ".join(map(str, row)) + "\n" for row in rows) == seen
             db.close()
