@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from litefs.capture.commit import BigCommit, Gate, Refused, Watcher
+from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
 from litefs.capture.journal import JournalCapture
 from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
@@ -33,24 +33,37 @@ class DatabaseCapture:
         self.journal = JournalCapture(name, db, gate, watcher)
         self._name = name
         self._gate = gate
+        self._log_bytes = self._file_bytes = 0
+        """Bytes that clients wrote to the WAL, and to database and journal, since these were synced last."""
 
     def check_writable(self, file: str) -> None:
-        """Raises Refused unless this node may change the database."""
+        """Raises Refused unless this node may change the database.
+
+        A transaction that is open when the database is stopped may still be rolled back, or nobody could read
+        it; its commit is refused by the store.
+        """
         if not self._gate.writable():
             raise Refused(file, "this node is not the primary")
-        if self.db.stopped is not None:
+        if self.db.stopped is not None and not self.journal.hot:
             raise Refused(file, f"the database is stopped: {self.db.stopped}")
         if self.db.sums.damaged:
             raise Refused(file, "the database is damaged and served for reading only")
 
     # -- database file -----------------------------------------------------------------------------
 
-    def database_write(self, fd: int, offset: int, data: bytes) -> None:
+    def database_write(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
         self.check_writable(self._name)
-        if self.wal.holds_logged_frames:
-            self.wal.checkpoint_write(fd, offset, data)
-        else:
+        if not self.wal.holds_logged_frames:
             self.journal.database_write(fd, offset, data)
+            self._file_bytes += len(data)
+            return None
+
+        def finish(error: Exception | None) -> None:
+            _reraise(error)
+            self.wal.checkpoint_write(fd, offset, data)
+            self._file_bytes += len(data)
+
+        return _synced(self._take_log_bytes(), self._sync_log, finish)
 
     def database_truncate(self, fd: int, size: int) -> None:
         """A checkpoint's or VACUUM's truncation, a rollback's, or an extension; never of pages that the log
@@ -64,18 +77,33 @@ class DatabaseCapture:
             raise Refused(self._name, f"truncation to {size} bytes without a rollback journal")
         fileops.truncate(fd, size)
 
-    def database_sync(self, fd: int) -> None:
-        self._sync_log()
+    def database_sync(self, fd: int) -> BigCommit | None:
         txid = self.db.position.txid
-        try:
-            fileops.fdatasync(fd)
-        except OSError as exc:
-            self.db.stop(f"{self._name}: fsync failed: {exc}")
-            raise
-        if self.journal.hot:
-            self.journal.database_synced()
-        elif not self.wal.pending:
-            self.db.sums.durable_txid = txid
+
+        def run() -> None:
+            self._sync_log()
+            try:
+                fileops.fdatasync(fd)
+            except OSError as exc:
+                self.db.stop(f"{self._name}: fsync failed: {exc}")
+                raise
+
+        def finish(error: Exception | None) -> None:
+            _reraise(error)
+            if self.journal.hot:
+                self.journal.database_synced()
+            elif not self.wal.pending:
+                self.db.sums.durable_txid = txid
+
+        return _synced(self._take_log_bytes() + self._take_file_bytes(), run, finish)
+
+    def _take_log_bytes(self) -> int:
+        count, self._log_bytes = self._log_bytes, 0
+        return count
+
+    def _take_file_bytes(self) -> int:
+        count, self._file_bytes = self._file_bytes, 0
+        return count
 
     def begin_sync(self) -> int | None:
         """Sync the log for what clients with synchronous=OFF never sync, so that it can be reaped (I6).
@@ -101,20 +129,30 @@ class DatabaseCapture:
 
     def wal_write(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
         self.check_writable(self._name + "-wal")
+        self._log_bytes += len(data)
         return self.wal.write(fd, offset, data)
 
-    def wal_sync(self) -> None:
+    def wal_sync(self) -> BigCommit | None:
         """The log stands for the WAL: recovery never reads the WAL itself."""
-        self._sync_log()
+        return _synced(self._take_log_bytes(), self._sync_log, _reraise)
 
     # -- journal -----------------------------------------------------------------------------------
 
     def journal_write(self, fd: int, offset: int, data: bytes, database_fd: int | None) -> BigCommit | None:
         self.check_writable(self._name + "-journal")
+        self._file_bytes += len(data)
         return self.journal.write(fd, offset, data, database_fd)
 
-    def journal_sync(self, fd: int) -> None:
-        fileops.fdatasync(fd)
+    def journal_sync(self, fd: int) -> BigCommit | None:
+        """Sync the journal and, once, its name: without it recovery could not undo what is written next."""
+
+        def run() -> None:
+            fileops.fdatasync(fd)
+            if not self.journal.named:
+                fileops.sync_dir(self.db.dir.path)
+                self.journal.named = True
+
+        return _synced(self._take_file_bytes(), run, _reraise)
 
     def _sync_log(self) -> None:
         try:
@@ -122,3 +160,19 @@ class DatabaseCapture:
         except (OSError, LiteFSError) as exc:
             self.db.stop(f"{self._name}: the log could not be synced: {exc}")
             raise
+
+
+def _synced(
+    size: int, run: Callable[[], None], finish: Callable[[Exception | None], None]
+) -> BigCommit | None:
+    """Sync *size* bytes now, or in a thread if they are many: on a slow disk that may take seconds."""
+    if size > BIG_COMMIT:
+        return BigCommit(run, finish)
+    run()
+    finish(None)
+    return None
+
+
+def _reraise(error: Exception | None) -> None:
+    if error is not None:
+        raise error

@@ -7,6 +7,7 @@ had, so nothing is logged.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ class JournalCapture:
         """Database writes since then."""
         self.hot = False
         """The journal has a valid header: SQLite would roll it back, and may write to the database."""
+        self.named = False
+        """The name of the journal, as it is now, is durable."""
 
     # -- the journal file --------------------------------------------------------------------------
 
@@ -74,6 +77,7 @@ class JournalCapture:
 
     def unlink(self, path: str, database_fd: int | None) -> BigCommit | None:
         """Unlink the journal at *path*: the commit of DELETE mode."""
+        self.named = False
         if self.hot:
             return self._end(database_fd, lambda: fileops.unlink(path))
         fileops.unlink(path)
@@ -146,6 +150,9 @@ class JournalCapture:
                     page_size=self._page_size,
                 )
                 changed.append(True)
+                if self._synced:  # here it holds nobody up; what fails is tried again, in a new segment
+                    with contextlib.suppress(OSError, LiteFSError):
+                        self._db.sync()
 
         def finish(error: Exception | None) -> None:
             if error is not None:
@@ -162,14 +169,21 @@ class JournalCapture:
         """The record is in the log: make it as durable as the client asked, then let the journal end."""
         db, synced, unsynced = self._db, self._synced, self._unsynced
         self._watcher.logged(self._name)
+        failed: Exception | None = None
         if synced:
             try:
                 db.sync()
             except (OSError, LiteFSError) as exc:
                 db.stop(f"{self._name}: the log could not be synced: {exc}")
-                raise
+                failed = exc
         self._clear()
-        finalise()
+        try:
+            finalise()
+        except OSError as exc:
+            db.stop(f"{self._name}: the journal of a logged commit could not be ended: {exc}")
+            raise
+        if failed is not None:  # the commit exists all the same, and is what readers see
+            raise failed
         if synced and not unsynced:
             db.sums.durable_txid = db.position.txid
         self._gate.confirm()

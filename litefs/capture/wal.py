@@ -400,7 +400,7 @@ class WalCapture:
                     self._name,
                     f"write to page {pgno} that is no checkpoint while the WAL holds logged frames",
                 )
-        # A checkpointer that died before it said how far it came leaves newer images than the next one may copy.
+        # A checkpointer that died before it said how far it came leaves newer images than the next copies.
         self._regressed.update(pgno for pgno in older if not self._frames.is_pending(pgno))
         fileops.pwrite_all(fd, data, offset)
         self._regressed.difference_update(newest)

@@ -222,8 +222,7 @@ class Operations(Namespace):
         if inode.kind is Kind.WAL:
             job = capture.wal_write(handle.fd, off, buf)
         elif inode.kind is Kind.DATABASE:
-            capture.database_write(handle.fd, off, buf)
-            return len(buf)
+            job = capture.database_write(handle.fd, off, buf)
         else:
             job = capture.journal_write(handle.fd, off, buf, db.open_database())
         if job is not None:
@@ -257,11 +256,11 @@ class Operations(Namespace):
             if handle.inode.kind is Kind.DATABASE:
                 await trio.to_thread.run_sync(os.fdatasync, handle.fd)
         elif handle.inode.kind is Kind.WAL:
-            db.capture.wal_sync()
+            await self._finish(db, db.capture.wal_sync())
         elif handle.inode.kind is Kind.DATABASE:
-            db.capture.database_sync(handle.fd)
+            await self._finish(db, db.capture.database_sync(handle.fd))
         else:
-            db.capture.journal_sync(handle.fd)
+            await self._finish(db, db.capture.journal_sync(handle.fd))
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Names need no sync of their own: recovery makes journal and WAL follow the log."""
