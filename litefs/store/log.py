@@ -60,6 +60,7 @@ class Log:
         self._synced = header.base
         self._synced_end = SEGMENT_HEADER_SIZE
         self._sync_failed = False
+        self._directory_dirty = False
         self._expires = time.monotonic() + SEGMENT_SECONDS
         self._open_append: LogAppend | None = None
 
@@ -174,9 +175,12 @@ class Log:
         tip, end = self.tip, self._end
         try:
             fileops.fdatasync(self._fd)
+            if self._directory_dirty:
+                fileops.sync_dir(self.directory)
         except OSError as error:
             self._sync_failed = True
             raise LogSyncFailed(f"{self._path}: {error}") from error
+        self._directory_dirty = False
         self._synced, self._synced_end = tip, end
 
     def close(self) -> None:
@@ -220,9 +224,7 @@ class Log:
             fileops.write_zeros(self._fd, offset, offset + size)
 
     def _rotate(self) -> None:
-        """Open the next segment, durably; only the last one may ever be torn, so the present one is synced
-        before.
-        """
+        """Open the next segment; only the last one may ever be torn, so the present one is synced before."""
         try:
             self.sync()
         except LogSyncFailed:
@@ -230,20 +232,22 @@ class Log:
             return
         header = SegmentHeader(self.tip.txid + 1, self.tip.checksum, self.page_size)
         path = segment_path(self.directory, header.first_txid)
-        fd = fileops.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        temporary = path.with_name(path.name + ".tmp")
+        fd = fileops.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             fileops.pwrite_all(fd, header.pack(), 0)
             fileops.write_zeros(fd, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
-            # A header that missed the disk while records behind it reached it would look like damage.
+            # A header that missed the disk while records behind it reached it would look like damage; and a
+            # segment that this log does not go on in would hide the records that follow in the present one.
             fileops.fdatasync(fd)
-            fileops.sync_dir(self.directory)
+            fileops.rename(temporary, path)
         except BaseException:
-            fileops.unlink(path)
             os.close(fd)
             raise
         with contextlib.suppress(OSError):
             fileops.truncate(self._fd, self._end)
         self._adopt(fd, header, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
+        self._directory_dirty = True
 
     def _supersede(self) -> None:
         """After a failed fsync: copy the records that may not be on disk into a new segment, and sync that.

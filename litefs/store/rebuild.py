@@ -87,6 +87,13 @@ class Overlay:
                     if len(page) < size or not sums.matches(pgno, page):
                         self._images[pgno] = image
 
+    def page(self, pgno: int, fd: int) -> bytes:
+        """A page as it will be after ``write`` to the file open as ``fd``. Raises FormatError, OSError."""
+        size = self._page_size
+        if (image := self._images.get(pgno)) is not None:
+            return self._reader.page(pgno, image, size)
+        return fileops.pread_all(fd, size, (pgno - 1) * size).ljust(size, b"\0")
+
     def write(self, path: Path) -> None:
         """Write them, cut the file to the database's size, and make it durable.
 

@@ -8,28 +8,26 @@ holds and the log does not know of is set aside under ``lost/``, and the databas
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
-import urllib.parse
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from litefs.errors import FormatError, LiteFSError
+from litefs.errors import LiteFSError
 from litefs.ltx.format import Header, lock_pgno
-from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
-from litefs.sqlite.header import DatabaseHeader
 from litefs.sqlite.journal import is_hot, rollback_plan
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.install import complete_install
 from litefs.store.log import Log
 from litefs.store.lost import keep_file
+from litefs.store.offline import offline_database
 from litefs.store.paths import DatabaseDir
 from litefs.store.rebuild import Overlay, file_checksums
 from litefs.store.segments import extents, list_segments
 from litefs.store.sums import SumsFile, differing_pages
+from litefs.store.unused import relog, stored_checksums, unused_pages
 from litefs.types import ZERO, Position
 
 _BATCH = 1 << 20
@@ -49,6 +47,8 @@ class Report:
     """The torn tail that was removed from the log."""
     rolled_back: bool = False
     """A hot journal was played back."""
+    relogged: int = 0
+    """Unused pages that the journal did not hold: logged as they are, as another transaction."""
     restored: int = 0
     """Pages laid over the file from the log."""
     adopted: bool = False
@@ -71,6 +71,8 @@ class Report:
             lines.append(f"torn log tail: {self.cut}")
         if self.rolled_back:
             lines.append("rolled back an open transaction from its journal")
+        if self.relogged:
+            lines.append(f"logged {self.relogged} unused pages that its journal did not hold")
         if self.restored:
             lines.append(f"restored {self.restored} pages from the log, now at {self.position}")
         if self.adopted:
@@ -125,7 +127,7 @@ def recover(directory: DatabaseDir, *, clean_allowed: bool = True, node_id: int 
             _remove_companions(directory)
             sums_file.unmark_clean()
             return Report(directory.name, log.tip, clean=True)
-        return _rebuild(directory, sums_file, log, installed)
+        return _rebuild(directory, sums_file, log, installed, node_id)
     finally:
         if log is not None:
             log.close()
@@ -146,13 +148,13 @@ def _as_stored(directory: DatabaseDir, file: SumsFile, tip: Position) -> bool:
     )
 
 
-def _rebuild(directory: DatabaseDir, file: SumsFile, log: Log, installed: bool) -> Report:
+def _rebuild(directory: DatabaseDir, file: SumsFile, log: Log, installed: bool, node_id: int) -> Report:
     """Lay what the log has over the file; the whole file is read once, in parallel."""
     log.sync()
     trusted = file.sums.checksum if file.position == log.tip else None
     tip = _tip(directory, file, log, known=trusted is not None)
     rolled_back = _roll_back(directory.database, directory.journal, tip.page_size)
-    stored = file.sums.array(1, tip.commit) if trusted is not None else None
+    stored = stored_checksums(file, tip.commit)
     known_damage = file.sums.damaged and directory.database.exists()
     seen_before = known_damage and file.same_stat(os.stat(directory.database))
     first = log.first_txid - 1
@@ -165,19 +167,26 @@ def _rebuild(directory: DatabaseDir, file: SumsFile, log: Log, installed: bool) 
         if file.sums.recompute_total() != tip.position.checksum and durable > first:
             overlay.collect(first, tip.position.txid, file.sums)
         damaged = file.sums.recompute_total() != tip.position.checksum
+        unused: list[int] = []
+        if damaged and rolled_back:
+            unused = unused_pages(overlay, directory.database, file, stored)
+            damaged = not unused
         lost = keep_file(directory.database, directory, "damaged") if damaged and not seen_before else None
         overlay.write(directory.database)
     pages: tuple[int, ...] = ()
-    if damaged and stored is not None:
+    if damaged and trusted is not None:
         pages = tuple(differing_pages(stored, file.sums.array(1, tip.commit)))
+    if unused:
+        relog(Database(directory, file, log, node_id), unused)
     _remove_companions(directory)
     _settle_sums(directory, file, damaged=damaged)
     return Report(
         directory.name,
-        tip.position,
+        log.tip,
         installed=installed,
         cut=str(log.cut) if log.cut is not None else None,
         rolled_back=rolled_back,
+        relogged=len(unused),
         restored=overlay.count,
         damaged=damaged,
         damaged_pages=pages,
@@ -254,6 +263,13 @@ def _roll_back(database: Path, journal: Path, page_size: int) -> bool:
         os.close(fd)
 
 
+def _has_hot_journal(directory: DatabaseDir) -> bool:
+    try:
+        return is_hot(directory.journal.read_bytes()[:1])
+    except FileNotFoundError:
+        return False
+
+
 def _without_log(directory: DatabaseDir, node_id: int) -> Report:
     """A directory without a transaction: take over the database that lies there, if it is one."""
     database = directory.database
@@ -265,7 +281,7 @@ def _without_log(directory: DatabaseDir, node_id: int) -> Report:
         fileops.unlink(directory.journal)
         fileops.sync_dir(directory.path)
     try:
-        header, commit = _offline_database(directory)
+        header, commit = offline_database(directory)
     except LiteFSError as error:
         return Report(directory.name, rolled_back=rolled_back, ignored=str(error))
     _remove_companions(directory)
@@ -289,44 +305,6 @@ def _without_log(directory: DatabaseDir, node_id: int) -> Report:
             return Report(directory.name, db.position, rolled_back=rolled_back, adopted=True)
         finally:
             db.close()
-
-
-def _offline_database(directory: DatabaseDir) -> tuple[DatabaseHeader, int]:
-    """(header, pages) of the database file, with an offline WAL folded in.
-
-    Raises LiteFSError with what is wrong.
-    """
-    database = directory.database
-    size = database.stat().st_size if database.exists() else 0
-    if size == 0:
-        raise FormatError("no database file" if not database.exists() else "the file is empty")
-    if directory.wal.exists() and directory.wal.stat().st_size:
-        _fold_wal(database)
-        size = database.stat().st_size
-    with database.open("rb") as file:
-        header = DatabaseHeader.parse(file.read(DATABASE_HEADER_SIZE))
-    commit = header.trusted_page_count(size)
-    if not commit or commit * header.page_size > size:
-        raise FormatError(
-            f"a database of {commit} pages of {header.page_size} bytes in a file of {size} bytes"
-        )
-    return header, commit
-
-
-def _fold_wal(database: Path) -> None:
-    """Let SQLite itself checkpoint a WAL that was left offline: without a log, it alone holds those
-    transactions.
-    """
-    try:
-        connection = sqlite3.connect(f"file:{urllib.parse.quote(str(database))}?mode=rw", uri=True)
-        try:
-            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise FormatError(f"SQLite cannot read it: {error}") from error
-    if busy:
-        raise LiteFSError("another process has it open")
 
 
 def _file_batches(fd: int, pgnos: array[int], page_size: int) -> Iterator[tuple[array[int], bytes]]:
@@ -359,8 +337,13 @@ def settle(directory: DatabaseDir) -> Report:
             log.close()
             with_sums.close()
             return recover(directory, clean_allowed=False)
+        if _has_hot_journal(directory):  # it may lack pages that only a look at all of them shows
+            log.close()
+            with_sums.close()
+            report = recover(directory, clean_allowed=False)
+            mark_clean(directory)
+            return report
         log.sync()
-        rolled_back = _roll_back(directory.database, directory.journal, sums.page_size)
         with Overlay(directory.log, sums.page_size, sums.page_count) as overlay:
             durable = max(log.first_txid - 1, min(sums.durable_txid, log.tip.txid))
             overlay.collect_missing(durable, log.tip.txid, sums, directory.database)
@@ -368,7 +351,7 @@ def settle(directory: DatabaseDir) -> Report:
         _remove_companions(directory)
         _settle_sums(directory, with_sums, damaged=False)
         with_sums.mark_clean(os.stat(directory.database))
-        return Report(directory.name, log.tip, rolled_back=rolled_back, restored=overlay.count)
+        return Report(directory.name, log.tip, restored=overlay.count)
     finally:
         if log is not None:
             log.close()
