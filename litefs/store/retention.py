@@ -37,8 +37,7 @@ def reap(
             # power failure, only the log could undo what recovery plays back from it.
             fileops.sync_dir(directory.parent)
         fileops.unlink(path)
+        fileops.sync_dir(directory)  # one by one: if an older one came back, the log would have a gap
         removed.append(path)
         total -= stats[index].st_size
-    if removed:
-        fileops.sync_dir(directory)
     return removed
