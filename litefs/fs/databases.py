@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import trio
 
@@ -11,6 +11,7 @@ from litefs.capture.commit import Watcher
 from litefs.capture.database import DatabaseCapture
 from litefs.errors import LiteFSError
 from litefs.fs.role import RoleState
+from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.paths import DatabaseDir, DataDir
@@ -29,6 +30,8 @@ class FsDatabase:
         self.dir = directory
         self.name = directory.name
         self.capture: DatabaseCapture | None = None
+        self.error: str | None = None
+        """Why the primary cannot write this database's log."""
         self.database_fd = -1
         self.announced = False
         self.busy = False
@@ -85,7 +88,15 @@ class FsDatabase:
 class Databases:
     """Every database of the data directory, by name."""
 
-    def __init__(self, data: DataDir, role: RoleState, watcher: Watcher, node_id: int) -> None:
+    def __init__(
+        self,
+        data: DataDir,
+        role: RoleState,
+        watcher: Watcher,
+        node_id: int,
+        unrecovered: Mapping[str, str] | None = None,
+    ) -> None:
+        """``unrecovered``: databases that may only be read, and why."""
         self._data = data
         self._role = role
         self._watcher = watcher
@@ -95,6 +106,7 @@ class Databases:
             directory = data.database_dir(name)
             if os.path.exists(directory.database):
                 self._by_name[name] = FsDatabase(directory)
+                self._by_name[name].error = (unrecovered or {}).get(name)
 
     def __iter__(self) -> Iterator[FsDatabase]:
         return iter(list(self._by_name.values()))
@@ -135,6 +147,8 @@ class Databases:
 
     def start_capture(self, db: FsDatabase) -> None:
         """Become the log's writer for this database. Raises LiteFSError, OSError."""
+        if os.path.exists(db.dir.wal) and os.path.getsize(db.dir.wal) >= WAL_HEADER_SIZE:
+            raise LiteFSError(f"{db.name}: there is a WAL whose frames were not captured")
         db.close_sums()
         store = Database.open(db.dir, node_id=self._node_id)
         db.capture = DatabaseCapture(db.name, store, self._role, self._watcher, db.open_database)
@@ -143,10 +157,11 @@ class Databases:
         """Start capture everywhere; returns what could not be opened, one line each."""
         errors = []
         for db in self:
-            if db.capture is None:
+            if db.capture is None and db.error is None:
                 try:
                     self.start_capture(db)
                 except (LiteFSError, OSError) as exc:
+                    db.error = str(exc)
                     errors.append(f"{db.name}: {exc}")
         return errors
 

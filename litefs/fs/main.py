@@ -76,6 +76,8 @@ class FsProcess:
         self._start = start
         self._data = DataDir(start.data_dir)
         self._session: Session | None = None
+        self._unrecovered: dict[str, str] = {}
+        """Databases that could not be recovered, and why."""
 
     # -- Watcher -----------------------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ class FsProcess:
         """
         die_with_parent(True)  # until there is a mount to remove: recovery may be cut short anywhere
         reports = await trio.to_thread.run_sync(self._recover)
-        databases = Databases(self._data, self.role, self, self._start.node_id)
+        databases = Databases(self._data, self.role, self, self._start.node_id, self._unrecovered)
         operations = self._operations(databases)
         session = Session(
             operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
@@ -150,11 +152,19 @@ class FsProcess:
     def _recover(self) -> list[str]:
         lines: list[str] = []
         for name in self._data.names():
-            report: Report = recover(self._data.database_dir(name), node_id=self._start.node_id)
-            lines += [f"{name}: {line}" for line in report.lines()]
-            if self._start.replica and report.position.txid:
-                seed_wal(self._data.database_dir(name).database)
+            try:
+                lines += self._recover_one(name)
+            except (LiteFSError, OSError) as exc:
+                # one database must not keep the others from being served
+                self._unrecovered[name] = str(exc)
+                lines.append(f"{name}: not recovered: {exc}")
         return lines
+
+    def _recover_one(self, name: str) -> list[str]:
+        report: Report = recover(self._data.database_dir(name), node_id=self._start.node_id)
+        if self._start.replica and report.position.txid:
+            seed_wal(self._data.database_dir(name).database)
+        return [f"{name}: {line}" for line in report.lines()]
 
     async def _serve_link(self, databases: Databases, operations: Operations, mounted: Mounted) -> bool:
         """Handle the node's messages; True when told to stop, False when the node process is gone."""

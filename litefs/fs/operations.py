@@ -105,6 +105,8 @@ class Operations(Namespace):
                 os.close(fd)
 
     def _capture(self, db: FsDatabase) -> DatabaseCapture:
+        if db.capture is None and db.error is not None:
+            raise Refused(db.name, f"served for reading only, its log cannot be written: {db.error}")
         if db.capture is None:
             raise FUSEError(errno.EROFS)
         return db.capture
