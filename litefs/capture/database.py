@@ -73,12 +73,14 @@ class DatabaseCapture:
         db = self.db
         if self.wal.holds_logged_frames:
             self.wal.checkpoint_truncate(size)
-        elif not self.journal.hot and size < db.sums.page_count * db.page_size:
+        elif self.journal.hot:
+            self.journal.database_truncated(size)
+        elif size < db.sums.page_count * db.page_size:
             raise Refused(self._name, f"truncation to {size} bytes without a rollback journal")
         fileops.truncate(fd, size)
 
     def database_sync(self, fd: int) -> BigCommit | None:
-        txid = self.db.position.txid
+        txid = self._complete_txid()
 
         def run() -> None:
             self._sync_log()
@@ -92,10 +94,16 @@ class DatabaseCapture:
             _reraise(error)
             if self.journal.hot:
                 self.journal.database_synced()
-            elif not self.wal.pending:
-                self.db.sums.durable_txid = txid
+            else:
+                self.db.sums.durable_txid = max(self.db.sums.durable_txid, txid)
 
         return _synced(self._take_log_bytes() + self._take_file_bytes(), run, finish)
+
+    def _complete_txid(self) -> int:
+        """The last transaction of which the database file, unsynced, is known to hold every page."""
+        if self.journal.hot:
+            return 0
+        return self.wal.complete_txid if self.wal.pending else self.db.position.txid
 
     def _take_log_bytes(self) -> int:
         count, self._log_bytes = self._log_bytes, 0
@@ -109,20 +117,18 @@ class DatabaseCapture:
         """Sync the log for what clients with synchronous=OFF never sync, so that it can be reaped (I6).
 
         Returns the transaction up to which the database file is durable once its owner has synced it too,
-        for ``end_sync``; None if there is nothing to do, or pages are still in a WAL or under a journal.
+        for ``end_sync``; None if there is nothing to do.
         Raises LiteFSError, OSError.
         """
-        txid = self.db.position.txid
-        if self.wal.pending or self.journal.hot or self.db.stopped is not None:
-            return None
-        if self.db.sums.durable_txid >= txid:
+        txid = self._complete_txid()
+        if self.db.stopped is not None or self.db.sums.durable_txid >= txid:
             return None
         self._sync_log()
         return txid
 
     def end_sync(self, txid: int) -> None:
         """The database file was synced after ``begin_sync`` returned ``txid``."""
-        if not self.wal.pending and not self.journal.hot:
+        if not self.journal.hot:
             self.db.sums.durable_txid = max(self.db.sums.durable_txid, txid)
 
     # -- WAL ---------------------------------------------------------------------------------------

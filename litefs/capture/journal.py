@@ -98,6 +98,13 @@ class JournalCapture:
         self._dirty.update(range(offset // page_size + 1, (offset + len(data) - 1) // page_size + 2))
         fileops.pwrite_all(fd, data, offset)
 
+    def database_truncated(self, size: int) -> None:
+        """The database file is cut to *size* bytes under a hot journal: what it grows again is not what was
+        there.
+        """
+        self._unsynced = True
+        self._dirty.update(range(size // self._page_size + 1, self._db.sums.page_count + 1))
+
     def database_synced(self) -> None:
         """The database was fsynced."""
         self._synced = True

@@ -41,8 +41,8 @@ class WalCapture:
         self._watcher = watcher
         self._cursor = WalCursor()
         self._frames = LoggedFrames()
-        self._regressed: set[int] = set()
-        """Pages that a checkpoint of older frames wrote over their newest image."""
+        self.complete_txid = 0
+        """The last transaction at which the database file held every page; it never falls behind that."""
         self._size = 0
         self._secured = 0
         self._unsealed = 0
@@ -58,7 +58,7 @@ class WalCapture:
     @property
     def pending(self) -> int:
         """Pages whose newest logged image is not in the database file."""
-        return self._frames.pending + len(self._regressed)
+        return self._frames.pending
 
     # -- the WAL file ------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class WalCapture:
     def _forget(self) -> None:
         self._cursor = WalCursor()
         self._frames.clear()
-        self._regressed.clear()
+        self.complete_txid = self._db.position.txid
         self._unsealed = self._loose = 0
         self._db.sums.set_wal(0, 0, 0)
 
@@ -268,8 +268,6 @@ class WalCapture:
 
     def _account(self, txn: Transaction, new_sums: bytes) -> None:
         self._frames.add_transaction(txn.first_frame, txn.frame_pgnos, txn.pgnos, new_sums, txn.commit)
-        if self._regressed:
-            self._regressed = {pgno for pgno in self._regressed if pgno <= txn.commit}
         self._cursor.advance(txn.last_frame)
         self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, self._cursor.logged_frames)
         self._watcher.logged(self._name)
@@ -328,7 +326,13 @@ class WalCapture:
         commits = 0
         if offset >= self._cursor.tip_offset:
             commits = self._judge(fd, offset, data)
-        self._lay(fd, offset, data)
+        try:
+            self._lay(fd, offset, data)
+        except OSError as exc:
+            if self._cursor.pending() is not None:
+                self._resync(fd, offset, len(data))
+            self._db.stop(f"{self._file}: a logged commit could not be sealed: {exc}")
+            raise
         if self._cursor.pending() is not None:
             self._cursor.accept()
         txn = self._cursor.take() if commits else None
@@ -400,13 +404,20 @@ class WalCapture:
                     self._name,
                     f"write to page {pgno} that is no checkpoint while the WAL holds logged frames",
                 )
-        # A checkpointer that died before it said how far it came leaves newer images than the next copies.
-        self._regressed.update(pgno for pgno in older if not self._frames.is_pending(pgno))
-        fileops.pwrite_all(fd, data, offset)
-        self._regressed.difference_update(newest)
+        # A checkpointer that died before it said how far it came leaves newer images than the next may copy.
+        # They stay: the log may lack them, and every reader of now may see them, or they would not be there.
+        backfilled = [pgno for pgno in older if not self._frames.is_pending(pgno)]
+        if not backfilled:
+            fileops.pwrite_all(fd, data, offset)
+        for pgno in newest + older if backfilled else ():
+            start = max(offset, (pgno - 1) * page_size)
+            if pgno not in backfilled:
+                fileops.pwrite_all(fd, data[start - offset : pgno * page_size - offset], start)
         for pgno in newest:
             self._frames.backfilled(pgno)
-        if not self.pending:  # nothing is left that a publisher would have to care for
+        if not self.pending:
+            self.complete_txid = self._db.position.txid
+            # nothing is left that a publisher would have to care for
             self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, 0)
 
     def _overlaid(self, fd: int, pgno: int, at: int, piece: bytes) -> bytes:
@@ -423,7 +434,7 @@ class WalCapture:
         """
         kept = size // self._db.page_size
         for pgno in range(kept + 1, self._db.sums.page_count + 1):
-            if not self._frames.is_pending(pgno) and pgno not in self._regressed:
+            if not self._frames.is_pending(pgno):
                 raise Refused(
                     self._name, f"truncation to {kept} pages, page {pgno} is only in the database file"
                 )

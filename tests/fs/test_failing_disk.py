@@ -189,12 +189,27 @@ def test_database_that_cannot_be_synced(
         primary.begin(2)
 
 
-def test_older_image_over_a_newer_one_is_not_durable(
+def test_pages_cut_off_and_grown_again_are_logged(
+    primary: Primary, versions: list[dict[int, bytes]]
+) -> None:
+    """Nobody wrote them, and still they are other pages than before."""
+    primary.begin(0)
+    primary.write(versions[0])
+    primary.end()
+    primary.begin(2)
+    primary.capture.database_truncate(primary.fd, PAGE)
+    primary.capture.database_truncate(primary.fd, 2 * PAGE)
+    primary.end()
+    assert content(primary) == replay(primary.dir.log)[1]
+    assert content(primary)[2] == bytes(PAGE)
+
+
+def test_a_checkpoint_never_takes_back_a_newer_image(
     primary: Primary, versions: list[dict[int, bytes]], tmp_path: Path
 ) -> None:
     """A checkpointer dies before it says how far it came; the next one may copy only older frames.
 
-    What it wrote over is in the WAL and the log alone then: the log must keep it and the WAL must stay.
+    What it would write over may be in no log any more, since the file held it durably.
     """
     primary.begin(0)
     primary.write(versions[0])
@@ -219,13 +234,15 @@ def test_older_image_over_a_newer_one_is_not_durable(
     capture, sums = primary.capture, primary.capture.db.sums
     assert sums.txid == 4
     assert sums.durable_txid == 2
-    primary.write({2: frames[1]})
     primary.write({2: frames[0]})
+    assert content(primary)[2] == frames[0]
     primary.sync()
-    assert sums.durable_txid == 2
+    assert sums.durable_txid == 2, "only an older frame is in the file"
     with pytest.raises(Refused, match="not in the database file"):
         capture.wal.unlink()
     primary.write({2: frames[1]})
     primary.sync()
     assert sums.durable_txid == 4
+    primary.write({2: frames[0]})
+    assert content(primary)[2] == frames[1]
     capture.wal.unlink()
