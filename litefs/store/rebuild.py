@@ -53,6 +53,8 @@ class Overlay:
         self._commit = commit
         self._reader = ImageReader()
         self._images: dict[int, Image] = {}
+        self.logged: set[int] = set()
+        """The pages of which an image was looked at: after ``write`` they are as the log says."""
 
     @property
     def count(self) -> int:
@@ -68,6 +70,7 @@ class Overlay:
         """
         for pgno, image in newest_images(self._log, after_txid, upto_txid).items():
             if pgno <= self._commit:
+                self.logged.add(pgno)
                 wanted = page_checksum(pgno, self._reader.page(pgno, image, self._page_size))
                 if wanted != sums.get(pgno):
                     self._images[pgno] = image

@@ -34,8 +34,10 @@ def reap(
             break
         if not removed:
             # The end of a journal may have been its unlink, which nobody synced: if it came back after a
-            # power failure, only the log could undo what recovery plays back from it.
+            # power failure, only the log could undo what recovery plays back from it. And of pages whose
+            # images go now, the checksums must be there to tell what a journal did not hold (unused.py).
             fileops.sync_dir(directory.parent)
+            fileops.sync_file(directory.parent / "sums")
         fileops.unlink(path)
         fileops.sync_dir(directory)  # one by one: if an older one came back, the log would have a gap
         removed.append(path)

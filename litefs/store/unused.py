@@ -28,9 +28,9 @@ def unused_pages(overlay: Overlay, database: Path, file: SumsFile, stored: bytes
     """The leaves of the free list with another content than at the log's tip, if nothing else is wrong.
 
     ``file`` has the checksums of the pages as they will be after ``overlay.write``, and the position of the
-    tip; ``stored``: those from before. Then it gets the checksums that the leaves had at the tip; otherwise
-    (also if ``stored`` is not of the tip) nothing changes and the answer is empty. Raises FormatError,
-    OSError.
+    tip; ``stored``: those from before, right for every page that the log has no image of (``reap`` sees to
+    that). Then it gets the checksums that the leaves had at the tip; otherwise nothing changes and the answer
+    is empty. Raises FormatError, OSError.
     """
     known = memoryview(stored).cast("Q")
     sums = file.sums
@@ -38,7 +38,7 @@ def unused_pages(overlay: Overlay, database: Path, file: SumsFile, stored: bytes
         leaves = free_leaves(lambda pgno: overlay.page(pgno, source.fileno()), sums.page_count)
     found = {
         pgno: sums.get(pgno)
-        for pgno in sorted(leaves)
+        for pgno in sorted(leaves - overlay.logged)
         if pgno <= len(known) and known[pgno - 1] not in (0, sums.get(pgno))
     }
     for pgno in found:
