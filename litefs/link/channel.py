@@ -10,10 +10,9 @@ from collections import deque
 import msgspec
 import trio
 
-from litefs.link.messages import MAX_MESSAGE, AnyMessage, Message
+from litefs.link.messages import MAX_MESSAGE, AnyMessage, Message, decode_message
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(AnyMessage)
 
 MAX_QUEUED = 10_000
 """Messages waiting because the other end does not read; beyond it the other end is taken for dead."""
@@ -71,15 +70,14 @@ class Channel:
         await self.flush()
 
     async def receive(self) -> AnyMessage:
-        """The next message. Raises LinkClosed when the other end is gone."""
+        """The next message. Raises LinkClosed when the other end is gone, FormatError if it is none."""
         try:
             data = await self._sock.recv(MAX_MESSAGE)
         except OSError as exc:
             raise LinkClosed(str(exc)) from exc
         if not data:
             raise LinkClosed("end of stream")
-        message: AnyMessage = _decoder.decode(data)
-        return message
+        return decode_message(data)
 
     def close(self) -> None:
         self._sock.close()

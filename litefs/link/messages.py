@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from litefs.errors import FormatError
 from litefs.types import Role
 
 FOREVER = (1 << 63) - 1
@@ -157,3 +158,14 @@ AnyMessage = (
     | Loose
     | Stopped
 )
+
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def decode_message(data: bytes) -> AnyMessage:
+    """The message of one datagram. Raises FormatError."""
+    try:
+        message: AnyMessage = _decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise FormatError(f"message of {len(data)} bytes between fs and node process: {error}") from None
+    return message
