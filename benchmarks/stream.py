@@ -130,7 +130,7 @@ class CountingSink:
     async def snapshot_abort(self, name: str) -> None:
         pass
 
-    async def drop(self, name: str) -> None:
+    async def drop(self, name: str, *, deliberate: bool = False) -> None:
         pass
 
     def primary_time(self, timestamp_ms: int) -> None:

@@ -14,6 +14,7 @@ from litefs.apply.publish import Publisher
 from litefs.apply.retire import MountGuard
 from litefs.apply.transfer import empty_wal
 from litefs.errors import LiteFSError
+from litefs.store.dropped import reap_dropped
 from litefs.store.paths import DataDir
 from litefs.store.retention import reap
 from litefs.store.sums import SumsFile
@@ -47,6 +48,7 @@ class Primary:
         self._publishers: dict[str, Publisher] = {}
         self._sums: dict[str, SumsFile] = {}
         self._new: set[str] = set()
+        self._gone: set[str] = set()
         self._loose: dict[str, int] = {}
         self._blocked: set[str] = set()
         self._restart = restart
@@ -62,6 +64,14 @@ class Primary:
     def opened(self, name: str) -> None:
         """A client opened that database, or it appeared."""
         self._new.add(name)
+
+    def dropped(self, name: str) -> None:
+        """That database was removed; another one may take its name."""
+        self._gone.add(name)
+        self._new.discard(name)
+        self._blocked.discard(name)
+        self._loose.pop(name, None)
+        self._pressing.set()
 
     def unpublished(self, name: str) -> None:
         """A commit of that database stands in a client's way."""
@@ -95,6 +105,12 @@ class Primary:
     def _look(
         self, new: set[str], publishers: dict[str, Publisher], maps: dict[str, SumsFile], refresh: bool
     ) -> None:
+        while self._gone:
+            name = self._gone.pop()
+            publishers.pop(name, None)
+            if (old := maps.pop(name, None)) is not None:
+                old.close()
+            self._guard.unwatch(name)
         while new:
             name = new.pop()
             if name not in publishers:
@@ -128,7 +144,7 @@ class Primary:
         """The mount is gone."""
         self._blocked.clear()
         self._retired += self._sums.values()
-        self._publishers, self._sums, self._new = {}, {}, set()
+        self._publishers, self._sums, self._new, self._gone = {}, {}, set(), set()
         if not self._look_under_way:
             self._close_retired()
 
@@ -169,6 +185,16 @@ class Retention:
             for name in list(self._catalog.sources()):
                 pinned = self._catalog.pinned_txid(name)
                 await trio.to_thread.run_sync(self._reap, name, pinned)
+            await trio.to_thread.run_sync(self._reap_dropped)
+
+    def _reap_dropped(self) -> None:
+        try:
+            removed = reap_dropped(self._data, self._max_age)
+        except OSError as exc:
+            log.warning("retention of removed databases: %s", exc)
+            return
+        for path in removed:
+            log.info("deleted %s, which was kept of a removed database", path.name)
 
     def _reap(self, name: str, pinned: int | None) -> None:
         directory = self._data.database_dir(name)

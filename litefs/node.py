@@ -28,8 +28,11 @@ from litefs.link.channel import Wake
 from litefs.link.messages import (
     FOREVER,
     AnyMessage,
+    Dropped,
     Exposed,
     ExposedAck,
+    Forget,
+    Forgotten,
     Lag,
     LogOptions,
     Loose,
@@ -47,7 +50,7 @@ from litefs.stream.catalog import StoreCatalog
 from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Identity
 from litefs.supervise import Supervisor, commands_of
-from litefs.types import Position, Role
+from litefs.types import ZERO, Position, Role
 
 log = logging.getLogger("litefs.node")
 
@@ -80,6 +83,7 @@ class Node:
         self._sink_ready = trio.Event()
         self._follow_scope = trio.CancelScope()
         self._exposed: dict[str, trio.Event] = {}
+        self._forgotten: dict[str, trio.Event] = {}
         self._ready = trio.Event()
         self._stop = trio.Event()
         self._signal = signal.SIGTERM
@@ -210,6 +214,7 @@ class Node:
                 self._data,
                 self._mount,
                 on_database_ready=self._expose,
+                on_drop=self._forget,
                 on_applied=self._applied,
             )
             await sink.start()
@@ -231,6 +236,10 @@ class Node:
                 self._watch.unpublished(message.name)
             case Loose():
                 self._watch.loose(message.name)
+            case Dropped():
+                self._dropped(message.name)
+            case Forgotten():
+                self._forgotten.pop(message.name, trio.Event()).set()
             case ExposedAck():
                 self._exposed.pop(message.name, trio.Event()).set()
 
@@ -252,6 +261,19 @@ class Node:
             self._catalog.add(name)
             return
         raise LiteFSError(f"{name}: the fs process did not show the database")
+
+    async def _forget(self, name: str) -> None:
+        event = self._forgotten[name] = trio.Event()
+        self._guard.post(Forget(name))
+        with trio.move_on_after(EXPOSE_SECONDS):
+            await event.wait()
+            return
+        raise LiteFSError(f"{name}: the fs process did not let go of the database")
+
+    def _dropped(self, name: str) -> None:
+        log.info("%s: removed", name)
+        self._catalog.remove(name)
+        self._watch.dropped(name)
 
     # -- replica --------------------------------------------------------------------------------------
 
@@ -297,6 +319,8 @@ class Node:
         self._post_role()
 
     def _applied(self, name: str, position: Position) -> None:
+        if position == ZERO:
+            self._dropped(name)
         self._catalog.notify()
 
     # -- loops ----------------------------------------------------------------------------------------

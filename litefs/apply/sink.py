@@ -21,6 +21,7 @@ from litefs.apply.wal import Buffer, seed_wal
 from litefs.errors import LiteFSError, PositionMismatch
 from litefs.ltx import Header
 from litefs.store import fileops
+from litefs.store.dropped import drop
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotTarget
@@ -67,18 +68,21 @@ class ReplicaSink:
         mountpoint: Path,
         *,
         on_database_ready: Callable[[str], Awaitable[None]],
+        on_drop: Callable[[str], Awaitable[None]] | None = None,
         on_applied: Callable[[str, Position], None] | None = None,
         locate: Callable[[str], Path] | None = None,
         sync_interval: float = SYNC_INTERVAL,
         policy: CheckpointPolicy | None = None,
     ) -> None:
         """``on_database_ready(name)``: a database was installed in the data directory and has a WAL; the
-        mount shows it when this returns. ``on_applied(name, position)`` follows every change, on the trio
-        thread. ``locate(name)``: the path by which clients reach a database, unless it is ``mountpoint /
-        name``.
+        mount shows it when this returns. ``on_drop(name)``: a database was removed on the primary; when this
+        returns the mount shows it no more. ``on_applied(name, position)`` follows every change, on the trio
+        thread; ZERO: it is gone. ``locate(name)``: the path by which clients reach a database, unless it is
+        ``mountpoint / name``.
         """
         self._datadir = datadir
         self._on_ready = on_database_ready
+        self._on_drop = on_drop or _nothing
         self._on_applied = on_applied
         self._locate = locate or (lambda name: mountpoint / name)
         self._sync_interval = sync_interval
@@ -197,10 +201,28 @@ class ReplicaSink:
         async with state.lock:
             await self._abort(state)
 
-    async def drop(self, name: str) -> None:
-        """The primary has no such database. It is kept, and served for reading as it is: a primary may have
-        lost its disk."""
-        log.warning("%s: the primary does not hold this database; what is here stays as it is", name)
+    async def drop(self, name: str, *, deliberate: bool = False) -> None:
+        """The primary has no such database.
+
+        If it was removed there it goes here too, into ``lost/`` for the time of the log's retention. Else it
+        is kept, and served for reading as it is: a primary may have lost its disk. Raises LiteFSError if the
+        mount goes on showing it, OSError.
+        """
+        if not deliberate:
+            log.warning("%s: the primary does not hold this database; what is here stays as it is", name)
+            return
+        state = self._state(name)
+        async with state.lock:
+            await self._abort(state)
+            if (applier := state.applier) is None:
+                return
+            await self._on_drop(name)
+            state.applier = None
+            position = applier.position
+            await self._thread(applier.close)
+            kept = await self._thread(drop, self._datadir, name, position, keep_file=True)
+        log.warning("%s: removed on the primary; what was here is in %s until retention", name, kept.name)
+        self._applied(name, ZERO)
 
     def primary_time(self, timestamp_ms: int) -> None:
         """All that the primary had committed at this time of its clock has been applied here."""
@@ -286,6 +308,10 @@ class ReplicaSink:
 
     async def _thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await trio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limiter)
+
+
+async def _nothing(name: str) -> None:
+    """Nobody shows the database."""
 
 
 def _target(state: _State) -> SnapshotTarget:

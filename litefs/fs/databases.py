@@ -14,6 +14,7 @@ from litefs.fs.role import RoleState
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
+from litefs.store.dropped import drop
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.sums import SumsFile
 from litefs.types import ZERO, Position
@@ -32,6 +33,10 @@ class FsDatabase:
         self.capture: DatabaseCapture | None = None
         self.error: str | None = None
         """Why the primary cannot write this database's log."""
+        self.removed = False
+        """Clients may still have it open."""
+        self.forgotten = False
+        """Removed by the primary: what is still open on this replica must fail, not answer from before."""
         self.database_fd = -1
         self.announced = False
         self.busy = False
@@ -140,9 +145,20 @@ class Databases:
         return db
 
     def remove(self, db: FsDatabase) -> None:
-        """Remove a database that has no transaction yet, with all its files. Raises OSError."""
+        """Remove a database, durably; of one that had transactions a tombstone tells. What clients have open
+        stays readable to them, as of any removed file, but takes no change. Raises OSError.
+        """
+        position, _ = db.position()
+        if position.txid:
+            drop(self._data, db.name, position, keep_file=False)
+        else:
+            fileops.remove_tree(db.dir.path)
+        self.forget(db)
+
+    def forget(self, db: FsDatabase) -> None:
+        """Let go of a database that is gone, or will be."""
         db.close()
-        fileops.remove_tree(db.dir.path)
+        db.removed = True
         del self._by_name[db.name]
 
     def start_capture(self, db: FsDatabase) -> None:

@@ -33,9 +33,12 @@ from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
     AnyMessage,
     Deadline,
+    Dropped,
     Exposed,
     ExposedAck,
     Failed,
+    Forget,
+    Forgotten,
     Lag,
     Loose,
     Mounted,
@@ -94,7 +97,7 @@ class FsProcess:
     def loose(self, name: str) -> None:
         self._post(Loose(name))
 
-    def _post(self, message: Opened | Unpublished | Loose) -> None:
+    def _post(self, message: Opened | Dropped | Unpublished | Loose) -> None:
         try:
             self._channel.post(message)
         except LinkClosed:
@@ -146,7 +149,14 @@ class FsProcess:
         )
         mode = stat.S_IMODE(root.st_mode)
         return Operations(
-            self._data, databases, self.role, owner, mode, os.getppid(), lambda name: self._post(Opened(name))
+            self._data,
+            databases,
+            self.role,
+            owner,
+            mode,
+            os.getppid(),
+            lambda name: self._post(Opened(name)),
+            lambda name: self._post(Dropped(name)),
         )
 
     def _recover(self) -> list[str]:
@@ -171,13 +181,13 @@ class FsProcess:
         try:
             await self._channel.send(mounted)
             while not isinstance(message := await self._channel.receive(), Stop):
-                await self._handle(message, databases)
+                await self._handle(message, databases, operations)
             return True
         except LinkClosed:
             log.warning("the node process is gone: unmounting")
             return False
 
-    async def _handle(self, message: AnyMessage, databases: Databases) -> None:
+    async def _handle(self, message: AnyMessage, databases: Databases, operations: Operations) -> None:
         match message:
             case SetRole():
                 if message.role is not Role.PRIMARY:
@@ -193,6 +203,11 @@ class FsProcess:
             case Exposed():
                 databases.expose(message.name)
                 await self._channel.send(ExposedAck(message.name))
+            case Forget():
+                inodes = operations.forget_database(message.name)
+                with trio.move_on_after(2):
+                    await trio.to_thread.run_sync(_drop_caches, inodes, abandon_on_cancel=True)
+                await self._channel.send(Forgotten(message.name))
             case _:
                 log.error("unexpected message on the link: %r", message)
 

@@ -30,6 +30,7 @@ from litefs.store.paths import DataDir, validate_name
 from litefs.types import Role
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
+_CACHED = (Kind.DATABASE, Kind.WAL, Kind.SHM)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +44,9 @@ class Handle:
 
 
 class Operations(Namespace):
-    """The request handlers. ``on_open`` is told the name of each database at its first open by a client."""
+    """The request handlers. ``on_open`` is told the name of each database at its first open by a client,
+    ``on_drop`` of each one that a client removed.
+    """
 
     enable_writeback_cache = False
 
@@ -56,10 +59,12 @@ class Operations(Namespace):
         root_mode: int,
         node_pid: int,
         on_open: Callable[[str], None],
+        on_drop: Callable[[str], None],
     ) -> None:
         super().__init__(data, databases, role, owner, root_mode, node_pid)
         self._handles: dict[int, Handle] = {}
         self._on_open = on_open
+        self._on_drop = on_drop
 
     # -- attributes that change a file -------------------------------------------------------------
 
@@ -105,6 +110,8 @@ class Operations(Namespace):
                 os.close(fd)
 
     def _capture(self, db: FsDatabase) -> DatabaseCapture:
+        if db.removed:
+            raise Refused(db.name, "it was removed")
         if db.capture is None and db.error is not None:
             raise Refused(db.name, f"served for reading only, its log cannot be written: {db.error}")
         if db.capture is None:
@@ -203,6 +210,9 @@ class Operations(Namespace):
         handle = self._handles[fh]
         if handle.fd < 0:
             return control.content(handle.inode, self._role)[off : off + size]
+        db = handle.inode.db
+        if db is not None and db.forgotten and handle.inode.kind is not Kind.SHM:
+            raise Refused(db.name, "it was removed on the primary")
         return os.pread(handle.fd, size, off)
 
     @answered
@@ -311,10 +321,11 @@ class Operations(Namespace):
             os.unlink(inode.backing)
         elif inode.kind is Kind.JOURNAL:
             await self._finish(db, capture.journal.unlink(inode.backing, db.open_database()))
-        elif db.position()[0].txid:
-            raise FUSEError(errno.EPERM)
         else:
+            self._role.check()
             self._dbs.remove(db)
+            self._on_drop(db.name)
+            self._role.confirm()
 
     @answered
     async def rename(
@@ -329,11 +340,27 @@ class Operations(Namespace):
         self._log_refusal(f"{self._path(parent_inode_old, name_old)}: rename of files is not supported")
         raise FUSEError(errno.EPERM)
 
+    def forget_database(self, name: str) -> list[tuple[int, Kind]]:
+        """The primary removed a database: show it no more, and answer no read of it.
+
+        Returns what the kernel may hold pages of, as :meth:`invalidated_inodes`.
+        """
+        db = self._dbs.get(name)
+        if db is None:
+            return []
+        db.forgotten = True
+        inodes = self.inodes.of_database(db)
+        self._dbs.forget(db)
+        for inode in inodes:
+            parent = self.inodes.at(inode.path.rpartition("/")[0])
+            if parent is not None:
+                self._vanished(parent.ino, inode)
+        return [(inode.ino, inode.kind) for inode in inodes if inode.kind in _CACHED]
+
     def invalidated_inodes(self) -> list[tuple[int, Kind]]:
         """(inode, kind) of every database, WAL and shm that the kernel may hold pages of."""
-        kinds = (Kind.DATABASE, Kind.WAL, Kind.SHM)
         return [
             (inode.ino, inode.kind)
             for inode in self.inodes.live()
-            if inode.kind in kinds and inode.ino != ROOT_INO
+            if inode.kind in _CACHED and inode.ino != ROOT_INO
         ]

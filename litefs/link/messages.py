@@ -84,6 +84,15 @@ class Exposed(Message, frozen=True):
     name: str
 
 
+class Forget(Message, frozen=True):
+    """A replica's database was removed on the primary: show it no more, and make open connections fail.
+
+    Answered by :class:`Forgotten`; its files are moved away afterwards.
+    """
+
+    name: str
+
+
 class Stop(Message, frozen=True):
     """Unmount, settle the databases, end."""
 
@@ -120,6 +129,18 @@ class ExposedAck(Message, frozen=True):
     name: str
 
 
+class Forgotten(Message, frozen=True):
+    """The database is not visible any more, and nothing of it is answered from memory."""
+
+    name: str
+
+
+class Dropped(Message, frozen=True):
+    """A client removed this database, and its files are gone."""
+
+    name: str
+
+
 class Opened(Message, frozen=True):
     """A client opened this database for the first time since the mount was made."""
 
@@ -148,11 +169,14 @@ AnyMessage = (
     | Deadline
     | Lag
     | Exposed
+    | Forget
     | Stop
     | Mounted
     | Failed
     | RoleSet
     | ExposedAck
+    | Forgotten
+    | Dropped
     | Opened
     | Unpublished
     | Loose

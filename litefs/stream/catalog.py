@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from litefs.errors import DatabaseNotFound, FormatError
+from litefs.store.dropped import tombstone
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.reader import LogReader
 from litefs.store.snapshot import SnapshotSource
@@ -56,6 +59,7 @@ class StoreSource:
         self.directory = directory
         self.name = directory.name
         self.pins: list[PinnedPages] = []
+        self._inode = _inode(directory.sums)
         self._file = SumsFile(directory.sums)
 
     @property
@@ -65,6 +69,11 @@ class StoreSource:
     def position(self) -> Position:
         txid, checksum, *_ = self._file.sums.snapshot()
         return Position(txid, checksum)
+
+    @property
+    def current(self) -> bool:
+        """False once the files are gone, also if another database has the name."""
+        return _inode(self.directory.sums) == self._inode
 
     def reader(self) -> LogReader:
         return LogReader(self.directory.log)
@@ -113,8 +122,9 @@ class StoreCatalog:
     def rescan(self) -> None:
         """Take in what the directory holds and was not known, let go what is no longer there."""
         names = self._datadir.names()
-        for name in self._sources.keys() - set(names):
-            self.remove(name)
+        for name, source in list(self._sources.items()):
+            if name not in names or not source.current:
+                self.remove(name)
         for name in names:
             if name not in self._sources:
                 try:
@@ -123,6 +133,13 @@ class StoreCatalog:
                     continue  # nothing was committed to it yet
                 except (FormatError, OSError) as error:
                     logger.warning("%s: not replicated: %s", name, error)
+
+    def dropped(self, name: str) -> int:
+        """The TXID at which ``name`` was removed on purpose; 0 if it was not, or is in use again."""
+        if self.position(name) != ZERO:
+            return 0
+        position = tombstone(self._datadir, name)
+        return 0 if position is None else position.txid
 
     def pinned_txid(self, name: str) -> int | None:
         """The lowest TXID that a running snapshot of ``name`` began at, None without one.
@@ -164,3 +181,11 @@ class StoreCatalog:
     def _changed(self) -> None:
         self.generation += 1
         self.notify()
+
+
+def _inode(path: Path) -> int:
+    """0 if there is no such file."""
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0

@@ -15,7 +15,7 @@ SNAPSHOT_ABORT   reason (UTF-8); what was begun, a snapshot or a record in piece
                  a snapshot follows later
 READY            every database has caught up once
 HEARTBEAT        i64 Unix ms of the primary; all that was committed before has been sent
-DROP             the primary does not hold this database
+DROP             the primary does not hold this database; with DELIBERATE somebody removed it
 END              reason (UTF-8); the stream ends
 ===============  ======================================================================================
 """
@@ -70,6 +70,7 @@ class FrameType(enum.IntEnum):
 PIECE = 1
 MORE = 2
 STORED = 1
+DELIBERATE = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,10 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The primary does not hold this database."""
+    """The primary does not hold this database; ``deliberate``: because it was removed there."""
 
     handle: int
+    deliberate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +269,9 @@ def encode_heartbeat(timestamp: int) -> bytes:
     return _frame(FrameType.HEARTBEAT, I64.pack(timestamp))
 
 
-def encode_drop(handle: int) -> bytes:
-    """The database is gone here; frees the handle."""
-    return _frame(FrameType.DROP, handle=handle)
+def encode_drop(handle: int, *, deliberate: bool = False) -> bytes:
+    """The database is gone here, or was even removed on purpose; frees the handle."""
+    return _frame(FrameType.DROP, handle=handle, flags=DELIBERATE if deliberate else 0)
 
 
 def encode_end(reason: str) -> bytes:

@@ -173,6 +173,7 @@ class MemoryCatalog:
     def __init__(self, *sources: Source) -> None:
         self._wakeup = Wakeup()
         self._sources = {source.name: source for source in sources}
+        self.tombstones: dict[str, int] = {}
         self.generation = 0
 
     @property
@@ -194,6 +195,9 @@ class MemoryCatalog:
         self.generation += 1
         self.notify()
 
+    def dropped(self, name: str) -> int:
+        return 0 if name in self._sources else self.tombstones.get(name, 0)
+
     def notify(self) -> None:
         self._wakeup.notify()
 
@@ -214,6 +218,7 @@ class MemorySink:
         self.snapshots: list[str] = []
         self.aborted: list[str] = []
         self.dropped: list[str] = []
+        self.removed: list[str] = []
         self.times: list[int] = []
         self.ready_count = 0
         self.changed = Wakeup()
@@ -275,10 +280,13 @@ class MemorySink:
         self._building.pop(name, None)
         self.aborted.append(name)
 
-    async def drop(self, name: str) -> None:
+    async def drop(self, name: str, *, deliberate: bool = False) -> None:
+        await trio.sleep(self._delay(name))
         self.pages.pop(name, None)
         self.at.pop(name, None)
         self.dropped.append(name)
+        if deliberate:
+            self.removed.append(name)
         self.changed.notify()
 
     def primary_time(self, timestamp_ms: int) -> None:

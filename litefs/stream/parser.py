@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from litefs.errors import FormatError, ProtocolMismatch
 from litefs.stream.frames import (
+    DELIBERATE,
     FRAME_HEAD,
     I64,
     MAX_PAGE_SIZE,
@@ -39,7 +40,11 @@ from litefs.stream.handshake import MAX_NAME, decode_hello, decode_name
 from litefs.stream.protocols import Buffer
 from litefs.types import Position
 
-_FLAGS = {FrameType.RECORDS: (0, PIECE, PIECE | MORE), FrameType.SNAPSHOT_PAGES: (0, STORED)}
+_FLAGS = {
+    FrameType.RECORDS: (0, PIECE, PIECE | MORE),
+    FrameType.SNAPSHOT_PAGES: (0, STORED),
+    FrameType.DROP: (0, DELIBERATE),
+}
 _BREAKING_OFF = (FrameType.SNAPSHOT_ABORT, FrameType.DROP)
 _STREAM_FRAMES = (FrameType.READY, FrameType.HEARTBEAT, FrameType.END)
 
@@ -193,7 +198,7 @@ class Parser:
             return SnapshotAbort(handle, payload[:MAX_TEXT].decode(errors="replace"))
         struct.unpack("", payload)
         del self._names[handle]
-        return Drop(handle)
+        return Drop(handle, bool(flags & DELIBERATE))
 
 
 def _is_page_size(size: int) -> bool:

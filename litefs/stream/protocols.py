@@ -114,6 +114,12 @@ class Catalog(Protocol):
 
     def sources(self) -> Mapping[str, Source]: ...
 
+    def dropped(self, name: str) -> int:
+        """The TXID at which a database was removed on purpose.
+
+        0 if it never was, or if there is a database of that name again that has a transaction.
+        """
+
     def notify(self) -> None:
         """Something changed. Wake-ups coalesce."""
 
@@ -149,8 +155,8 @@ class Sink(Protocol):
 
     async def snapshot_abort(self, name: str) -> None: ...
 
-    async def drop(self, name: str) -> None:
-        """The primary does not hold this database."""
+    async def drop(self, name: str, *, deliberate: bool = False) -> None:
+        """The primary does not hold this database; ``deliberate``: because somebody removed it there."""
 
     def primary_time(self, timestamp_ms: int) -> None:
         """All that the primary had committed at this time of its clock has been applied here."""

@@ -124,8 +124,11 @@ class _Queue:
 class _Line:
     """One database on its way from the queue into the sink."""
 
-    def __init__(self, name: str, sink: Sink, spool_dir: Path | None) -> None:
+    def __init__(self, name: str, sink: Sink, spool_dir: Path | None, after: trio.Event | None) -> None:
+        """``after``: set when the line that had this name before has ended."""
         self.name = name
+        self.ended = trio.Event()
+        self._after = after
         self.queue = _Queue()
         self.scope = trio.CancelScope()
         self._sink = sink
@@ -136,6 +139,8 @@ class _Line:
     async def run(self) -> None:
         """Serve the queue until DROP. Raises DatabaseFailed."""
         try:
+            if self._after is not None:
+                await self._after.wait()
             while True:
                 frame = await self.queue.take()
                 await self._handle(frame)
@@ -148,6 +153,7 @@ class _Line:
         finally:
             with trio.CancelScope(shield=True):
                 await self._break_off()
+            self.ended.set()
 
     async def _break_off(self) -> None:
         """Forget what was begun: a record in pieces, a snapshot."""
@@ -181,7 +187,7 @@ class _Line:
             await self._break_off()
         elif isinstance(frame, Drop):
             await self._break_off()
-            await sink.drop(name)
+            await sink.drop(name, deliberate=frame.deliberate)
         else:
             frame.arrive()
 
@@ -219,6 +225,8 @@ class Receiver:
         self._on_ready = on_ready
         self._spool_dir = spool_dir
         self._lines: dict[int, _Line] = {}
+        self._ending: dict[str, trio.Event] = {}
+        """Names whose DROP came: a database that takes the name waits until that is done."""
         self.bytes_received = 0
 
     async def run(self, chunks: AsyncIterable[bytes]) -> str:
@@ -261,7 +269,8 @@ class Receiver:
             if self._on_hello is not None:
                 await self._on_hello(frame)
         elif isinstance(frame, Database):
-            line = self._lines[frame.handle] = _Line(frame.name, self._sink, self._spool_dir)
+            after = self._ending.pop(frame.name, None)
+            line = self._lines[frame.handle] = _Line(frame.name, self._sink, self._spool_dir, after)
             nursery.start_soon(line.run)
         elif isinstance(frame, Heartbeat):
             if frame.timestamp:
@@ -273,6 +282,7 @@ class Receiver:
             await line.queue.put(frame, _size(frame))
             if isinstance(frame, Drop):
                 del self._lines[frame.handle]
+                self._ending[line.name] = line.ended
 
     def _set_ready(self) -> None:
         self._sink.ready()

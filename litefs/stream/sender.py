@@ -151,14 +151,21 @@ class Sender:
         sources = self._catalog.sources()
         for name in [name for name, feed in self._feeds.items() if sources.get(name) is not feed.source]:
             self._remove(name)
+        if first:
+            self._drop_missed(sources)
         for name, source in sources.items():
             if name not in self._feeds:
                 self._add(name, source)
-        if first:
-            for name in sorted(self._positions.keys() - sources.keys()):
+        self._positions.clear()
+
+    def _drop_missed(self, sources: Mapping[str, Source]) -> None:
+        """What the replica holds, and this node does not or was made to remove while the replica was away."""
+        for name, position in sorted(self._positions.items()):
+            deliberate = self._catalog.dropped(name) >= max(position.txid, 1)
+            if deliberate or name not in sources:
                 handle = self._handle()
-                self._outbox += (encode_database(handle, name), encode_drop(handle))
-            self._positions.clear()
+                self._outbox += (encode_database(handle, name), encode_drop(handle, deliberate=deliberate))
+                del self._positions[name]
 
     def _add(self, name: str, source: Source) -> None:
         handle = self._handle()
@@ -173,7 +180,8 @@ class Sender:
         if feed in self._scopes:
             self._scopes[feed].cancel()
         feed.close()
-        self._outbox.append(encode_drop(feed.handle))
+        deliberate = self._catalog.dropped(name) >= max(feed.at.txid, 1)
+        self._outbox.append(encode_drop(feed.handle, deliberate=deliberate))
 
     def _handle(self) -> int:
         used = {feed.handle for feed in self._feeds.values()}

@@ -1,0 +1,74 @@
+"""Databases that were removed on purpose: what proves it to replicas, and what is kept for a while.
+
+``DATA/dropped/ENC`` (a *tombstone*) holds the position at which a database was removed, as ``NAME-pos`` shows
+it. It is written before anything is removed and stays: replicas that were away learn of the removal when
+they come back, however late. It counts only while no database of that name has a transaction.
+``DATA/lost/ENC-TIME-dropped/`` takes the files.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from litefs.errors import FormatError
+from litefs.store import fileops
+from litefs.store.paths import DataDir, encode_name
+from litefs.types import Position
+
+_DROPPED = re.compile(r"-\d{8}T\d{6}Z-dropped(-\d+)?\Z")
+
+
+def drop(data: DataDir, name: str, position: Position, *, keep_file: bool) -> Path:
+    """Remove a database durably; returns the directory that keeps its log.
+
+    ``keep_file``: keep the database file as well, else its space is free once the last client closed it.
+    A crash leads to the whole database or to none. Raises OSError, and then nothing counts as removed, unless
+    only the tidying failed.
+    """
+    directory = data.database_dir(name)
+    known = tombstone(data, name)
+    if known is None or known.txid < position.txid:
+        fileops.make_dir(data.path / "dropped")
+        fileops.write_file_atomic(_path(data, name), f"{position}\n".encode())
+    target = directory.lost("dropped")
+    fileops.rename(directory.path, target)
+    fileops.sync_dir(target.parent)
+    fileops.sync_dir(directory.path.parent)
+    moved = [target / path.name for path in (directory.shm, directory.sums)]
+    if not keep_file:
+        moved += [target / path.name for path in (directory.database, directory.wal, directory.journal)]
+    for path in moved:
+        fileops.unlink(path)
+    return target
+
+
+def tombstone(data: DataDir, name: str) -> Position | None:
+    """Where the last removal of a database of that name was, None if there was none.
+
+    A damaged tombstone is none: what replicas hold is then kept. Raises OSError.
+    """
+    try:
+        return Position.parse(_path(data, name).read_text("ascii", errors="replace").strip())
+    except (FileNotFoundError, FormatError, ValueError):
+        return None
+
+
+def reap_dropped(data: DataDir, max_age: float) -> list[Path]:
+    """Delete what removed databases left behind more than ``max_age`` seconds ago. Raises OSError."""
+    lost = data.path / "lost"
+    if not lost.is_dir():
+        return []
+    limit = time.time() - max_age
+    old = [
+        path for path in sorted(lost.iterdir()) if _DROPPED.search(path.name) and path.stat().st_mtime < limit
+    ]
+    for path in old:
+        fileops.remove_tree(path)
+    return old
+
+
+def _path(data: DataDir, name: str) -> Path:
+    # a suffix, because a database may have the name of another one's temporary file
+    return data.path / "dropped" / (encode_name(name) + ".pos")

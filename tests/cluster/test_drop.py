@@ -1,0 +1,101 @@
+"""A database that is removed on the primary goes on its replicas too, also on one that was away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.node import Node, pages_equal, wait_equal, wait_present
+from tests.support.processes import Client, ClientError, wait_until
+
+
+def make(sql: Client, path: str, text: str, rows: int = 1) -> None:
+    sql.call("open", path=path)
+    sql.call("script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)"])
+    for _ in range(rows):
+        sql.call("execute", statement=f"INSERT INTO t VALUES('{text}')")
+    sql.call("close")
+
+
+def wait_gone(node: Node, name: str) -> None:
+    wait_until(
+        lambda: name not in node.files("list", path=str(node.mount)), 20, f"{name} goes on {node.name}", 0.05
+    )
+
+
+def kept(node: Node) -> list[str]:
+    lost = node.data / "lost"
+    return [path.name for path in lost.iterdir() if path.name.endswith("-dropped")] if lost.exists() else []
+
+
+def test_a_removal_reaches_the_replica(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    primary, replica = primary_and_replica
+    sql, reader = make_client("sql", "sqlite3"), make_client("sql", "sqlite3")
+    make(sql, primary.path("app.db"), "old", rows=3)
+    make(sql, primary.path("other.db"), "other")
+    for name in ("app.db", "other.db"):
+        wait_present(replica, name)
+        wait_equal(primary, replica, name)
+    reader.call("open", path=replica.path("app.db"), readonly=True)
+    assert len(reader.call("execute", statement="SELECT a FROM t")) == 3
+
+    primary.files("unlink", path=primary.path("app.db"))
+    wait_gone(replica, "app.db")
+    wait_until(lambda: bool(kept(replica)), 10, "the replica keeps what it had")
+    with pytest.raises(ClientError):
+        reader.call("execute", statement="SELECT a FROM t")
+
+    make(sql, primary.path("app.db"), "new")
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    pages_equal(primary, replica, "app.db")
+    reader.call("open", path=replica.path("app.db"), readonly=True)
+    assert reader.call("execute", statement="SELECT a FROM t") == [["new"]]
+    sql.call("open", path=primary.path("other.db"))
+    sql.call("execute", statement="INSERT INTO t VALUES('more')")
+    wait_equal(primary, replica, "other.db")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "removed and made anew"])
+def test_a_replica_that_was_away_learns_of_it(
+    again: bool, primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    primary, replica = primary_and_replica
+    sql = make_client("sql", "sqlite3")
+    make(sql, primary.path("app.db"), "old", rows=5)
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    replica.stop()
+    primary.files("unlink", path=primary.path("app.db"))
+    primary.kill("both")
+    primary.start()
+    if again:
+        make(sql, primary.path("app.db"), "new")
+    replica.start()
+    if again:
+        wait_equal(primary, replica, "app.db")
+        pages_equal(primary, replica, "app.db")
+    else:
+        wait_gone(replica, "app.db")
+        wait_until(lambda: bool(kept(replica)), 10, "the replica keeps what it had")
+        make(sql, primary.path("app.db"), "new")
+        wait_present(replica, "app.db")
+        wait_equal(primary, replica, "app.db")
+
+
+def test_removed_and_made_anew_at_once_many_times(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    """The replica may see any of these, but ends with the last one."""
+    primary, replica = primary_and_replica
+    sql = make_client("sql", "sqlite3")
+    for number in range(10):
+        if number:
+            primary.files("unlink", path=primary.path("app.db"))
+        make(sql, primary.path("app.db"), f"number {number}", rows=1 + number % 3)
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    pages_equal(primary, replica, "app.db")
