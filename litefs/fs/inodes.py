@@ -114,6 +114,12 @@ class InodeTable:
             self._drop_if_unused(inode)
         return inode
 
+    def rename(self, inode: Inode, path: str, db: FsDatabase, backing: str) -> None:
+        """The inode has another path now, which is free."""
+        del self._by_path[inode.path]
+        inode.path, inode.db, inode.backing = path, db, backing
+        self._by_path[path] = inode
+
     def of_database(self, db: FsDatabase) -> list[Inode]:
         """The inodes of a database's files whose paths exist."""
         return [inode for inode in self.live() if inode.db is db]

@@ -8,6 +8,7 @@ they come back, however late. It counts only while no database of that name has 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from pathlib import Path
@@ -24,24 +25,44 @@ def drop(data: DataDir, name: str, position: Position, *, keep_file: bool) -> Pa
     """Remove a database durably; returns the directory that keeps its log.
 
     ``keep_file``: keep the database file as well, else its space is free once the last client closed it.
-    A crash leads to the whole database or to none. Raises OSError, and then nothing counts as removed, unless
-    only the tidying failed.
+    A crash leads to the whole database or to none. Raises OSError, and then nothing is removed, unless a
+    directory could not be synced.
     """
     directory = data.database_dir(name)
-    known = tombstone(data, name)
-    if known is None or known.txid < position.txid:
-        fileops.make_dir(data.path / "dropped")
-        fileops.write_file_atomic(_path(data, name), f"{position}\n".encode())
+    _mark(data, name, position)
     target = directory.lost("dropped")
     fileops.rename(directory.path, target)
     fileops.sync_dir(target.parent)
     fileops.sync_dir(directory.path.parent)
-    moved = [target / path.name for path in (directory.shm, directory.sums)]
     if not keep_file:
-        moved += [target / path.name for path in (directory.database, directory.wal, directory.journal)]
-    for path in moved:
-        fileops.unlink(path)
+        tidy(target)
     return target
+
+
+def tidy(target: Path) -> None:
+    """Delete all but the log of what ``drop`` moved to ``target``; what fails is left to ``reap_dropped``."""
+    with contextlib.suppress(OSError):
+        for path in target.iterdir():
+            if path.name != "log":
+                fileops.unlink(path)
+
+
+def rename(data: DataDir, name: str, position: Position, new: str) -> None:
+    """Give the database ``name`` another name, which must be free, durably; replicas see a removal.
+
+    A crash leads to the one name or the other. Raises OSError.
+    """
+    source, target = data.database_dir(name).path, data.database_dir(new).path
+    _mark(data, name, position)
+    fileops.rename(source, target)
+    fileops.sync_dir(source.parent)
+
+
+def _mark(data: DataDir, name: str, position: Position) -> None:
+    known = tombstone(data, name)
+    if position.txid and (known is None or known.txid < position.txid):
+        fileops.make_dir(data.path / "dropped")
+        fileops.write_file_atomic(_path(data, name), f"{position}\n".encode())
 
 
 def tombstone(data: DataDir, name: str) -> Position | None:

@@ -99,3 +99,34 @@ def test_removed_and_made_anew_at_once_many_times(
     wait_present(replica, "app.db")
     wait_equal(primary, replica, "app.db")
     pages_equal(primary, replica, "app.db")
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["connected", "away"])
+def test_a_renamed_database_is_another_one(
+    away: bool, primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    """The names that it left and took."""
+    primary, replica = primary_and_replica
+    sql = make_client("sql", "sqlite3")
+    for name in ("a.db", "b.db", "c.db"):
+        make(sql, primary.path(name), name, rows=3)
+        wait_present(replica, name)
+        wait_equal(primary, replica, name)
+    if away:
+        replica.stop()
+    primary.files("rename", path=primary.path("a.db"), target=primary.path("b.db"))
+    primary.files("rename", path=primary.path("c.db"), target=primary.path("d.db"))
+    if away:
+        primary.kill("both")
+        primary.start()
+        replica.start()
+    wait_gone(replica, "a.db")
+    wait_gone(replica, "c.db")
+    for name in ("b.db", "d.db"):
+        wait_present(replica, name)
+        wait_equal(primary, replica, name)
+        pages_equal(primary, replica, name)
+    sql.call("open", path=primary.path("b.db"))
+    assert sql.call("execute", statement="SELECT a FROM t") == [["a.db"]] * 3
+    sql.call("execute", statement="INSERT INTO t VALUES('more')")
+    wait_equal(primary, replica, "b.db")

@@ -33,6 +33,7 @@ def main() -> None:
             "exists": os.path.exists,
             "describe": describe,
             "unlink": os.unlink,
+            "rename": lambda path, target: os.rename(path, target),
             "mkdir": os.mkdir,
         }
     )

@@ -1,0 +1,73 @@
+"""``mv`` of databases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from litefs.store.dropped import tombstone
+from litefs.store.paths import DataDir
+from litefs.types import Role
+from tests.fs.harness import python, serving
+from tests.fs.test_drop import MAKE, READ
+
+EMPTY = "import sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute('DELETE FROM t')"
+RENAME = """
+import errno, os, sys
+try:
+    os.rename(sys.argv[1], sys.argv[2])
+    print(sorted(name for name in os.listdir(os.path.dirname(sys.argv[1])) if name[0] != "."))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE", "PERSIST"])
+@pytest.mark.parametrize("over", [False, True], ids=["free name", "taken name"])
+def test_a_database_takes_another_name(tmp_path: Path, mode: str, over: bool) -> None:
+    data = DataDir(tmp_path / "data")
+    with serving(tmp_path) as fs:
+        a, b = fs.mount / "a.db", fs.mount / "b.db"
+        python(MAKE, a, mode, "of a")
+        if over:
+            python(MAKE, b, mode, "of b")
+        assert python(RENAME, a, b) == "['b.db', 'b.db-pos']\n"
+        assert python(READ, b) == "[('of a',)]\n"
+        python(EMPTY, b)
+        python(MAKE, a, mode, "another a")
+        assert python(READ, a) == "[('another a',)]\n"
+        assert tombstone(data, "a.db") is not None
+        fs.process.kill()
+        fs.process.wait(5)
+    with serving(tmp_path) as fs:
+        assert python(READ, fs.mount / "a.db") == "[('another a',)]\n"
+        assert python(READ, fs.mount / "b.db") == "[]\n"
+
+
+def test_what_cannot_be_renamed(tmp_path: Path) -> None:
+    hold = """
+import errno, os, sqlite3, sys
+os.chdir(sys.argv[1])
+db = sqlite3.connect("a.db", isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL"); db.execute("CREATE TABLE t(a)")
+os.mkdir("dir")
+for old, new in (
+    ("a.db", "b.db"), ("a.db-wal", "b.db-wal"), ("a.db", "a.db-wal"), ("a.db", "dir"), ("dir", "other"),
+    ("none", "b.db"), ("a.db", ".lag"), ("a.db", "c.db-journal"),
+):
+    try:
+        os.rename(old, new)
+        print("done", old, new)
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+print(db.execute("SELECT * FROM t").fetchall())
+os.chdir("/")
+"""
+    with serving(tmp_path) as fs:
+        lines = python(hold, fs.mount).splitlines()
+        assert lines[0] == "EBUSY"
+        assert lines[-1] == "[]"
+        assert not any("done" in line for line in lines), lines
+        fs.become(Role.REPLICA)
+        assert python(RENAME, fs.mount / "a.db", fs.mount / "b.db") == "EROFS\n"
