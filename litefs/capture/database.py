@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
 from litefs.capture.journal import JournalCapture
+from litefs.capture.raw import RawCapture
 from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
 from litefs.store import fileops
@@ -21,16 +22,27 @@ class DatabaseCapture:
     """
 
     def __init__(
-        self, name: str, db: Database, gate: Gate, watcher: Watcher, open_database: Callable[[], int]
+        self,
+        name: str,
+        db: Database,
+        gate: Gate,
+        watcher: Watcher,
+        open_database: Callable[[], int],
+        exclusive_held: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``open_database``: a descriptor of the backing database file, kept open by its owner."""
+        """``open_database``: a descriptor of the backing database file, kept open by its owner.
+
+        ``exclusive_held``: whether a client holds SQLite's EXCLUSIVE lock on the database now.
+        """
 
         def read_page(pgno: int, page_size: int) -> bytes:
             return os.pread(open_database(), page_size, (pgno - 1) * page_size).ljust(page_size, b"\0")
 
         self.db = db
         self.wal = WalCapture(name, db, gate, watcher, read_page)
-        self.journal = JournalCapture(name, db, gate, watcher)
+        self.raw = RawCapture(name, db, gate, watcher, exclusive_held)
+        self.journal = JournalCapture(name, db, gate, watcher, self.raw)
+        self._open_database = open_database
         self._name = name
         self._gate = gate
         self._log_bytes = self._file_bytes = 0
@@ -44,17 +56,25 @@ class DatabaseCapture:
         """
         if not self._gate.writable():
             raise Refused(file, "this node is not the primary")
-        if self.db.stopped is not None and not self.journal.hot:
+        if self.db.stopped is not None and not (self.journal.hot or self.raw.pending):
             raise Refused(file, f"the database is stopped: {self.db.stopped}")
         if self.db.sums.damaged:
             raise Refused(file, "the database is damaged and served for reading only")
+        if file != self._name:
+            self.raw.check(file)
 
     # -- database file -----------------------------------------------------------------------------
 
-    def database_write(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
+    def database_write(
+        self, fd: int, offset: int, data: bytes, handle: int | None = None
+    ) -> BigCommit | None:
+        """``handle``: the open file it comes through."""
         self.check_writable(self._name)
         if not self.wal.holds_logged_frames:
-            self.journal.database_write(fd, offset, data)
+            if self.journal.hot:
+                self.journal.database_write(fd, offset, data)
+            else:
+                self.raw.write(fd, offset, data, handle)
             self._file_bytes += len(data)
             return None
 
@@ -65,10 +85,8 @@ class DatabaseCapture:
 
         return _synced(self._take_log_bytes(), self._sync_log, finish)
 
-    def database_truncate(self, fd: int, size: int) -> None:
-        """A checkpoint's or VACUUM's truncation, a rollback's, or an extension; never of pages that the log
-        counts.
-        """
+    def database_truncate(self, fd: int, size: int, handle: int | None = None) -> None:
+        """A checkpoint's or VACUUM's truncation, a rollback's, an extension, or the begin of a copy."""
         self.check_writable(self._name)
         db = self.db
         if self.wal.holds_logged_frames:
@@ -76,13 +94,18 @@ class DatabaseCapture:
         elif self.journal.hot:
             self.journal.database_truncated(size)
         elif size < db.sums.page_count * db.page_size:
-            raise Refused(self._name, f"truncation to {size} bytes without a rollback journal")
+            self.raw.truncate(fd, size, handle)
+            return
         fileops.truncate(fd, size)
 
     def database_sync(self, fd: int) -> BigCommit | None:
-        txid = self._complete_txid()
+        """Sync log and database; for a writer without a journal this is the commit."""
+        logged = None if self.journal.hot else self.raw.commit(fd)
+        pending = self.raw.pending_bytes if logged is not None else 0
 
         def run() -> None:
+            if logged is not None:
+                logged.run()
             self._sync_log()
             try:
                 fileops.fdatasync(fd)
@@ -90,18 +113,40 @@ class DatabaseCapture:
                 self.db.stop(f"{self._name}: fsync failed: {exc}")
                 raise
 
+        before = self.db.position.txid
+
         def finish(error: Exception | None) -> None:
+            if logged is not None and (error is None or self.db.position.txid > before):
+                logged.finish(None)  # it is in the log, whatever failed afterwards
             _reraise(error)
             if self.journal.hot:
                 self.journal.database_synced()
-            else:
-                self.db.sums.durable_txid = max(self.db.sums.durable_txid, txid)
+                return
+            self.db.sums.durable_txid = max(self.db.sums.durable_txid, self._complete_txid())
+            if logged is not None:
+                self._gate.confirm()
 
-        return _synced(self._take_log_bytes() + self._take_file_bytes(), run, finish)
+        return _synced(self._take_log_bytes() + self._take_file_bytes() + pending, run, finish)
+
+    def database_flush(self, handle: int) -> BigCommit | None:
+        """A client closes the database: the copy that it made is logged now if it is complete."""
+        job = self.raw.commit(self._open_database()) if self.raw.made(handle) else None
+        if job is None:
+            return None
+
+        def finish(error: Exception | None) -> None:
+            job.finish(error)
+            self._gate.confirm()
+
+        return _synced(self.raw.pending_bytes, job.run, finish)
+
+    def sweep(self) -> BigCommit | None:
+        """Log what was written without a journal and nobody synced. Raises OSError."""
+        return None if self.journal.hot else self.raw.sweep(self._open_database())
 
     def _complete_txid(self) -> int:
         """The last transaction of which the database file, unsynced, is known to hold every page."""
-        if self.journal.hot:
+        if self.journal.hot or self.raw.pending:
             return 0
         return self.wal.complete_txid if self.wal.pending else self.db.position.txid
 
@@ -128,15 +173,31 @@ class DatabaseCapture:
 
     def end_sync(self, txid: int) -> None:
         """The database file was synced after ``begin_sync`` returned ``txid``."""
-        if not self.journal.hot:
+        if not self.journal.hot and not self.raw.pending:
             self.db.sums.durable_txid = max(self.db.sums.durable_txid, txid)
+
+    def close(self) -> None:
+        """Let go of the log."""
+        self.raw.close()
+        self.db.close()
 
     # -- WAL ---------------------------------------------------------------------------------------
 
     def wal_write(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
         self.check_writable(self._name + "-wal")
         self._log_bytes += len(data)
-        return self.wal.write(fd, offset, data)
+        logged = self.raw.flush(self._open_database()) if self.raw.pending else None
+        if logged is None:
+            return self.wal.write(fd, offset, data)
+
+        def finish(error: Exception | None) -> None:
+            logged.finish(error)
+            job = self.wal.write(fd, offset, data)
+            if job is not None:  # only after frames that were there before the header: rare
+                job.run()
+                job.finish(None)
+
+        return _synced(self.raw.pending_bytes, logged.run, finish)
 
     def wal_sync(self) -> BigCommit | None:
         """The log stands for the WAL: recovery never reads the WAL itself."""
@@ -174,8 +235,12 @@ def _synced(
     """Sync *size* bytes now, or in a thread if they are many: on a slow disk that may take seconds."""
     if size > BIG_COMMIT:
         return BigCommit(run, finish)
-    run()
-    finish(None)
+    error: Exception | None = None
+    try:
+        run()
+    except Exception as exc:
+        error = exc
+    finish(error)
     return None
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, now_ms
-from litefs.errors import LiteFSError, NotSupported
-from litefs.ltx.format import lock_pgno
-from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
-from litefs.sqlite.header import DatabaseHeader
+from litefs.capture.changes import FileChanges
+from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
+from litefs.capture.raw import RawCapture
+from litefs.errors import LiteFSError
 from litefs.sqlite.journal import HEADER_SIZE, MAGIC
 from litefs.store import fileops
 from litefs.store.database import Database
@@ -28,8 +26,12 @@ class JournalCapture:
     Owned by the request loop.
     """
 
-    def __init__(self, name: str, db: Database, gate: Gate, watcher: Watcher) -> None:
+    def __init__(self, name: str, db: Database, gate: Gate, watcher: Watcher, raw: RawCapture) -> None:
+        """``raw``: what of its pending writes the next transaction has to log too."""
         self._name = name
+        self._raw = raw
+        self._takes_raw = False
+        self._changes = FileChanges(name, db)
         self._db = db
         self._gate = gate
         self._watcher = watcher
@@ -86,13 +88,7 @@ class JournalCapture:
     # -- the database file under it ----------------------------------------------------------------
 
     def database_write(self, fd: int, offset: int, data: bytes) -> None:
-        """A database write with no logged WAL frame around. Raises Refused when no hot journal covers it."""
-        if not self.hot:
-            raise Refused(
-                self._name,
-                "write without a rollback journal or WAL frame behind it "
-                "(journal_mode MEMORY or OFF, or a copied file): not captured, so refused",
-            )
+        """A database write while the journal is hot."""
         page_size = self._page_size
         self._unsynced = True
         self._dirty.update(range(offset // page_size + 1, (offset + len(data) - 1) // page_size + 2))
@@ -118,10 +114,16 @@ class JournalCapture:
         self.hot = True
         self._page_size = page_size
         self._synced = self._unsynced = False
+        self._takes_raw = self._raw.pending and not self._raw.copying
+        if self._takes_raw:  # writes without a journal that nobody logged yet
+            self._dirty = self._raw.take()
 
     def _clear(self) -> None:
         self.hot = self._synced = self._unsynced = False
         self._dirty = set()
+        if self._takes_raw:
+            self._takes_raw = False
+            self._raw.clear()
 
     def _end(self, fd: int | None, finalise: Callable[[], object]) -> BigCommit | None:
         if fd is None or not self._dirty:
@@ -130,12 +132,10 @@ class JournalCapture:
             return None
         if len(self._dirty) * self._page_size > BIG_COMMIT:
             return self._big_end(fd, finalise)
-        commit, pgnos = self._changes(fd)
-        if pgnos or commit != self._db.sums.page_count:
+        commit, pgnos = self._changes.find(fd, self._dirty, self._page_size)
+        if self._changes.differs(commit, pgnos):
             self._gate.check()
-            images = b"".join(self._page(fd, pgno) for pgno in pgnos)
-            prepared = self._db.prepare(pgnos.tobytes(), images, commit, now_ms(), page_size=self._page_size)
-            self._db.append(prepared)
+            self._changes.append(fd, commit, pgnos, self._page_size)
             self._ended(finalise)
         else:
             finalise()
@@ -146,16 +146,10 @@ class JournalCapture:
         changed: list[bool] = []
 
         def run() -> None:
-            commit, pgnos = self._changes(fd)
-            if pgnos or commit != self._db.sums.page_count:
+            commit, pgnos = self._changes.find(fd, self._dirty, self._page_size)
+            if self._changes.differs(commit, pgnos):
                 self._gate.check()
-                self._db.commit_stream(
-                    pgnos.tobytes(),
-                    lambda: self._batches(fd, pgnos),
-                    commit,
-                    now_ms(),
-                    page_size=self._page_size,
-                )
+                self._changes.append(fd, commit, pgnos, self._page_size)
                 changed.append(True)
                 if self._synced:  # here it holds nobody up; what fails is tried again, in a new segment
                     with contextlib.suppress(OSError, LiteFSError):
@@ -194,42 +188,6 @@ class JournalCapture:
         if synced and not unsynced:
             db.sums.durable_txid = db.position.txid
         self._gate.confirm()
-
-    def _changes(self, fd: int) -> tuple[int, array[int]]:
-        """The database's size in pages by its header, and the pages that differ from the last transaction
-        (native u32).
-        """
-        size = os.fstat(fd).st_size
-        if not size and not self._db.sums.txid:
-            return 0, array("I")  # the very first transaction was rolled back
-        header = DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0))
-        sums = self._db.sums
-        if header.page_size != (self._db.page_size or self._page_size):
-            raise NotSupported(
-                f"{self._name}: change of page size from {self._page_size} to {header.page_size}"
-            )
-        commit = header.trusted_page_count(size)
-        candidates = self._dirty.union(range(sums.page_count + 1, commit + 1))
-        candidates.discard(lock_pgno(self._page_size))
-        return commit, array(
-            "I",
-            (
-                pgno
-                for pgno in sorted(candidates)
-                if pgno <= commit and not self._same(fd, pgno, sums.page_count)
-            ),
-        )
-
-    def _same(self, fd: int, pgno: int, page_count: int) -> bool:
-        return pgno <= page_count and self._db.sums.matches(pgno, self._page(fd, pgno))
-
-    def _page(self, fd: int, pgno: int) -> bytes:
-        return os.pread(fd, self._page_size, (pgno - 1) * self._page_size).ljust(self._page_size, b"\0")
-
-    def _batches(self, fd: int, pgnos: array[int]) -> Iterator[tuple[bytes, bytes]]:
-        for first in range(0, len(pgnos), 256):
-            part = pgnos[first : first + 256]
-            yield part.tobytes(), b"".join(self._page(fd, pgno) for pgno in part)
 
 
 _PAGE_SIZES = frozenset(1 << n for n in range(9, 17))

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 
 import trio
 
-from litefs.capture.commit import Watcher
+from litefs.capture.commit import BIG_COMMIT, BigCommit, Watcher
 from litefs.capture.database import DatabaseCapture
 from litefs.errors import LiteFSError
+from litefs.fs.locktable import LockTable
 from litefs.fs.role import RoleState
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
-from litefs.store.dropped import drop, rename, tidy
+from litefs.store.dropped import drop
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.sums import SumsFile
 from litefs.types import ZERO, Position
@@ -38,6 +39,8 @@ class FsDatabase:
         self.forgotten = False
         """Removed by the primary: what is still open on this replica must fail, not answer from before."""
         self.database_fd = -1
+        self.ino = 0
+        """Inode of the database file on the mount, once a client opened it."""
         self.announced = False
         self.busy = False
         self._idle = trio.Event()
@@ -55,6 +58,42 @@ class FsDatabase:
         """Wait until no big commit is under way."""
         while self.busy:
             await self._idle.wait()
+
+    @property
+    def local(self) -> bool:
+        """A file that is no database: it stays on this node."""
+        return self.capture is not None and self.capture.raw.local
+
+    async def run(self, job: BigCommit | None) -> None:
+        """Run a big commit in a thread; the database is busy meanwhile. Raises what it is answered with."""
+        if job is None:
+            return
+        self.begin_job()
+        try:
+            error: Exception | None = None
+            try:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(job.run)
+            except Exception as exc:
+                error = exc
+            job.finish(error)
+        finally:
+            self.end_job()
+
+    async def sweep(self) -> None:
+        """Log what was written without a journal and nobody synced, once its writer is done."""
+        capture = self.capture
+        if capture is None or self.busy or not capture.raw.pending:
+            return
+        try:
+            job = capture.sweep()
+            if job is not None and capture.raw.pending_bytes > BIG_COMMIT:
+                await self.run(job)
+            elif job is not None:
+                job.run()
+                job.finish(None)
+        except (LiteFSError, OSError) as exc:
+            capture.raw.refused(exc)
 
     def open_database(self) -> int:
         """A descriptor of the database file that lives as long as this object. Raises OSError."""
@@ -83,7 +122,7 @@ class FsDatabase:
     def close(self) -> None:
         self.close_sums()
         if self.capture is not None:
-            self.capture.db.close()
+            self.capture.close()
             self.capture = None
         if self.database_fd >= 0:
             os.close(self.database_fd)
@@ -106,6 +145,7 @@ class Databases:
         self._role = role
         self._watcher = watcher
         self._node_id = node_id
+        self._locks: LockTable | None = None
         self._by_name: dict[str, FsDatabase] = {}
         for name in data.names():
             directory = data.database_dir(name)
@@ -155,26 +195,6 @@ class Databases:
             fileops.remove_tree(db.dir.path)
         self.forget(db)
 
-    def rename(self, db: FsDatabase, new: str) -> FsDatabase:
-        """The database by its new name, durably, in place of the one that has it. Nobody may have it open.
-
-        Raises OSError; then it has its old name, but what it was to replace may be under ``lost/``.
-        """
-        replaced, kept = self._by_name.get(new), None
-        if replaced is not None:
-            kept = drop(self._data, new, replaced.position()[0], keep_file=True)
-            self.forget(replaced)
-        rename(self._data, db.name, db.position()[0], new)
-        self.forget(db)
-        renamed = self._by_name[new] = FsDatabase(self._data.database_dir(new))
-        try:
-            self.start_capture(renamed)
-        except (LiteFSError, OSError) as exc:
-            renamed.error = str(exc)
-        if kept is not None:
-            tidy(kept)
-        return renamed
-
     def forget(self, db: FsDatabase) -> None:
         """Let go of a database that is gone, or will be."""
         db.close()
@@ -187,7 +207,23 @@ class Databases:
             raise LiteFSError(f"{db.name}: there is a WAL whose frames were not captured")
         db.close_sums()
         store = Database.open(db.dir, node_id=self._node_id)
-        db.capture = DatabaseCapture(db.name, store, self._role, self._watcher, db.open_database)
+        db.capture = DatabaseCapture(
+            db.name,
+            store,
+            self._role,
+            self._watcher,
+            db.open_database,
+            lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
+        )
+
+    def mounted(self, minor: int) -> None:
+        """There is a mount, of that device minor: from now on clients hold locks. Raises OSError."""
+        self._locks = LockTable(minor)
+
+    async def sweep(self) -> None:
+        """``FsDatabase.sweep`` of each."""
+        for db in self:
+            await db.sweep()
 
     def set_primary(self) -> list[str]:
         """Start capture everywhere; returns what could not be opened, one line each."""
@@ -205,9 +241,12 @@ class Databases:
         """Let go of the logs: the node process writes them from now on."""
         for db in self:
             if db.capture is not None:
-                db.capture.db.close()
+                db.capture.close()
                 db.capture = None
 
     def close(self) -> None:
         for db in self:
             db.close()
+        if self._locks is not None:
+            self._locks.close()
+            self._locks = None

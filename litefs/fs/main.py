@@ -65,6 +65,11 @@ WAL_INDEX_HEADERS = 96
 
 HOUSEKEEPING_SECONDS = 2.0
 
+SWEEP_SECONDS = 0.05
+"""How long a commit may wait for its record that nothing tells of: journal_mode MEMORY or OFF with
+synchronous=OFF.
+"""
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -120,6 +125,7 @@ class FsProcess:
         die_with_parent(False)
         session.mount()
         self._session = session
+        databases.mounted(session.minor)
         try:
             session.set_read_ahead(READ_AHEAD_KIB)
         except OSError as exc:
@@ -128,8 +134,10 @@ class FsProcess:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(session.serve)
                 nursery.start_soon(self._housekeeping, databases)
+                nursery.start_soon(self._sweep, databases)
                 nursery.start_soon(self._flush_link)
                 asked = await self._serve_link(databases, operations, Mounted(session.minor, reports))
+                await databases.sweep()
                 await self._leave(operations, session)
                 nursery.cancel_scope.cancel()
         finally:
@@ -193,6 +201,7 @@ class FsProcess:
                 if message.role is not Role.PRIMARY:
                     for db in databases:
                         await db.idle()
+                        await db.sweep()
                 self._set_role(message, databases)
                 await self._channel.send(RoleSet(message.term))
             case Deadline():
@@ -228,6 +237,11 @@ class FsProcess:
                 await self._channel.flush()
             except LinkClosed:
                 return
+
+    async def _sweep(self, databases: Databases) -> None:
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            await databases.sweep()
 
     async def _housekeeping(self, databases: Databases) -> None:
         """Sync what clients with synchronous=OFF never sync, so that the log can be reaped (I6)."""

@@ -13,17 +13,17 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
-from litefs.capture.commit import BigCommit, Refused
+from litefs.capture.commit import Refused
 from litefs.capture.database import DatabaseCapture
 from litefs.errors import InvalidName, LiteFSError
 from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
-from litefs.fs.namespace import Ownership, answered
-from litefs.fs.renaming import Renaming
+from litefs.fs.namespace import Namespace, Ownership, answered
 from litefs.fs.role import RoleState
 from litefs.store import fileops
 from litefs.store.paths import DataDir, validate_name
@@ -43,7 +43,7 @@ class Handle:
     from_node: bool
 
 
-class Operations(Renaming):
+class Operations(Namespace):
     """The request handlers. ``on_open`` is told the name of each database at its first open by a client,
     ``on_drop`` of each one that a client removed.
     """
@@ -74,7 +74,7 @@ class Operations(Renaming):
     ) -> EntryAttributes:
         target = self.inodes[inode]
         if fields.update_size:
-            await self._truncate(target, attr.st_size, self._is_node(ctx.pid))
+            await self._truncate(target, attr.st_size, self._is_node(ctx.pid), fh)
         if not target.is_control and target.kind is not Kind.DIRECTORY:
             file = target.fd if target.fd >= 0 else target.backing
             if fields.update_mode:
@@ -85,7 +85,7 @@ class Operations(Renaming):
                 os.chown(file, uid, gid)
         return self._attributes(target)
 
-    async def _truncate(self, inode: Inode, size: int, from_node: bool) -> None:
+    async def _truncate(self, inode: Inode, size: int, from_node: bool, fh: int | None = None) -> None:
         db = inode.db
         if inode.is_control or db is None:
             raise FUSEError(errno.EPERM)
@@ -102,9 +102,9 @@ class Operations(Renaming):
                 capture.wal.truncate(fd, size)
             elif inode.kind is Kind.JOURNAL:
                 capture.check_writable(inode.path)
-                await self._finish(db, capture.journal.truncate(fd, size, db.open_database()))
+                await db.run(capture.journal.truncate(fd, size, db.open_database()))
             else:
-                capture.database_truncate(fd, size)
+                capture.database_truncate(fd, size, fh)
         finally:
             if opened:
                 os.close(fd)
@@ -135,6 +135,10 @@ class Operations(Renaming):
         db = inode.db
         # on a replica the node process opens what it applies; on the primary it creates what it imports
         client = not from_node or self._role.role is Role.PRIMARY
+        if db is not None and inode.kind is Kind.DATABASE:
+            db.ino = inode.ino
+            if flags & os.O_TRUNC and db.capture is not None:
+                db.capture.raw.join(number)
         if db is not None and not db.announced and inode.kind is Kind.DATABASE and client:
             db.announced = True
             self._on_open(db.name)
@@ -200,8 +204,25 @@ class Operations(Renaming):
 
     async def release(self, fh: int) -> None:
         handle = self._handles.pop(fh, None)
-        if handle is not None:
+        if handle is None:
+            return
+        db = handle.inode.db
+        try:
+            if db is not None and db.capture is not None:
+                db.capture.raw.leave(fh)
+                await db.sweep()
+        finally:
             self.inodes.closed(handle.inode)
+
+    @answered
+    async def flush(self, fh: int) -> None:
+        handle = self._handles[fh]
+        db = handle.inode.db
+        if db is None or handle.inode.kind is not Kind.DATABASE or not handle.writable:
+            return
+        await db.idle()
+        if db.capture is not None and not handle.inode.unlinked:
+            await db.run(db.capture.database_flush(fh))
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -234,28 +255,12 @@ class Operations(Renaming):
         if inode.kind is Kind.WAL:
             job = capture.wal_write(handle.fd, off, buf)
         elif inode.kind is Kind.DATABASE:
-            job = capture.database_write(handle.fd, off, buf)
+            job = capture.database_write(handle.fd, off, buf, fh)
         else:
             job = capture.journal_write(handle.fd, off, buf, db.open_database())
         if job is not None:
-            await self._finish(db, job)
+            await db.run(job)
         return len(buf)
-
-    async def _finish(self, db: FsDatabase, job: BigCommit | None) -> None:
-        """Run a big commit in a thread; the database is busy meanwhile."""
-        if job is None:
-            return
-        db.begin_job()
-        try:
-            error: Exception | None = None
-            try:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(job.run)
-            except Exception as exc:
-                error = exc
-            job.finish(error)
-        finally:
-            db.end_job()
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -268,11 +273,11 @@ class Operations(Renaming):
             if handle.inode.kind is Kind.DATABASE:
                 await trio.to_thread.run_sync(os.fdatasync, handle.fd)
         elif handle.inode.kind is Kind.WAL:
-            await self._finish(db, db.capture.wal_sync())
+            await db.run(db.capture.wal_sync())
         elif handle.inode.kind is Kind.DATABASE:
-            await self._finish(db, db.capture.database_sync(handle.fd))
+            await db.run(db.capture.database_sync(handle.fd))
         else:
-            await self._finish(db, db.capture.journal_sync(handle.fd))
+            await db.run(db.capture.journal_sync(handle.fd))
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Names need no sync of their own: recovery makes journal and WAL follow the log."""
@@ -305,6 +310,14 @@ class Operations(Renaming):
             for companion in self.inodes.of_database(db):
                 self._vanished(parent_inode, companion)
 
+    def _vanished(self, parent_inode: int, inode: Inode) -> None:
+        """A file is gone, but the kernel was not asked for that, or is told of an error: it must not go on
+        believing in it.
+        """
+        self.inodes.unlink(inode.path)
+        name = os.fsencode(inode.path.rpartition("/")[2])
+        pyfuse3.invalidate_entry_async(parent_inode, name, ignore_enoent=True)
+
     async def _unlink_captured(self, db: FsDatabase, inode: Inode) -> None:
         capture = self._capture(db)
         capture.check_writable(inode.path)
@@ -312,15 +325,25 @@ class Operations(Renaming):
             capture.wal.unlink()
             os.unlink(inode.backing)
         elif inode.kind is Kind.JOURNAL:
-            await self._finish(db, capture.journal.unlink(inode.backing, db.open_database()))
+            await db.run(capture.journal.unlink(inode.backing, db.open_database()))
         else:
             self._role.check()
             self._dbs.remove(db)
             self._on_drop(db.name)
             self._role.confirm()
 
-    def _in_use(self, db: FsDatabase) -> bool:
-        return any(handle.inode.db is db and not handle.from_node for handle in self._handles.values())
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        self._log_refusal(f"{self._path(parent_inode_old, name_old)}: rename of files is not supported")
+        raise FUSEError(errno.EPERM)
 
     def forget_database(self, name: str) -> list[tuple[int, Kind]]:
         """The primary removed a database: show it no more, and answer no read of it.

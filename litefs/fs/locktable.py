@@ -1,0 +1,62 @@
+"""Which locks the kernel holds for clients on files of the mount.
+
+The fs process never sees them: the kernel keeps POSIX and OFD locks of this mount itself. ``/proc/locks``
+shows them (proc_locks(5)), except POSIX locks of processes in a pid namespace that is not ours or below it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from litefs.sqlite.locks import SHARED_FIRST, SHARED_SIZE
+
+_CHUNK = 1 << 16
+_LOOKS = 3
+"""How often a table is read that comes in several pieces: between two of them locks that end move others, and
+one may be overlooked.
+"""
+
+
+class LockTable:
+    """The kernel's lock table, restricted to one mount."""
+
+    def __init__(self, minor: int, path: str = "/proc/locks") -> None:
+        """``minor``: device minor of the mount. Raises OSError."""
+        self._minor = minor
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def exclusive_held(self, ino: int) -> bool:
+        """Whether a write lock covers SQLite's shared range of that inode: EXCLUSIVE. Raises OSError."""
+        file = b" 00:%02x:%d " % (self._minor, ino)
+        for _ in range(_LOOKS):
+            table, pieces = self._read()
+            if file in table and any(_covers(line, file) for line in table.splitlines()):
+                return True
+            if pieces == 1:
+                break
+        return False
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _read(self) -> tuple[bytes, int]:
+        parts: list[bytes] = []
+        offset = 0
+        while part := os.pread(self._fd, _CHUNK, offset):
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts), max(1, len(parts))
+
+
+def _covers(line: bytes, file: bytes) -> bool:
+    """Whether a line tells of a write lock, granted, not waited for, over the shared range of that file.
+
+    ``1: POSIX  ADVISORY  WRITE 1877 00:27:5 1073741826 1073742335``; ``->`` stands before those who wait.
+    """
+    if file not in line:
+        return False
+    fields = line.split()
+    if len(fields) != 8 or fields[1] not in (b"POSIX", b"OFDLCK") or fields[3] != b"WRITE":
+        return False
+    end = SHARED_FIRST + SHARED_SIZE - 1
+    return int(fields[6]) <= SHARED_FIRST and (fields[7] == b"EOF" or int(fields[7]) >= end)
