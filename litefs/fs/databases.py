@@ -15,7 +15,7 @@ from litefs.fs.role import RoleState
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
-from litefs.store.dropped import drop
+from litefs.store.dropped import drop, rename, tidy
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.sums import SumsFile
 from litefs.types import ZERO, Position
@@ -194,6 +194,26 @@ class Databases:
         else:
             fileops.remove_tree(db.dir.path)
         self.forget(db)
+
+    def rename(self, db: FsDatabase, new: str) -> FsDatabase:
+        """The database by its new name, durably, in place of the one that has it. Nobody may have it open.
+
+        Raises OSError; then it has its old name, but what it was to replace may be under ``lost/``.
+        """
+        replaced, kept = self._by_name.get(new), None
+        if replaced is not None:
+            kept = drop(self._data, new, replaced.position()[0], keep_file=True)
+            self.forget(replaced)
+        rename(self._data, db.name, db.position()[0], new)
+        self.forget(db)
+        renamed = self._by_name[new] = FsDatabase(self._data.database_dir(new))
+        try:
+            self.start_capture(renamed)
+        except (LiteFSError, OSError) as exc:
+            renamed.error = str(exc)
+        if kept is not None:
+            tidy(kept)
+        return renamed
 
     def forget(self, db: FsDatabase) -> None:
         """Let go of a database that is gone, or will be."""

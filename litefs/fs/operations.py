@@ -13,7 +13,6 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
@@ -23,7 +22,8 @@ from litefs.errors import InvalidName, LiteFSError
 from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
-from litefs.fs.namespace import Namespace, Ownership, answered
+from litefs.fs.namespace import Ownership, answered
+from litefs.fs.renaming import Renaming
 from litefs.fs.role import RoleState
 from litefs.store import fileops
 from litefs.store.paths import DataDir, validate_name
@@ -43,7 +43,7 @@ class Handle:
     from_node: bool
 
 
-class Operations(Namespace):
+class Operations(Renaming):
     """The request handlers. ``on_open`` is told the name of each database at its first open by a client,
     ``on_drop`` of each one that a client removed.
     """
@@ -310,14 +310,6 @@ class Operations(Namespace):
             for companion in self.inodes.of_database(db):
                 self._vanished(parent_inode, companion)
 
-    def _vanished(self, parent_inode: int, inode: Inode) -> None:
-        """A file is gone, but the kernel was not asked for that, or is told of an error: it must not go on
-        believing in it.
-        """
-        self.inodes.unlink(inode.path)
-        name = os.fsencode(inode.path.rpartition("/")[2])
-        pyfuse3.invalidate_entry_async(parent_inode, name, ignore_enoent=True)
-
     async def _unlink_captured(self, db: FsDatabase, inode: Inode) -> None:
         capture = self._capture(db)
         capture.check_writable(inode.path)
@@ -332,18 +324,8 @@ class Operations(Namespace):
             self._on_drop(db.name)
             self._role.confirm()
 
-    @answered
-    async def rename(
-        self,
-        parent_inode_old: int,
-        name_old: bytes,
-        parent_inode_new: int,
-        name_new: bytes,
-        flags: int,
-        ctx: RequestContext,
-    ) -> None:
-        self._log_refusal(f"{self._path(parent_inode_old, name_old)}: rename of files is not supported")
-        raise FUSEError(errno.EPERM)
+    def _in_use(self, db: FsDatabase) -> bool:
+        return any(handle.inode.db is db and not handle.from_node for handle in self._handles.values())
 
     def forget_database(self, name: str) -> list[tuple[int, Kind]]:
         """The primary removed a database: show it no more, and answer no read of it.

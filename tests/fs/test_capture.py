@@ -224,7 +224,7 @@ os.chdir("/")
     assert lines[0] == "['.lag', 'sub', 'y.db', 'y.db-pos'] ['deep'] ['x.db', 'x.db-pos']"
     assert lines[1:7] == [
         "Directory not empty",
-        "Operation not permitted",
+        "Device or resource busy",
         "done",
         "Invalid argument",
         "Permission denied",
