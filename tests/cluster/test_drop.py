@@ -105,7 +105,7 @@ def test_removed_and_made_anew_at_once_many_times(
 def test_a_renamed_database_is_another_one(
     away: bool, primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
 ) -> None:
-    """The names that it left and took."""
+    """The names that it left and took; and a file that is no database stays where it was written."""
     primary, replica = primary_and_replica
     sql = make_client("sql", "sqlite3")
     for name in ("a.db", "b.db", "c.db"):
@@ -114,6 +114,7 @@ def test_a_renamed_database_is_another_one(
         wait_equal(primary, replica, name)
     if away:
         replica.stop()
+    primary.files("write", path=primary.path("README.txt"), content="no database")
     primary.files("rename", path=primary.path("a.db"), target=primary.path("b.db"))
     primary.files("rename", path=primary.path("c.db"), target=primary.path("d.db"))
     if away:
@@ -126,6 +127,8 @@ def test_a_renamed_database_is_another_one(
         wait_present(replica, name)
         wait_equal(primary, replica, name)
         pages_equal(primary, replica, name)
+    assert primary.files("read", path=primary.path("README.txt")) == "no database"
+    assert "README.txt" not in replica.files("list", path=str(replica.mount))
     sql.call("open", path=primary.path("b.db"))
     assert sql.call("execute", statement="SELECT a FROM t") == [["a.db"]] * 3
     sql.call("execute", statement="INSERT INTO t VALUES('more')")
