@@ -8,6 +8,7 @@ they come back, however late. It counts only while no database of that name has 
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import re
 import time
@@ -18,7 +19,7 @@ from litefs.store import fileops
 from litefs.store.paths import DataDir, encode_name
 from litefs.types import Position
 
-_DROPPED = re.compile(r"-\d{8}T\d{6}Z-dropped(-\d+)?\Z")
+_DROPPED = re.compile(r"-(\d{8}T\d{6})Z-dropped(-\d+)?\Z")
 
 
 def drop(data: DataDir, name: str, position: Position, *, keep_file: bool) -> Path:
@@ -82,11 +83,13 @@ def reap_dropped(data: DataDir, max_age: float) -> list[Path]:
     if not lost.is_dir():
         return []
     limit = time.time() - max_age
-    old = [
-        path for path in sorted(lost.iterdir()) if _DROPPED.search(path.name) and path.stat().st_mtime < limit
-    ]
-    for path in old:
-        fileops.remove_tree(path)
+    old = []
+    for path in sorted(lost.iterdir()):
+        match = _DROPPED.search(path.name)
+        # by its name: moving a directory leaves its mtime as it is
+        if match and calendar.timegm(time.strptime(match[1], "%Y%m%dT%H%M%S")) < limit:
+            fileops.remove_tree(path)
+            old.append(path)
     return old
 
 

@@ -1,0 +1,80 @@
+"""Tombstones, and how long the log of a removed database is kept."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from litefs.store import paths
+from litefs.store.dropped import drop, reap_dropped, rename, tombstone
+from litefs.store.paths import DatabaseDir, DataDir
+from litefs.types import CHECKSUM_FLAG, ZERO, Position
+
+
+def made(data: DataDir, name: str) -> DatabaseDir:
+    directory = data.database_dir(name)
+    directory.create()
+    directory.log.mkdir()
+    for path in (directory.database, directory.wal, directory.sums, directory.log / "1.seg"):
+        path.write_bytes(b"content")
+    return directory
+
+
+def at(txid: int) -> Position:
+    return Position(txid, CHECKSUM_FLAG | txid)
+
+
+def test_a_removal_leaves_a_tombstone_and_the_log(tmp_path: Path) -> None:
+    data = DataDir(tmp_path)
+    made(data, "dir/a.db")
+    assert tombstone(data, "dir/a.db") is None
+    kept = drop(data, "dir/a.db", at(7), keep_file=False)
+    assert data.names() == []
+    assert tombstone(data, "dir/a.db") == at(7)
+    assert tombstone(DataDir(tmp_path), "dir/a.db") == at(7)
+    assert [path.name for path in kept.iterdir()] == ["log"]
+    made(data, "dir/a.db")
+    kept = drop(data, "dir/a.db", at(3), keep_file=True)
+    assert (kept / "database").read_bytes() == b"content"
+    assert tombstone(data, "dir/a.db") == at(7), "a replica that missed both removals must believe in one"
+
+
+def test_a_damaged_tombstone_proves_nothing(tmp_path: Path) -> None:
+    data = DataDir(tmp_path)
+    made(data, "a.db")
+    drop(data, "a.db", at(7), keep_file=False)
+    (tmp_path / "dropped" / "a.db.pos").write_bytes(b"\xff" * 33)
+    assert tombstone(data, "a.db") is None
+
+
+def test_a_renaming_leaves_a_tombstone_unless_there_was_nothing(tmp_path: Path) -> None:
+    data = DataDir(tmp_path)
+    made(data, "a.db")
+    rename(data, "a.db", at(7), "b.db")
+    assert data.names() == ["b.db"]
+    assert tombstone(data, "a.db") == at(7)
+    rename(data, "b.db", ZERO, "c.db")
+    assert data.names() == ["c.db"]
+    assert tombstone(data, "b.db") is None
+
+
+def test_what_is_left_goes_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted from the removal: the directory itself may not have changed for long."""
+    data = DataDir(tmp_path)
+    for name, age in (("old", 100.0), ("young", 10.0)):
+        directory = made(data, name)
+        os.utime(directory.path, (0, 0))
+        now = time.gmtime(time.time() - age)
+        monkeypatch.setattr(paths.time, "gmtime", lambda now=now: now)
+        drop(data, name, at(7), keep_file=True)
+        data.lost(name, "diverged")
+        monkeypatch.undo()
+    (removed,) = reap_dropped(data, 50.0)
+    assert removed.name.startswith("old-")
+    assert len(list((tmp_path / "lost").iterdir())) == 3, "what was set aside for another reason stays"
+    assert reap_dropped(data, 50.0) == []
+    assert tombstone(data, "old") == at(7)
+    assert reap_dropped(DataDir(tmp_path / "none"), 1.0) == []
