@@ -46,10 +46,15 @@ def test_a_tombstone_counts_from_the_replicas_position_on(txid: int, deliberate:
 
 
 def test_a_name_that_is_taken_again_waits_for_its_removal() -> None:
-    """The sink is slow: the new database must not arrive before the old one is gone."""
+    """The removal is slow: the new database must not arrive before the old one is gone."""
+
+    class SlowToRemove(MemorySink):
+        async def drop(self, name: str, *, deliberate: bool = False) -> None:
+            await trio.sleep(0.3)
+            await super().drop(name, deliberate=deliberate)
 
     async def scenario() -> None:
-        sink = MemorySink(delay=lambda name: 0.05)
+        sink = SlowToRemove()
         old, new = filled("a", commits=9), filled("a", commits=3, pages=20)
         catalog = MemoryCatalog(old)
         async with replica(catalog, sink):
@@ -60,7 +65,7 @@ def test_a_name_that_is_taken_again_waits_for_its_removal() -> None:
             catalog.add(new)
             await sink.wait_position("a", new.position())
             assert sink.removed == ["a"]
-            await trio.sleep(0.2)
-            assert sink.at["a"] == new.position()
+            await trio.sleep(0.4)
+            assert sink.at.get("a") == new.position()
 
     trio.run(scenario)
