@@ -91,6 +91,11 @@ class RawCapture:
         if self.pending and self._copied:
             self._copiers.add(handle)
 
+    def found(self) -> None:
+        """There is a file, but no transaction: whoever put it there was not seen."""
+        self._copied = True
+        self._pend(1)
+
     def leave(self, handle: int) -> None:
         """That handle was closed."""
         self._copiers.discard(handle)
@@ -106,6 +111,8 @@ class RawCapture:
             raise Refused(self._name, self.broken)
         else:
             self._writer = handle
+            if not self._copiers:  # SQLite takes it for a database, whatever lies behind its end
+                self._copied, self.broken = False, None
 
     def _pend(self, size: int) -> None:
         self.pending = True

@@ -235,6 +235,8 @@ class Databases:
             db.open_database,
             lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
         )
+        if not store.position.txid and os.path.getsize(db.dir.database):
+            db.capture.raw.found()
 
     def mounted(self, minor: int) -> None:
         """There is a mount, of that device minor: from now on clients hold locks. Raises OSError."""

@@ -86,6 +86,8 @@ class Renaming(Namespace):
             raise CommitRefused(f"{db.name}: {db.error}")
         if capture.journal.hot:
             raise Refused(db.name, "cannot be renamed with a hot journal: open it with SQLite", errno.EBUSY)
+        if capture.raw.pending and db.position()[0].txid:
+            raise Refused(db.name, "cannot be renamed with changes that are not in its log", errno.EBUSY)
         capture.check_writable(db.name)
         self._role.check()
         replaced = self._dbs.get(new)

@@ -411,3 +411,25 @@ db.execute("COMMIT")
         assert logged(fs, tmp_path) == rows
         python(COPY, tmp_path / "big.db", path)
         assert txid(fs) == before + 1, "a copy of the same content is no transaction"
+
+
+@pytest.mark.parametrize("mode", ["MEMORY", "OFF", "DELETE"])
+def test_a_file_keeps_its_kind_under_another_name(tmp_path: Path, mode: str) -> None:
+    """Until SQLite itself takes one for a database: this one has a tail behind its last page."""
+    sample(tmp_path / "first.db", "DELETE", 50)
+    (tmp_path / "longer").write_bytes((tmp_path / "first.db").read_bytes() + b"tail")
+    insert = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=" + sys.argv[2])
+db.execute("INSERT INTO t(a) VALUES(0)")
+"""
+    with serving(tmp_path) as fs:
+        python(COPY, tmp_path / "longer", fs.mount / "longer.db")
+        assert txid(fs, "longer.db") == 0
+        python("import os, sys; os.rename(*sys.argv[1:])", fs.mount / "longer.db", fs.mount / "other.db")
+        time.sleep(0.2)
+        assert txid(fs, "other.db") == 0
+        python(insert, fs.mount / "other.db", mode)
+        assert txid(fs, "other.db") == 1
+        assert len(agree(fs, tmp_path, "other.db").splitlines()) == 51
