@@ -41,6 +41,11 @@ def test_a_client_that_dies_on_a_broken_wal_loses_nothing(
             check=False,
         )
         assert client.returncode == -9, client.stderr
-        wait_until(lambda: read(primary.path("app.db")) == client.stdout, 20, "the primary shows all commits")
+        expected = client.stdout
+        wait_until(
+            lambda expected=expected: read(primary.path("app.db")) == expected,
+            20,
+            "the primary shows all commits",
+        )
         wait_equal(primary, replica, "app.db", 20)
         assert read(replica.path("app.db")) == client.stdout
