@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
-from litefs.errors import FormatError
+from litefs.errors import FormatError, PositionMismatch
 from litefs.stream.memory import MemoryCatalog, MemoryEntry, MemoryReader, MemorySink, MemorySource
-from litefs.stream.protocols import Identity
+from litefs.stream.protocols import Buffer, Identity
 from litefs.stream.receiver import DatabaseFailed, Receiver
 from litefs.stream.sender import Sender
 from litefs.types import ZERO, Position
@@ -325,6 +325,57 @@ def test_what_the_sink_refuses_ends_the_stream_with_the_databases_name() -> None
         assert isinstance(caught.value.cause, FormatError)
 
     run(main)
+
+
+def test_one_database_that_fails_leaves_the_others_going_until_the_stream_is_left() -> None:
+    class Refusing(MemorySink):
+        """Takes nothing for one database, in ways that are ours and in one that is a mistake."""
+
+        error: Exception = OSError(28, "No space left on device")
+
+        async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
+            if name == "bad":
+                raise self.error
+            return await super().records(name, bodies)
+
+        async def snapshot_abort(self, name: str) -> None:
+            raise OSError(5, "Input/output error")
+
+    async def main(error: Exception) -> None:
+        bad, good, slow = filled("bad", 1), filled("good", 1), filled("slow", 1, page_delay=0.02)
+        sink = Refusing()
+        sink.error = error
+        catalog = MemoryCatalog(bad, good)
+        async with replica(catalog, sink):
+            await ready(sink)
+        catalog.add(slow)
+        at = bad.commit({2: b"n" * 512})
+        failed: list[DatabaseFailed] = []
+
+        def note(failure: DatabaseFailed) -> float:
+            failed.append(failure)
+            return 0.3
+
+        receiver = Receiver(sink, on_failed=note)
+        began, times = trio.current_time(), len(sink.times)
+        async with Sender(catalog, IDENTITY, sink.positions()) as chunks, trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.run, chunks)
+            while not failed:
+                await trio.sleep(0.001)
+            for _ in range(20):
+                await sink.wait_position("good", good.commit({1: b"g" * 512}))
+                bad.commit({2: b"m" * 512})
+                catalog.notify()
+        assert [failure.name for failure in failed] == ["bad"]
+        assert receiver.left_to_retry
+        assert trio.current_time() - began >= 0.3
+        assert sink.at["bad"] != at
+        assert sink.at["slow"] == slow.position(), "the snapshot of another database was cut off"
+        assert sink.times[times:] == [], "a replica that lacks transactions said that it has all"
+
+    for error in (OSError(28, "No space left on device"), PositionMismatch("gap"), ValueError("a mistake")):
+        print(f"seed {SEED}, {error!r}")
+        trio.run(main, error)
 
 
 def test_a_reaped_log_under_a_slow_replica_turns_into_a_snapshot() -> None:
