@@ -24,7 +24,7 @@ log = logging.getLogger("litefs.node")
 LOOK_SECONDS = 0.2
 """Between two looks for commits that nobody published."""
 
-STUCK_LOOKS = 10
+STUCK_LOOKS = 5
 """Looks after which a WAL that cannot be emptied, and that blocks a client, is given up."""
 
 REFRESH_LOOKS = 5
@@ -97,7 +97,10 @@ class Primary:
     ) -> None:
         while new:
             name = new.pop()
-            if name not in publishers:
+            if name not in publishers or not maps[name].is_current():
+                publishers.pop(name, None)
+                if (stale := maps.pop(name, None)) is not None:
+                    stale.close()
                 with contextlib.suppress(LiteFSError, OSError):
                     sums = maps[name] = SumsFile(self._data.database_dir(name).sums)
                     publishers[name] = Publisher(self._mountpoint / name, sums)
@@ -107,8 +110,10 @@ class Primary:
             try:
                 if publisher.check():
                     log.info("%s: published a commit that its client had not", name)
-            except OSError as exc:
+            except (LiteFSError, OSError) as exc:
                 log.debug("%s: %s", name, exc)
+            except Exception:
+                log.exception("%s: cannot look for unpublished commits", name)
         self._mend_loose()
         if refresh:
             self._guard.refresh()

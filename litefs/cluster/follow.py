@@ -16,6 +16,7 @@ from litefs.errors import (
     ClusterMismatch,
     FormatError,
     LiteFSError,
+    NotSupported,
     PeerError,
     ProtocolMismatch,
 )
@@ -138,7 +139,7 @@ class Follower:
     def _database_failed(self, error: DatabaseFailed) -> float:
         """Tell of it; returns the seconds until it is tried again."""
         self._failed.add(error.name)
-        if isinstance(error.cause, ChecksumMismatch):
+        if isinstance(error.cause, ChecksumMismatch | NotSupported):
             # Asking again from the same position would bring the same record: ask for a snapshot instead.
             self._distrusted.add(error.name)
         backoff = self._delays.setdefault(error.name, Backoff(DATABASE_DELAY, first=DATABASE_FIRST_DELAY))

@@ -22,6 +22,7 @@ from litefs.apply.wal import WalAppend
 from litefs.errors import ChecksumMismatch, FormatError, LiteFSError, NotSupported, PositionMismatch
 from litefs.ltx import Header, Record, Trailer, decode, encode
 from litefs.store import fileops
+from litefs.store.log import Log
 from litefs.store.recovery import recover
 from litefs.store.snapshot import SnapshotTarget
 from litefs.types import Position
@@ -228,14 +229,15 @@ def test_a_snapshot_that_failed_half_way_blocks_until_recovery(
         target.record(body)
     target.verify(two.position)
 
-    def full_disk(self: WalAppend, pgnos: bytes, images: bytes, commit: int) -> None:
+    def full_disk(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(WalAppend, "add", full_disk)
+        patch.setattr(Log, "create", full_disk)
         with pytest.raises(OSError, match="no space"):
             applier.replace(target)
-    with pytest.raises(LiteFSError, match="installed only in part"):
+    assert applier.needs_recovery
+    with pytest.raises(LiteFSError, match="only in part"):
         applier.apply(records(one, 1))
     applier.close()
     recover(applier.dir)

@@ -95,10 +95,10 @@ def test_import_and_export_stream_both_ways() -> None:
             response = await http.get(f"{url}/export?name=a.db")
             assert response.content == content
             assert response.headers["Content-Length"] == str(len(content))
-            assert len(node.discarded) == 1
+            assert [file.closed for file in node.exports] == [True]
             async with client() as leaving, leaving.stream("GET", f"{url}/export?name=a.db") as cut:
                 await anext(cut.aiter_raw())
-            while len(node.discarded) < 2:
+            while not all(file.closed for file in node.exports):
                 await trio.sleep(0.01)
 
     run(main)
