@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,15 @@ STUCK_LOOKS = 5
 
 REFRESH_LOOKS = 5
 """Looks between two checks for ``-wal`` and ``-shm`` files that came or went."""
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as this process may have: a replica needs about 13 for each database, and
+    the usual soft limit of 1,024 would end it at 80."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        log.debug("open files: limit raised from %d to %d", soft, hard)
 
 
 class Primary:

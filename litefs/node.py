@@ -24,7 +24,7 @@ from litefs.cluster.lease import StaticLease
 from litefs.config import Config
 from litefs.errors import DatabaseNotFound, LiteFSError, NotPrimary
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
-from litefs.housekeeping import Primary, Retention
+from litefs.housekeeping import Primary, Retention, raise_file_limit
 from litefs.link.channel import Wake
 from litefs.link.messages import (
     FOREVER,
@@ -396,6 +396,7 @@ class Node:
 async def _main(config: Config, command: list[str] | None) -> int:
     data = DataDir(config.data.dir)
     lock_fd = data.lock()
+    raise_file_limit()
     try:
         return await Node(config, data, lock_fd).run(command)
     finally:

@@ -53,6 +53,8 @@ class _State:
     target: SnapshotTarget | None = None
     broken: str | None = None
     """Why nothing can be applied here before the next recovery."""
+    complaint: str = ""
+    """What was last said about its checkpoints."""
     lock: trio.Lock = field(default_factory=trio.Lock)
 
 
@@ -129,9 +131,12 @@ class ReplicaSink:
             for name, state in list(self._states.items()):
                 try:
                     await self._keep(state, durable=tick % DURABLE_EVERY == 0)
+                    state.complaint = ""
                 except (OSError, LiteFSError) as error:
                     # Whoever applies the next record meets the same trouble, and has someone to tell.
-                    log.warning("%s: checkpoint failed: %s", name, error)
+                    if str(error) != state.complaint:
+                        state.complaint = str(error)
+                        log.warning("%s: checkpoint failed, it is tried again: %s", name, error)
                 except Exception:
                     log.exception("%s: unexpected error in a checkpoint", name)
 

@@ -71,6 +71,10 @@ class StoreSource:
         txid, checksum, *_ = self._file.sums.snapshot()
         return Position(txid, checksum)
 
+    def is_at(self, position: Position) -> bool:
+        sums = self._file.sums
+        return sums.txid == position.txid and sums.checksum == position.checksum
+
     def reader(self) -> LogReader:
         return LogReader(self.directory.log)
 

@@ -122,6 +122,18 @@ class Feed:
         self._walk: Walk | None = None
         self._end: Position | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether ``turn`` would find nothing to do; among thousands of databases most are so at any time."""
+        return (
+            self.settled
+            and self.state is State.LIVE
+            and self._slot is None
+            and self._big is None
+            and not self._entries
+            and self.source.is_at(self.at)
+        )
+
     async def turn(self) -> bytes | None:
         """The next chunk, at most about ``TURN_BYTES``, or None if there is nothing to send now.
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from litefs.errors import FormatError, PositionMismatch
+from litefs.stream.feed import Feed
 from litefs.stream.memory import MemoryCatalog, MemoryEntry, MemoryReader, MemorySink, MemorySource
 from litefs.stream.protocols import Buffer, Identity
 from litefs.stream.receiver import DatabaseFailed, Receiver
@@ -130,6 +131,31 @@ def test_replica_off_the_primarys_history_gets_a_snapshot(case: str) -> None:
             await sink.wait_position("a", tip)
         assert sink.snapshots == ["a", "a"]
         assert sink.pages["a"] == source.pages
+
+    run(main)
+
+
+def test_idle_databases_are_not_asked_at_each_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        sources, sink = [filled(f"{number}", 1, pages=1) for number in range(300)], MemorySink()
+        catalog = MemoryCatalog(*sources)
+        async with replica(catalog, sink, piece=65536):
+            await ready(sink)
+            asked: list[str] = []
+            turn = Feed.turn
+
+            async def counted(feed: Feed) -> bytes | None:
+                asked.append(feed.source.name)
+                return await turn(feed)
+
+            monkeypatch.setattr(Feed, "turn", counted)
+            rng = random.Random(SEED)
+            for _ in range(50):
+                source = rng.choice(sources)
+                at = source.commit({1: image(rng)})
+                catalog.notify()
+                await sink.wait_position(source.name, at)
+        assert 50 <= len(asked) <= 150
 
     run(main)
 
