@@ -64,7 +64,6 @@ def sanitized_environment(scratch: Path) -> dict[str, str]:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": str(scratch),
-        "LITEFS_SANITIZED": "1",
     }
 
 

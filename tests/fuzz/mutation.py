@@ -67,7 +67,7 @@ def _apply(out: bytearray, kind: int, at: int, argument: int, others: Sequence[b
 def _insert(out: bytearray, at: int, argument: int, words: Sequence[bytes]) -> None:
     """Put a word in, or in place of what is there, perhaps many times."""
     word = words[argument // 64 % len(words)]
-    word *= 2000 if argument % 64 == 0 else 1
+    word *= 500 if argument % 64 == 0 else 1
     out[at : at + (len(word) if argument & 1 else 0)] = word
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.mutation import KINDS, MAX_SIZE, Step, mutate
@@ -20,6 +20,12 @@ _WORD = st.integers(0, (1 << 32) - 1)
 _STEPS = st.lists(st.tuples(st.integers(0, KINDS - 1), _WORD, _WORD), min_size=1, max_size=5)
 _ROUNDS = 400
 _SLOW_ROUNDS = 60
+_SETTINGS = settings(
+    deadline=None,  # check() bounds CPU time, which another load on the machine does not change
+    database=None,
+    phases=[Phase.generate, Phase.shrink],  # to explain a failure Hypothesis would trace every line
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 _parametrized = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 
@@ -33,12 +39,7 @@ def test_the_seeds_are_what_they_should_be(target: Target) -> None:
 
 @_parametrized
 def test_damaged_input(target: Target) -> None:
-    @settings(
-        max_examples=_SLOW_ROUNDS if target.slow else _ROUNDS,
-        deadline=None,  # check() bounds CPU time, which another load on the machine does not change
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+    @settings(_SETTINGS, max_examples=_SLOW_ROUNDS if target.slow else _ROUNDS)
     @given(st.integers(0, len(target.seeds) - 1), _STEPS, st.booleans())
     def run(seed: int, steps: list[Step], repair: bool) -> None:
         data = mutate(target.seeds[seed], steps, target.seeds, target.words)
@@ -50,7 +51,7 @@ def test_damaged_input(target: Target) -> None:
 
 @_parametrized
 def test_any_bytes(target: Target) -> None:
-    @settings(max_examples=30, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(_SETTINGS, max_examples=30)
     @given(st.binary(max_size=200))
     def run(data: bytes) -> None:
         check(target, data)
