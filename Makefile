@@ -51,6 +51,10 @@ fuzz: setup
 		$(PYTHON) tools/fuzz.py --engine atheris --seconds $(FUZZ_SECONDS) </dev/null; \
 	else echo "fuzz: no atheris for this Python, left out" >&2; fi
 
+# Third-party test suites on a native directory and on a mount; arguments: SUITES_ARGS="--quick" or names.
+suites: setup
+	$(PYTHON) tools/suites.py $(SUITES_ARGS)
+
 clean:
 	rm -rf .venv .build-stamp build dist wheels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo .fuzz
 	rm -f litefs/_core/*.so litefs/_core/*.c
