@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 3600
 # SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
 BOUNDED = timeout --foreground --signal=INT --kill-after=60
 
-.PHONY: setup demo test lint bench soak fuzz clean
+.PHONY: setup demo test lint bench soak fuzz suites clean
 .DELETE_ON_ERROR:
 
 setup: .build-stamp
