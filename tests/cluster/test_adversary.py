@@ -162,3 +162,22 @@ def test_an_export_given_up_leaves_no_copy(make_node: Callable[..., Node], make_
         time.sleep(wait)
         connection.close()
     wait_until(lambda: not list((primary.data / "tmp").iterdir()), 5, "the copies are removed")
+
+
+@pytest.mark.parametrize("command", [["truncate", "-s", "0"], ["truncate", "-s", "3"], ["cp", "/dev/null"]])
+def test_a_wal_index_cut_by_a_client_does_not_end_the_replica(
+    command: list[str], primary_and_replica: tuple[Node, Node], make_client: MakeClient
+) -> None:
+    primary, replica = primary_and_replica
+    client = filled(make_client, primary, "app.db")
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    reader = make_client("sql", "sqlite3")
+    reader.call("open", path=replica.path("app.db"))
+    assert reader.call("execute", statement="SELECT a FROM t") == [["row"]]
+    cut = subprocess.run([*command, replica.path("app.db-shm")], timeout=10, capture_output=True, check=False)
+    assert cut.returncode != 0
+    client.call("execute", statement="INSERT INTO t VALUES('later')")
+    wait_equal(primary, replica, "app.db")
+    assert reader.call("execute", statement="SELECT a FROM t") == [["row"], ["later"]]
+    pages_equal(primary, replica, "app.db")
