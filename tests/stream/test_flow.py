@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from litefs.errors import FormatError, PositionMismatch
+from litefs.stream import feed as feed_module
 from litefs.stream.feed import Feed
 from litefs.stream.memory import MemoryCatalog, MemoryEntry, MemoryReader, MemorySink, MemorySource
 from litefs.stream.protocols import Buffer, Identity
@@ -255,6 +256,35 @@ def test_failed_snapshots_are_tried_again_and_do_not_hold_ready_back() -> None:
             await sink.wait_position("a", source.position())
             assert sink.aborted == ["a"]
         assert source.open_snapshots == 0
+
+    run(main)
+
+
+def test_a_replica_that_stops_taking_does_not_pin_the_log_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(feed_module, "RETRY_FIRST", 0.1)
+
+    async def main() -> None:
+        source, sink = filled("a", 1, pages=3000), MemorySink()
+        catalog = MemoryCatalog(source)
+
+        async def frozen(chunks: Sender) -> AsyncIterator[bytes]:
+            taken = 0
+            async for chunk in chunks:
+                yield chunk
+                taken += 1
+                if taken == 4:
+                    assert source.open_snapshots == 1
+                    await trio.sleep(0.6)
+                    assert source.open_snapshots == 0, "the log is pinned by a replica that takes nothing"
+
+        async with Sender(catalog, IDENTITY, {}) as chunks, trio.open_nursery() as nursery:
+            nursery.start_soon(Receiver(sink).run, frozen(chunks))
+            with trio.fail_after(10):
+                await sink.wait_position("a", source.position())
+            nursery.cancel_scope.cancel()
+        assert sink.aborted
+        assert sink.pages["a"] == source.pages
 
     run(main)
 
