@@ -302,17 +302,27 @@ class ReplicaSink:
     async def _install(self, state: _State, target: SnapshotTarget) -> None:
         """Put a received database in place, have the mount show it, and attach to it."""
         await self._thread(_put_in_place, state.directory, target)
-        await self._on_ready(state.directory.name)
-        state.applier = await self._thread(self._open, state.directory)
+        try:
+            await self._on_ready(state.directory.name)
+            state.applier = await self._thread(self._open, state.directory)
+        except (OSError, LiteFSError) as error:
+            # It lies where the mount may show it already: nothing may take its place beneath clients.
+            state.broken = f"{state.directory.name}: installed, but it could not be shown: {error}"
+            self._need_recovery(state.broken)
+            raise
         await self._thread(state.applier.attach)
 
     async def _replace(self, applier: Applier, target: SnapshotTarget) -> None:
         try:
             await self._thread(applier.replace, target)
         except (OSError, LiteFSError) as error:
-            if applier.needs_recovery and self._on_recovery_needed is not None:
-                self._on_recovery_needed(str(error))
+            if applier.needs_recovery:
+                self._need_recovery(str(error))
             raise
+
+    def _need_recovery(self, reason: str) -> None:
+        if self._on_recovery_needed is not None:
+            self._on_recovery_needed(reason)
 
     async def _abort(self, state: _State) -> None:
         if state.target is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -404,5 +405,62 @@ def test_a_snapshot_of_another_page_size_is_put_in_place_by_recovery(
             assert replica.steps("app.db") == 5
         assert replica.path("app.db").read_bytes() == new.body()
         assert list((tmp_path / "data" / "lost").iterdir())
+
+    run(scenario)
+
+
+def test_a_database_that_could_not_be_shown_waits_for_recovery(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        primary = source(seed=38)
+        stepped(primary, 3)
+
+        async def fail(name: str) -> None:
+            raise LiteFSError("no answer from the fs process")
+
+        replica = Replica(tmp_path / "data")
+        replica.sink._on_ready = fail
+        await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+        with pytest.raises(LiteFSError, match="no answer"):
+            await replica.sink.snapshot_end("app.db", primary.position)
+        assert len(replica.recoveries) == 1
+        inode = replica.path("app.db").stat().st_ino
+        with pytest.raises(LiteFSError, match="could not be shown"):
+            await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+        assert replica.path("app.db").stat().st_ino == inode
+        await replica.sink.close()
+        recover(replica.data.database_dir("app.db"))
+        async with running(tmp_path / "data") as replica:
+            assert replica.sink.positions() == {"app.db": primary.position}
+            await replica.sink.records("app.db", stepped(primary, 2))
+
+    run(scenario)
+
+
+def test_a_close_that_cannot_wait_leaves_files_to_the_thread_that_works_with_them(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    real = WalAppend.add
+
+    def slow(append: WalAppend, *arguments: Any) -> None:
+        began.set()
+        assert go_on.wait(20)
+        real(append, *arguments)
+
+    async def scenario() -> None:
+        primary = source(seed=39)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            await sink.records("app.db", stepped(primary, 2))
+            monkeypatch.setattr(WalAppend, "add", slow)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sink.records, "app.db", stepped(primary, 1))
+                await trio.to_thread.run_sync(began.wait, 10)
+                with trio.move_on_after(0.2) as scope:
+                    await sink.close()
+                assert scope.cancelled_caught
+                go_on.set()
+            assert sink.positions() == {"app.db": primary.position}
+            assert replica.steps("app.db") == 3
 
     run(scenario)
