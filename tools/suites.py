@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ def run_suite(python: Path, suite: Suite, place: Place, quick: bool) -> Run:
     temporary.mkdir(exist_ok=True)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-        **suite.environment,
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(place.private / "hypothesis"),
         "TMPDIR": str(temporary),
         "PYTHONPATH": str(place.private),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -170,26 +170,24 @@ def differing_databases(primary: Node, replica: Node) -> list[str]:
                 wait_equal(primary, replica, name, CONVERGE_SECONDS)
                 pages_equal(primary, replica, name)
         except (AssertionError, ClientError) as error:
-            problems.append(str(error).splitlines()[0])
+            problems.append(f"  {str(error).splitlines()[0]}")
     return problems
 
 
-def compare(native: Run, mount: Run) -> list[str]:
-    """One line for each test whose outcome differs."""
-    lines = []
+def compare(native: Run, mount: Run, explained: Mapping[str, str]) -> Iterator[tuple[bool, str]]:
+    """For each test whose outcome differs, whether that has a known reason, and a line that tells it."""
     for test in sorted(native.outcomes.keys() | mount.outcomes.keys()):
         one = native.outcomes.get(test, ("not run", ""))
         other = mount.outcomes.get(test, ("not run", ""))
         if one[0] != other[0]:
-            detail = (other[1] or one[1]).strip().splitlines()
-            lines.append(
-                f"  {test}: native {one[0]}, mount {other[0]}" + (f": {detail[-1]}" if detail else "")
-            )
-    return lines
+            reason = explained.get(test)
+            detail = (other[1] or one[1]).strip().splitlines() or [""]
+            line = f"  {test}: native {one[0]}, mount {other[0]}: "
+            yield reason is not None, line + (f"as explained: {reason}" if reason else detail[-1])
 
 
 def examine(python: Path, suite: Suite, scratch: Path, quick: bool) -> bool:
-    """Run one suite on both sides and print what came out. True if nothing differs."""
+    """Run one suite on both sides and print what came out. True if nothing differs unexplained."""
     root = scratch / suite.name
     native = Place(BUILD / "sources", root / "native", root / "private-native")
     native.databases.mkdir(parents=True)
@@ -203,7 +201,11 @@ def examine(python: Path, suite: Suite, scratch: Path, quick: bool) -> bool:
         problems = differing_databases(primary, replica)
         alive = primary.process is not None and primary.process.poll() is None
     print(f"{suite.name}: mount  {second.summary()}; {len(census.names)} databases seen", flush=True)
-    problems += compare(first, second)
+    for known, line in compare(first, second, suite.explained):
+        if known:
+            print(line, flush=True)
+        else:
+            problems.append(line)
     if not alive:
         problems.append("  the primary ended")
     if not census.names:

@@ -15,6 +15,7 @@ import json
 import os
 import runpy
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 from typing import Any, TextIO
@@ -109,6 +110,8 @@ def record_pytest(notes: Notes, arguments: list[str]) -> int:
 def main() -> int:
     path, kind, *arguments = sys.argv[1:]
     notes = Notes(path)
+    # Said outright: tempfile passes over a TMPDIR in which it cannot write a plain file.
+    tempfile.tempdir = os.environ["TMPDIR"]
     if kind == "pytest":
         return record_pytest(notes, arguments)
     record_unittest(notes, arguments[0], arguments[1:], apart=kind == "unittest-apart")
