@@ -139,7 +139,7 @@ class Follower:
     def _database_failed(self, error: DatabaseFailed) -> float:
         """Tell of it; returns the seconds until it is tried again."""
         self._failed.add(error.name)
-        if isinstance(error.cause, ChecksumMismatch | NotSupported):
+        if isinstance(error.cause, FormatError | NotSupported):
             # Asking again from the same position would bring the same record: ask for a snapshot instead.
             self._distrusted.add(error.name)
         backoff = self._delays.setdefault(error.name, Backoff(DATABASE_DELAY, first=DATABASE_FIRST_DELAY))

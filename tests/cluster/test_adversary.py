@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -181,3 +182,59 @@ def test_a_wal_index_cut_by_a_client_does_not_end_the_replica(
     wait_equal(primary, replica, "app.db")
     assert reader.call("execute", statement="SELECT a FROM t") == [["row"], ["later"]]
     pages_equal(primary, replica, "app.db")
+
+
+def restarted(node: Node, when: Callable[[], bool], what: str, delay: float) -> None:
+    """Kill both processes of a node ``delay`` seconds after ``when`` holds, and start it again."""
+    wait_until(when, 20, what, 0.005)
+    time.sleep(delay)
+    node.kill("both")
+    node.start()
+
+
+def test_a_replica_killed_within_snapshot_big_record_and_replacement_converges(
+    make_node: Callable[..., Node], make_client: MakeClient
+) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    primary = make_node("primary").start()
+    client = filled(make_client, primary, "app.db")
+    numbers = "WITH n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<60)"
+    grow = f"{numbers} INSERT INTO t SELECT zeroblob(1000000) FROM n"
+    client.call("execute", timeout=60, statement=grow)
+    client.call("execute", timeout=60, statement="UPDATE t SET a=randomblob(1000000)")
+    replica = make_node("replica", primary=primary)
+    replica.launch()
+    files = replica.data / "dbs" / "app.db"
+    received = files / "database.tmp"
+    restarted(replica, received.exists, "a snapshot begins", rng.uniform(0, 0.5))
+    wait_equal(primary, replica, "app.db", 60)
+
+    client.call("close")
+    primary.stop()
+    older = primary.root / "older"
+    shutil.copytree(primary.data, older)
+    primary.start()
+    client.call("open", path=primary.path("app.db"))
+    before = sum(path.stat().st_size for path in (files / "log").glob("*.seg"))
+    client.call("execute", timeout=60, statement="UPDATE t SET a=randomblob(1000000)")
+    restarted(
+        replica,
+        lambda: sum(path.stat().st_size for path in (files / "log").glob("*.seg")) > before + 1000,
+        "a big record arrives",
+        rng.uniform(0, 0.3),
+    )
+    wait_equal(primary, replica, "app.db", 60)
+    pages_equal(primary, replica, "app.db")
+
+    client.call("close")
+    primary.stop()
+    shutil.rmtree(primary.data)
+    older.rename(primary.data)
+    primary.start()
+    restarted(replica, received.exists, "a replacement begins", rng.uniform(0, 1))
+    wait_equal(primary, replica, "app.db", 60)
+    pages_equal(primary, replica, "app.db")
+    assert list((replica.data / "lost").rglob("*.seg"))
+    assert replica.stop() == 0

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from litefs.cluster.follow import Backoff, Callbacks, check_primary, follow
-from litefs.errors import ClusterMismatch, LiteFSError, PeerError, ProtocolMismatch
+from litefs.errors import ClusterMismatch, FormatError, LiteFSError, PeerError, ProtocolMismatch
 from litefs.stream.handshake import Hello
 from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
 from litefs.stream.protocols import Identity
@@ -125,6 +125,35 @@ def test_a_checksum_mismatch_leads_to_a_snapshot() -> None:
             await until(replica.sink, lambda: len(replica.sink.snapshots) == 2)
             assert replica.sink.at["a"] == at
             assert replica.sink.pages["a"] == source.pages
+
+    run(main)
+
+
+def test_a_record_that_cannot_be_read_leads_to_a_snapshot() -> None:
+    class Rejecting(MemorySink):
+        refused = 0
+
+        async def records(self, name: str, bodies: Any) -> Any:
+            if bytes(bodies[0][:8]) == b"\x02" + bytes(7) and not self._building:
+                self.refused += 1
+                raise FormatError("record 2: file checksum differs")
+            return await super().records(name, bodies)
+
+    async def main() -> None:
+        source = filled("a")
+        node, replica = FakeNode(MemoryCatalog(source)), Replica()
+        sink = replica.sink = Rejecting()
+        async with serving(node) as url, replica.following(url):
+            await until(sink, lambda: sink.ready_count >= 1)
+            at = source.commit({1: b"x" * 512})
+            node.catalog.notify()
+            await sink.wait_position("a", at)
+            assert sink.refused == 1
+            assert len(sink.snapshots) == 2
+            at = source.commit({1: b"y" * 512})
+            node.catalog.notify()
+            await sink.wait_position("a", at)
+            assert len(sink.snapshots) == 2
 
     run(main)
 
