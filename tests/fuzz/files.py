@@ -30,7 +30,7 @@ from litefs.store.segments import (
 from litefs.store.sums import GRANULE, SumsFile
 from litefs.types import ZERO
 from tests.fuzz.sqlite import resum
-from tests.fuzz.target import Target
+from tests.fuzz.target import Target, exact
 from tests.store.support import Writer
 
 _PAGE = 512
@@ -119,8 +119,8 @@ def _run_log(data: bytes) -> None:
 def _run_sums(data: bytes) -> None:
     """As memory, with any content; then as a file."""
     stopped_inside = len(data) > 16 and data[16] & 1
-    buffer = bytearray(data.ljust(HEADER_SIZE + 64, b"\0"))
-    del buffer[len(buffer) // 8 * 8 :]
+    padded = data.ljust(HEADER_SIZE + 64, b"\0")
+    buffer = exact(padded[: len(padded) // 8 * 8])
     sums = PageSums(buffer)
     try:
         if not stopped_inside:  # readers wait a second for it, see tests/kernels/test_pagesums.py

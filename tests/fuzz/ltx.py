@@ -23,7 +23,7 @@ from litefs.ltx import (
     read_page,
 )
 from litefs.types import CHECKSUM_FLAG
-from tests.fuzz.target import Target
+from tests.fuzz.target import Target, exact
 from tests.kernels.reference_ltx import legacy_frame, seal
 
 _PAGE = 512
@@ -89,7 +89,7 @@ def reseal(data: bytes) -> bytes:
 
 def _whole(data: bytes) -> tuple[Header, list[tuple[int, bytes]]] | str:
     try:
-        found = decode(data)
+        found = decode(exact(data))
     except FormatError as error:
         return str(error)
     size = found.header.page_size
@@ -121,8 +121,8 @@ def _run(data: bytes) -> None:
         assert isinstance(whole, str) == isinstance(streamed, str), f"{whole!r} but {streamed!r}"
         assert isinstance(streamed, str)
         assert "byte" in streamed, streamed
-        for pgno, offset, size in index_of(data)[:_MAX_PAGES]:
-            read_page(data, offset, size, _PAGE, pgno)
+        for pgno, offset, size in index_of(exact(data))[:_MAX_PAGES]:
+            read_page(exact(data[offset : offset + size]), 0, size, _PAGE, pgno)
         raise FormatError(str(whole))
     assert whole == streamed
     header, pages = whole
@@ -133,7 +133,7 @@ def _run(data: bytes) -> None:
 
 
 def _run_index(data: bytes) -> None:
-    entries = parse_index(data, 1000)
+    entries = parse_index(exact(data), 1000)
     assert all(0 < pgno <= 0xFFFFFFFF for pgno, _, _ in entries)
 
 

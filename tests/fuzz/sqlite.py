@@ -15,7 +15,7 @@ from litefs.errors import FormatError
 from litefs.sqlite.header import DatabaseHeader
 from litefs.sqlite.journal import JournalHeader, page_checksum, rollback_plan, super_journal_name
 from litefs.sqlite.wal import FrameHeader, WalHeader
-from tests.fuzz.target import Target
+from tests.fuzz.target import Target, exact
 
 _PAGE = 512
 _FRAME = 24 + _PAGE
@@ -91,7 +91,7 @@ def _answer(cursor: WalCursor, result: int, file: bytes) -> int:
         assert length > 0
         asked += 1
         assert asked <= len(file) // 512 + 8, "the cursor asks on and on"
-        result = cursor.supply(offset, file[offset : offset + length])
+        result = cursor.supply(offset, exact(file[offset : offset + length]))
     return result
 
 
@@ -124,7 +124,7 @@ def _run_wal(data: bytes) -> None:
         step, verdict = script[at], script[at + 1]
         start = 32 + (len(file) - 32) * (verdict & 15) // 15 + (step & 3)
         piece = wal[start : start + 24 + step * 40]
-        _answer(cursor, cursor.propose(start, piece, len(file)), bytes(file))
+        _answer(cursor, cursor.propose(start, exact(piece), len(file)), bytes(file))
         found = cursor.take()
         if found is not None:
             assert len(found.frame_pgnos) // 4 == found.last_frame - found.first_frame + 1
@@ -165,8 +165,7 @@ def reindex(data: bytes) -> bytes:
 
 
 def _run_index(data: bytes) -> None:
-    regions = bytearray(data)
-    regions.extend(bytes(-len(regions) % REGION_SIZE or (REGION_SIZE if not regions else 0)))
+    regions = exact(data.ljust(max(1, -(-len(data) // REGION_SIZE)) * REGION_SIZE, b"\0"))
     index = WalIndex(regions)
     try:
         header = index.header()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import time
@@ -39,6 +40,14 @@ class Target:
     """Pieces that mean something where they are put, for formats made of text."""
     slow: bool = False
     """Works on files: gets fewer rounds."""
+
+
+def exact(data: bytes | bytearray) -> ctypes.Array[ctypes.c_ubyte]:
+    """The same bytes in memory that ends where they end (if there are more than 16).
+
+    Bytes objects and arrays have room behind them, which a kernel could read without a sanitizer's notice.
+    """
+    return (ctypes.c_ubyte * len(data)).from_buffer_copy(data)
 
 
 class Slow(AssertionError):
