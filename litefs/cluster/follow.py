@@ -114,6 +114,12 @@ class Follower:
 
     async def run(self) -> None:
         """Connect, receive, connect again; returns only by cancellation."""
+        try:
+            await self._follow()
+        finally:
+            self._disconnect(None)
+
+    async def _follow(self) -> None:
         while True:
             error: LiteFSError | None = None
             try:

@@ -196,6 +196,7 @@ def test_what_fails_for_lack_of_space_is_tried_again_without_losing_the_node(
             assert replica.errors == [], "the connection was given up for one database"
             sink.full = False
             await sink.wait_position("bad", bad.position())
+        assert replica.errors == [None], "who stops following says so"
         assert "No space left" in caplog.text
 
     with caplog.at_level(logging.WARNING, "litefs.cluster"):
