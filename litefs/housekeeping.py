@@ -33,8 +33,8 @@ REFRESH_LOOKS = 5
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as this process may have: a replica needs about 13 for each database, and
-    the usual soft limit of 1,024 would end it at 80."""
+    """Allow as many open files as this process may have: a replica needs about 15 for each database, and
+    the usual soft limit of 1,024 would end it at 65."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -132,6 +132,7 @@ class Primary:
         """Empty WALs that SQLite could not recover; if clients died on one, have the log rebuild it."""
         for name, failures in list(self._loose.items()):
             if empty_wal(self._mountpoint / name):
+                log.info("%s: emptied a WAL in which SQLite had left commits unsealed", name)
                 del self._loose[name]
                 self._blocked.discard(name)
             else:
