@@ -1,6 +1,6 @@
 """Run kernel tests and fuzz targets on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-    python tools/fuzz_sanitize.py [--seconds S] [--seed N] [--save DIR] [PYTEST_ARGUMENT ...]
+    python tools/fuzz_sanitize.py [--seconds S] [--seed N] [--save DIR] [-- PYTEST_ARGUMENT ...]
 
 The sources are copied to a scratch directory and compiled there; the tree and its kernels stay as they are.
 The interpreter itself is not instrumented: ``PYTHONMALLOC=malloc`` gives every bytes object borders that
@@ -71,7 +71,8 @@ def run(scratch: Path, seconds: float, seed: int, save: Path, arguments: Sequenc
     """The tests, then the seeded fuzzer. Returns the first exit status that is not 0."""
     environment = sanitized_environment(scratch)
     probe = f"import litefs._core.crc64 as m; assert m.__file__.startswith({str(scratch)!r}), m.__file__"
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or TESTS)]
+    # A report is written to the descriptor of stderr, so pytest must not capture that.
+    pytest = ["-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", *(arguments or TESTS)]
     fuzz = [
         "tools/fuzz.py",
         "--unbounded",
