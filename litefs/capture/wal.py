@@ -426,7 +426,8 @@ class WalCapture:
                     f"write to page {pgno} that is no checkpoint while the WAL holds logged frames",
                 )
         # A checkpointer that died before it said how far it came leaves newer images than the next may copy.
-        # They stay: the log may lack them, and every reader of now may see them, or they would not be there. The
+        # They stay: the log may lack them, and every reader of now may see them, or they would not be there.
+        # The
         # kernel caches the older ones until the newest are copied, as they are before SQLite ends this WAL.
         backfilled = [pgno for pgno in older if not self._frames.is_pending(pgno)]
         if not backfilled:
