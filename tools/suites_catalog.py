@@ -160,7 +160,6 @@ SUITES = (
         "sqlite-utils",
         _sqlite_utils,
         seconds=600,
-        temporary_files_there=True,
         explained={
             "tests/test_cli.py::test_query_memory_does_not_create_file": _LISTED,
             "tests/test_wal.py::test_enable_disable_wal": _LISTED,
