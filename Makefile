@@ -1,6 +1,6 @@
 # make test   sets up and runs the whole test suite      make demo   a primary and a replica, live
 # make setup  only sets up                               make bench  speed against native SQLite
-# make soak   the tests with many more random rounds     make clean  removes all that was made here
+# make soak   many more random rounds, then make fuzz    make clean  removes all that was made here
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
@@ -9,10 +9,11 @@ KERNELS := $(wildcard litefs/_core/*.pyx litefs/_core/*.pxd litefs/_core/*.h)
 TEST_SECONDS ?= 1800
 SOAK_ROUNDS ?= 500
 SOAK_SECONDS ?= 28800
+FUZZ_SECONDS ?= 3600
 # SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
 BOUNDED = timeout --foreground --signal=INT --kill-after=60
 
-.PHONY: setup demo test lint bench soak clean
+.PHONY: setup demo test lint bench soak fuzz suites clean
 .DELETE_ON_ERROR:
 
 setup: .build-stamp
@@ -40,8 +41,21 @@ bench: setup
 
 soak: setup
 	LITEFS_SOAK=$(SOAK_ROUNDS) $(BOUNDED) $(SOAK_SECONDS) $(PYTHON) -m pytest --timeout=0 tests/cluster </dev/null
+	$(MAKE) fuzz
+
+# Three times FUZZ_SECONDS. Atheris is no development dependency: some versions of Python have no wheel of it.
+fuzz: setup
+	$(PYTHON) tools/fuzz_sanitize.py --seconds $(FUZZ_SECONDS) </dev/null
+	$(PYTHON) tools/fuzz.py --seconds $(FUZZ_SECONDS) </dev/null
+	if $(PYTHON) -m pip install -q --only-binary :all: "atheris>=2.3" </dev/null; then \
+		$(PYTHON) tools/fuzz.py --engine atheris --seconds $(FUZZ_SECONDS) </dev/null; \
+	else echo "fuzz: no atheris for this Python, left out" >&2; fi
+
+# Third-party test suites on a native directory and on a mount; arguments: SUITES_ARGS="--quick" or names.
+suites: setup
+	$(PYTHON) tools/suites.py $(SUITES_ARGS)
 
 clean:
-	rm -rf .venv .build-stamp build dist wheels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo
+	rm -rf .venv .build-stamp build dist wheels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo .fuzz
 	rm -f litefs/_core/*.so litefs/_core/*.c
 	find litefs tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

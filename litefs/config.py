@@ -282,7 +282,8 @@ def unimplemented_keys(raw: Mapping[str, object]) -> list[str]:
 def split_address(address: str, key: str) -> tuple[str, int]:
     """``HOST:PORT``, ``:PORT`` or ``[V6]:PORT`` as host and port; ``key`` names it in the ConfigError."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    # The length first: a text of thousands of digits is no number for int().
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise ConfigError(f"{key}: expected HOST:PORT, got {address!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -316,6 +317,13 @@ def _validate_directories(mount: str, data: str) -> None:
         raise ConfigError("fuse directory required")
     if not data:
         raise ConfigError("data directory required")
+    for directory in (mount, data):
+        try:
+            usable = b"\0" not in os.fsencode(directory)
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise ConfigError(f"{directory!r} cannot be the name of a directory")
     # By name first: resolving a path inside a mount that hangs would hang too.
     _refuse_overlap(os.path.abspath(mount), os.path.abspath(data))
     _refuse_overlap(_resolve_mount(mount), os.path.realpath(data))

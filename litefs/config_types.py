@@ -19,7 +19,8 @@ _UNITS = {
     "m": Decimal(60),
     "h": Decimal(3600),
 }
-_TERM = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_TERM = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_LONGEST = Decimal((1 << 63) - 1) * _UNITS["ns"]
 _SHELL_OPERATORS = frozenset(";&|<>")
 _MAX_MODE = 0o7777
 
@@ -33,7 +34,7 @@ class Duration(float):
     def parse(cls, text: str) -> Duration:
         """Read the syntax of Go's ``time.ParseDuration``: signed decimals, each with a unit.
 
-        Raises ConfigError if a number has no unit, or the text is no duration.
+        Raises ConfigError if a number has no unit, the text is no duration, or it is too long for Go.
         """
         sign, body = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
         if body == "0":
@@ -46,6 +47,8 @@ class Duration(float):
             end = term.end()
         if not body or end != len(body):
             raise ConfigError(f'{text!r} is not a duration; write number and unit, as in "500ms" or "1m30s"')
+        if total > _LONGEST:
+            raise ConfigError(f"{text[:40]!r} is longer than any duration can be (about 292 years)")
         return cls(float(sign * total))
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ The document is read as nodes, not as Python values, because the type of the fie
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -65,6 +66,8 @@ def decode(text: str, model: type[T], origin: str) -> tuple[T, dict[str, object]
         raise ConfigError(f"{origin}{place}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{origin}: not valid YAML: nested too deeply") from None
     if node is None:
         raise ConfigError(f"{origin}: the file is empty")
     reader = _Reader(origin)
@@ -145,7 +148,11 @@ class _Reader:
                 return text
             if kind is FileMode or kind is Duration:
                 return self._parsed(node, Duration if kind is Duration else FileMode, text, path)
-        value: object = self._constructor.construct_object(node)
+        # A node is of no type that a field can have: it stays one if it is not what its tag or its look says,
+        # as 2001-02-30 is no date. PyYAML lets every kind of error through then.
+        value: object = node
+        with contextlib.suppress(Exception):
+            value = self._constructor.construct_object(node)
         wanted = tuple(kind for kind in choices if isinstance(kind, type))
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
             named = [_NAMES.get(kind, "a mapping or list") for kind in choices if kind is not types.NoneType]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,11 +26,20 @@ log = logging.getLogger("litefs.node")
 LOOK_SECONDS = 0.2
 """Between two looks for commits that nobody published."""
 
-STUCK_LOOKS = 10
+STUCK_LOOKS = 5
 """Looks after which a WAL that cannot be emptied, and that blocks a client, is given up."""
 
 REFRESH_LOOKS = 5
 """Looks between two checks for ``-wal`` and ``-shm`` files that came or went."""
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as this process may have: a replica needs about 15 for each database, and
+    the usual soft limit of 1,024 would end it at 65."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        log.debug("open files: limit raised from %d to %d", soft, hard)
 
 
 class Primary:
@@ -113,7 +123,10 @@ class Primary:
             self._guard.unwatch(name)
         while new:
             name = new.pop()
-            if name not in publishers:
+            if name not in publishers or not maps[name].is_current():
+                publishers.pop(name, None)
+                if (stale := maps.pop(name, None)) is not None:
+                    stale.close()
                 with contextlib.suppress(LiteFSError, OSError):
                     sums = maps[name] = SumsFile(self._data.database_dir(name).sums)
                     publishers[name] = Publisher(self._mountpoint / name, sums)
@@ -123,8 +136,10 @@ class Primary:
             try:
                 if publisher.check():
                     log.info("%s: published a commit that its client had not", name)
-            except OSError as exc:
+            except (LiteFSError, OSError) as exc:
                 log.debug("%s: %s", name, exc)
+            except Exception:
+                log.exception("%s: cannot look for unpublished commits", name)
         self._mend_loose()
         if refresh:
             self._guard.refresh()
@@ -133,6 +148,7 @@ class Primary:
         """Empty WALs that SQLite could not recover; if clients died on one, have the log rebuild it."""
         for name, failures in list(self._loose.items()):
             if empty_wal(self._mountpoint / name):
+                log.info("%s: emptied a WAL in which SQLite had left commits unsealed", name)
                 del self._loose[name]
                 self._blocked.discard(name)
             else:

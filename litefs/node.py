@@ -6,6 +6,7 @@ the follower with its applier (replica).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -23,7 +24,7 @@ from litefs.cluster.lease import StaticLease
 from litefs.config import Config
 from litefs.errors import DatabaseNotFound, LiteFSError, NotPrimary
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
-from litefs.housekeeping import Primary, Retention
+from litefs.housekeeping import Primary, Retention, raise_file_limit
 from litefs.link.channel import Wake
 from litefs.link.messages import (
     FOREVER,
@@ -63,6 +64,9 @@ LAG_SECONDS = 0.25
 WAKE_PACE_SECONDS = 0.001
 """Between two wake-ups by the fs process: under load one serves several commits, a lone one never waits."""
 
+COPIES = 4
+"""Imports and exports that are worked on at a time; more of them wait, and hold up nothing else."""
+
 DETACH_SECONDS = 2.0
 """How long the applier may take to checkpoint and let go of the mount at a stop."""
 
@@ -86,6 +90,7 @@ class Node:
         self._forgotten: dict[str, trio.Event] = {}
         self._ready = trio.Event()
         self._stop = trio.Event()
+        self._copies = trio.CapacityLimiter(COPIES)
         self._signal = signal.SIGTERM
         self._lease = StaticLease(
             candidate=config.lease.candidate,
@@ -216,6 +221,7 @@ class Node:
                 on_database_ready=self._expose,
                 on_drop=self._forget,
                 on_applied=self._applied,
+                on_recovery_needed=self._guard.restart,
             )
             await sink.start()
             self._sink = sink
@@ -378,10 +384,12 @@ class Node:
     def databases(self) -> list[DatabaseInfo]:
         found = []
         for name, source in self._catalog.sources().items():
-            segments = [path.stat() for path in self._data.database_dir(name).log.glob("*.seg")]
             position = source.position()
-            size = sum(status.st_size for status in segments)
-            found.append(DatabaseInfo(name, position, position.txid, len(segments), size))
+            sizes = []
+            for path in self._data.database_dir(name).log.glob("*.seg"):
+                with contextlib.suppress(FileNotFoundError):  # retention was quicker
+                    sizes.append(path.stat().st_size)
+            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes)))
         return found
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
@@ -394,28 +402,25 @@ class Node:
             async with await trio.open_file(scratch, "wb") as file:
                 async for chunk in chunks:
                     await file.write(chunk)
-            await trio.to_thread.run_sync(import_file, scratch, target)
+            await trio.to_thread.run_sync(import_file, scratch, target, limiter=self._copies)
 
     async def export_database(self, name: str) -> Export:
         """A consistent copy of *name*, of any node. Raises DatabaseNotFound."""
         if self._data.database_dir(name).name not in self._catalog.sources():
             raise DatabaseNotFound("database not found")
-        scratch = self._watch.new_scratch()
+        return await trio.to_thread.run_sync(self._export, name, limiter=self._copies)
 
-        async def discard() -> None:
-            scratch.unlink(missing_ok=True)
-
-        try:
-            await trio.to_thread.run_sync(export_file, self._mount / name, scratch)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
-        return Export(scratch, discard)
+    def _export(self, name: str) -> Export:
+        with self._watch.scratch() as scratch:
+            export_file(self._mount / name, scratch)
+            file = scratch.open("rb")
+        return Export(file, os.fstat(file.fileno()).st_size)
 
 
 async def _main(config: Config, command: list[str] | None) -> int:
     data = DataDir(config.data.dir)
     lock_fd = data.lock()
+    raise_file_limit()
     try:
         return await Node(config, data, lock_fd).run(command)
     finally:

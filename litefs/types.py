@@ -9,6 +9,9 @@ from dataclasses import dataclass
 CHECKSUM_FLAG = 1 << 63
 """Bit 63 is set in every LTX checksum, so that 0 can mean "none"."""
 
+MAX_TXID = (1 << 64) - 2
+"""The last transaction there can be: the number after it still fits where the next one is announced."""
+
 _POSITION = re.compile(r"\A([0-9a-f]{16})/([0-9a-f]{16})\n?\Z")
 
 

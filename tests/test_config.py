@@ -127,6 +127,15 @@ def test_plain_scalars_read_as_the_type_of_their_field() -> None:
         ("", "the file is empty"),
         ("# nothing\n", "the file is empty"),
         ("- a", "litefs.yml:1:1"),
+        ("data: " + "[" * 5000, "nested too deeply"),
+        ("fuse: {uid: 2001-02-30}", "litefs.yml:1:13: fuse.uid: expected a whole number"),
+        ("fuse: {uid: !!int x}", "fuse.uid: expected a whole number"),
+        ("fuse: {debug: !!bool x}", "fuse.debug: expected true or false"),
+        ("data: {retention-bytes: !!timestamp x}", "data.retention-bytes: expected a whole number"),
+        ("data: {retention: 999999999999999999h}", "is longer than any duration can be"),
+        (STATIC + 'data: {dir: "/a\\0b"}', "litefs.yml: '/a\\x00b' cannot be the name of a directory"),
+        (STATIC + 'fuse: {dir: "\\ud800"}', "cannot be the name of a directory"),
+        (STATIC + f"http: {{addr: ':{'9' * 5000}'}}", "http.addr: expected HOST:PORT"),
         ("leese: {}", "litefs.yml:1:1: unknown key 'leese'; did you mean 'lease'?"),
         ("data:\n  dri: /x", "litefs.yml:2:3: unknown key 'data.dri'; did you mean 'data.dir'?"),
         ("exec: [{cmd: a, zzz: 1}]", "unknown key 'exec[0].zzz'; known here: cmd, if-candidate"),
@@ -235,7 +244,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert Duration.parse(text) == pytest.approx(seconds, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", "10", "s", "1 s", "1d", "1s2", "--1s", "1e3s", ".s"])
+@pytest.mark.parametrize("text", ["", "10", "s", "1 s", "1d", "1s2", "--1s", "1e3s", "٣s", "9223372037s"])
 def test_wrong_durations(text: str) -> None:
     with pytest.raises(ConfigError):
         Duration.parse(text)

@@ -53,12 +53,14 @@ cdef enum:
 
 
 cdef int _check_pages(Py_buffer* pgnos, Py_buffer* images, uint32_t page_size, uint32_t last) except -1:
-    """Whole pages, numbers ascending from after ``last``, no lock page."""
+    """Whole pages, aligned numbers ascending from after ``last``, no lock page."""
     cdef const uint32_t* numbers = <const uint32_t*>pgnos.buf
     cdef Py_ssize_t i, n = pgnos.len // 4
     cdef uint32_t lock = lock_page(page_size)
     if pgnos.len % 4 or images.len != n * page_size:
         raise ValueError(f"{pgnos.len} bytes of page numbers do not fit {images.len} bytes of {page_size}-byte pages")
+    if n and <size_t>pgnos.buf % 4:
+        raise ValueError("the page numbers are not aligned to 4 bytes")
     for i in range(n):
         if numbers[i] <= last:
             raise ValueError(f"page {numbers[i]} does not follow page {last}")

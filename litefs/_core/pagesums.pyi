@@ -54,7 +54,7 @@ class PageSums:
     def timestamp(self) -> int: ...
     @property
     def formatted(self) -> bool:
-        """Whether the buffer starts with the magic of a sums file."""
+        """Whether the buffer starts with the magic of a sums file and a page size (or 0: not known yet)."""
 
     def format(self, page_size: int) -> None:
         """Write a fresh header (page size 0: not known yet) and zero all checksums."""

@@ -61,9 +61,11 @@ cdef int _check_page_size(Py_ssize_t page_size) except -1:
 
 
 cdef int _check_pgnos(const uint32_t* pgnos, Py_ssize_t n, uint32_t page_size) except -1:
-    """Page numbers ascend strictly from 1 on and skip the lock page."""
+    """Page numbers are aligned, ascend strictly from 1 on and skip the lock page."""
     cdef Py_ssize_t i
     cdef uint32_t last = 0, lock = lock_page(page_size)
+    if n and <size_t>pgnos % 4:
+        raise ValueError("the page numbers are not aligned to 4 bytes")
     for i in range(n):
         if pgnos[i] <= last:
             raise ValueError(f"page {pgnos[i]} does not follow page {last}")
@@ -177,7 +179,11 @@ cdef class PageSums:
 
     @property
     def formatted(self):
-        return (<char*>self.header())[:8] == MAGIC
+        cdef sums_header* h = self.header()
+        cdef uint32_t page_size = get32(h.page_size)
+        return (<char*>h)[:8] == MAGIC and (
+            page_size == 0 or (512 <= page_size <= 65536 and page_size & (page_size - 1) == 0)
+        )
 
     def format(self, uint32_t page_size):
         cdef sums_header* h = self.header()
@@ -413,6 +419,8 @@ cdef class PageSums:
             raise ValueError("the page size is not set")
         if numbers.len % 4 or sums.len != n * 8:
             raise ValueError(f"{numbers.len} bytes of page numbers do not fit {sums.len} bytes of checksums")
+        if n and <size_t>sums.buf % 8:
+            raise ValueError("the checksums are not aligned to 8 bytes")
         _check_pgnos(pgnos, n, page_size)
         if n and pgnos[n - 1] > commit:
             raise ValueError(f"page {pgnos[n - 1]} lies beyond the database's {commit} pages")

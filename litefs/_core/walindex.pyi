@@ -47,7 +47,9 @@ class IndexHeader(NamedTuple):
 
     @classmethod
     def parse(cls, data: Buffer) -> IndexHeader:
-        """Raises ValueError if it is short, not initialised, of another version or the checksum is wrong."""
+        """Raises ValueError if it is short, not initialised, of another version, the checksum is wrong, or
+        the page size (0: none yet) impossible.
+        """
 
 def regions_for(frame: int) -> int:
     """Number of 32 KiB regions an index needs to hold ``frame`` frames (at least 1)."""

@@ -99,8 +99,10 @@ class IndexHeader(NamedTuple):
             raise ValueError(f"wal-index header: version {version}, initialised {is_init}")
         if cksum != header_sum(<const uint8_t*>PyBytes_AS_STRING(raw)):
             raise ValueError("wal-index header: wrong checksum")
-        return cls(version, change, is_init, big, 65536 if size == 1 else size, mx_frame, n_page, (f1, f2),
-                   _SALTS.unpack_from(raw, 32), cksum)
+        size = 65536 if size == 1 else size
+        if size and not is_page_size(size):  # 0: as SQLite leaves it for an empty WAL without a header
+            raise ValueError(f"wal-index header: page size {size}")
+        return cls(version, change, is_init, big, size, mx_frame, n_page, (f1, f2), _SALTS.unpack_from(raw, 32), cksum)
 
 
 cdef inline int64_t region_of(int64_t frame) noexcept nogil:
@@ -312,6 +314,7 @@ cdef class WalIndex:
         cdef int result
         if view.n % 4 or first_frame < 1:
             raise ValueError(f"{view.n} bytes of page numbers from frame {first_frame}")
+        self.check(first_frame)  # by itself: the sum could overflow
         self.check(first_frame + n - 1)
         if n > GIL_FRAMES:
             with nogil:
@@ -340,11 +343,12 @@ cdef class WalIndex:
         return result
 
     def newest(self, int64_t max_frame, int64_t min_frame=1):
-        cdef int64_t n = max_frame - max(min_frame, 1) + 1, i, first = max(min_frame, 1)
+        cdef int64_t n, i, first = max(min_frame, 1)
         cdef uint64_t* keys
         self.check(max_frame)
-        if n <= 0:
+        if max_frame < first:
             return b"", b""
+        n = max_frame - first + 1
         keys = <uint64_t*>malloc(n * sizeof(uint64_t))
         if keys == NULL:
             raise MemoryError

@@ -93,12 +93,23 @@ class Applier:
         return self._checkpointer.pending if self._checkpointer is not None else 0
 
     @property
+    def is_behind(self) -> bool:
+        """Whether the log holds what readers cannot see yet, because a call failed half way: ``attach``
+        again."""
+        return self._database.log.tip != self._database.position
+
+    @property
+    def needs_recovery(self) -> bool:
+        """Whether only recovery, with no mount serving, can help."""
+        return self._failed is not None
+
+    @property
     def has_unsynced(self) -> bool:
         """Whether the log holds records that were not synced yet."""
         return self._unsynced_since is not None
 
     def check_usable(self) -> None:
-        """Raises LiteFSError if only recovery can help: a snapshot was installed in part."""
+        """Raises LiteFSError if only recovery can help: a snapshot waits to be put in place."""
         if self._failed is not None:
             raise LiteFSError(self._failed)
 
@@ -115,7 +126,7 @@ class Applier:
             self._checkpointer = Checkpointer(self._writer, self.sync_log, self._policy)
             # What an earlier attachment left in the WAL counts as of now.
             self._checkpointer.applied(self._database.position.txid)
-        if self._database.log.tip != self._database.position:
+        if self.is_behind:
             self._catch_up()
 
     def apply(self, bodies: Sequence[Buffer]) -> Position:
@@ -198,7 +209,8 @@ class Applier:
 
     def _make_room(self, pages: int) -> None:
         if pages > self._room:
-            self._room = self._database.sums_file.ensure(pages)
+            with self._closing:  # the map may move under ``sync_database``
+                self._room = self._database.sums_file.ensure(pages)
 
     def _append(self, body: Buffer, header: Header, post: int) -> None:
         self._database.log.append(body, header.max_txid, post)
@@ -268,17 +280,26 @@ class Applier:
         readers.
 
         The log that ends here is set aside under ``lost/`` before: some of it may be unknown to the
-        primary. Raises NotSupported for another page size, FormatError, OSError. If it fails half way,
-        every later call raises LiteFSError; recovery then completes it from what was received.
+        primary. Raises FormatError, OSError; then this database is as before, unless ``needs_recovery`` is
+        true: every later call raises LiteFSError then, and recovery completes the change from what was
+        received. A snapshot of another page size always ends so, since no open connection could follow it.
         """
         try:
             self._seal(target)
         except BaseException:
             target.abort()
             raise
-        self._failed = f"{self.dir.name}: a snapshot was installed only in part; restart the node"
+        if target.page_size != self._database.page_size:
+            self._failed = f"{self.dir.name}: page size becomes {target.page_size}, which takes a recovery"
+            target.close()
+            self.check_usable()
         try:
             self._write_pages(target.differing(self._database.sums), target.commit)
+        except BaseException:
+            target.abort()  # no reader saw anything of it
+            raise
+        self._failed = f"{self.dir.name}: a snapshot was put in place only in part, which takes a recovery"
+        try:
             with self._closing:
                 target.rebase_log(self._database.sums_file, self._database.log).close()
                 self._database.close()
@@ -290,16 +311,16 @@ class Applier:
         self._received, self._room = target, 0
         if self._checkpointer is not None:
             self._checkpointer.rebase(self._database.position.txid)
-        self.checkpoint()
-        self.sync_database()
+        try:
+            self.checkpoint()
+            self.sync_database()
+        except (OSError, LiteFSError) as error:
+            log.warning("%s: checkpoint failed, a later one follows: %s", self.dir.name, error)
 
     def _seal(self, target: SnapshotTarget) -> None:
         """All that can be refused before a snapshot takes this database's place."""
-        if target.page_size != self._database.page_size:
-            raise NotSupported(
-                f"{self.dir.name}: page size changes from {self._database.page_size} to {target.page_size}"
-            )
         self.attach()
+        self._make_room(target.commit)
         kept = keep_diverged(self.dir, 0, "diverged")
         log.warning(
             "%s: %s gives way to %s; its log was kept in %s",
@@ -333,14 +354,20 @@ class Applier:
             self._checkpointer.applied(self._database.position.txid)
 
     def _maintain(self) -> None:
-        """After a batch: sync the log if that is due, checkpoint if that is."""
+        """After a batch: sync the log if that is due, checkpoint if that is.
+
+        The batch is applied, so a checkpoint that fails is no failure of it: the WAL grows meanwhile.
+        """
         if (
             self._unsynced_since is not None
             and time.monotonic() - self._unsynced_since >= self._sync_interval
         ):
             self.sync_log()
         if self._checkpointer is not None:
-            self._checkpointer.maybe_run()
+            try:
+                self._checkpointer.maybe_run()
+            except (OSError, LiteFSError) as error:
+                log.warning("%s: checkpoint failed, a later one follows: %s", self.dir.name, error)
 
     def sync_log(self) -> None:
         """Make the log durable. Raises LogSyncFailed."""

@@ -103,6 +103,7 @@ class Checkpointer:
         """
         if self._writer.frames < self._next_attempt:
             return False
+        self._next_attempt = self._writer.frames + self.policy.start_frames  # if it fails
         complete = self.run()
         self._next_attempt = self._writer.frames + self.policy.retry_frames
         size = self._writer.frames * self._writer.frame_size
@@ -125,7 +126,6 @@ class Checkpointer:
             return True
         if not writer.may_checkpoint():
             return False
-        self._before_write()
         with (
             locks.exclusive(writer.shm.fd, SHM_CKPT, timeout=_LOCK_TIMEOUT),
             locks.exclusive(writer.shm.fd, SHM_WRITE, timeout=_LOCK_TIMEOUT),
@@ -161,6 +161,7 @@ class Checkpointer:
         if not locks.try_exclusive(writer.shm.fd, SHM_READ0):
             return False
         try:
+            self._before_write()
             index.backfill_attempted = safe
             pgnos, frames = (array("I", part) for part in index.newest(safe, index.backfill + 1))
             self._copy(pgnos, frames)

@@ -33,6 +33,8 @@ class Publisher:
     def __init__(self, path: Path, sums: SumsFile) -> None:
         self.path = path
         self._sums = sums
+        self._announced = (0, 0, 0)
+        """Salts and frames last seen announced as a whole: no look is needed before that changes."""
 
     def check(self) -> bool:
         """Publish what was left unpublished. True if something was.
@@ -40,10 +42,17 @@ class Publisher:
         False also while a client holds WAL_WRITE: it is in the middle of a commit, or will be found killed
         at the next call. Raises OSError.
         """
-        if self._sums.sums.wal()[2] == 0:
+        logged = self._sums.sums.wal()
+        if logged[2] == 0 or logged == self._announced:
             return False
         with self._open() as (fd, index):
-            if index is None or not self._is_behind(index) or not locks.try_exclusive(fd, SHM_WRITE):
+            if index is None:
+                return False
+            if not self._is_behind(index):
+                if index.header() is not None:
+                    self._announced = logged
+                return False
+            if not locks.try_exclusive(fd, SHM_WRITE):
                 return False
             try:
                 # What was seen before the lock may have been a commit on its way.
@@ -69,8 +78,9 @@ class Publisher:
                 return
             try:
                 view = map_shared(fd, REGION_SIZE)
-            except OSError as error:
-                if error.errno != errno.EFAULT:  # truncated by a client that is alone and rebuilds it
+            except (OSError, ValueError) as error:
+                # A client that is alone truncates the file and rebuilds it: seen before or after the map.
+                if isinstance(error, OSError) and error.errno != errno.EFAULT:
                     raise
                 yield fd, None
                 return

@@ -52,6 +52,10 @@ class _State:
     directory: DatabaseDir
     applier: Applier | None = None
     target: SnapshotTarget | None = None
+    broken: str | None = None
+    """Why nothing can be applied here before the next recovery."""
+    complaint: str = ""
+    """What was last said about its checkpoints."""
     lock: trio.Lock = field(default_factory=trio.Lock)
 
 
@@ -70,6 +74,7 @@ class ReplicaSink:
         on_database_ready: Callable[[str], Awaitable[None]],
         on_drop: Callable[[str], Awaitable[None]] | None = None,
         on_applied: Callable[[str, Position], None] | None = None,
+        on_recovery_needed: Callable[[str], None] | None = None,
         locate: Callable[[str], Path] | None = None,
         sync_interval: float = SYNC_INTERVAL,
         policy: CheckpointPolicy | None = None,
@@ -77,13 +82,15 @@ class ReplicaSink:
         """``on_database_ready(name)``: a database was installed in the data directory and has a WAL; the
         mount shows it when this returns. ``on_drop(name)``: a database was removed on the primary; when this
         returns the mount shows it no more. ``on_applied(name, position)`` follows every change, on the trio
-        thread; ZERO: it is gone. ``locate(name)``: the path by which clients reach a database, unless it is
-        ``mountpoint / name``.
+        thread; ZERO: it is gone. ``on_recovery_needed(reason)``: the mount must end and recovery run, which
+        puts in place what waits for it; told once per case. ``locate(name)``: the path by which clients reach
+        a database, unless it is ``mountpoint / name``.
         """
         self._datadir = datadir
         self._on_ready = on_database_ready
         self._on_drop = on_drop or _nothing
         self._on_applied = on_applied
+        self._on_recovery_needed = on_recovery_needed
         self._locate = locate or (lambda name: mountpoint / name)
         self._sync_interval = sync_interval
         self._policy = policy
@@ -98,12 +105,17 @@ class ReplicaSink:
         """Open the databases of the data directory, which was recovered, and attach to each on the mount.
 
         Attaching creates a WAL where there is none, without which a WAL database cannot be opened
-        read-only. Raises LogCorrupt, OSError.
+        read-only. A database that cannot be opened is left alone, and named. Raises OSError.
         """
         for name in await self._thread(self._datadir.names):
             state = self._state(name)
             if await self._thread(list_segments, state.directory.log):
-                applier = await self._thread(self._open, state.directory)
+                try:
+                    applier = await self._thread(self._open, state.directory)
+                except LiteFSError as error:
+                    state.broken = f"{name}: cannot be applied to before a recovery: {error}"
+                    log.error("%s", state.broken)
+                    continue
                 if applier.position == ZERO:  # its first transaction was refused
                     applier.close()
                     continue
@@ -123,14 +135,24 @@ class ReplicaSink:
             for name, state in list(self._states.items()):
                 try:
                     await self._keep(state, durable=tick % DURABLE_EVERY == 0)
+                    state.complaint = ""
                 except (OSError, LiteFSError) as error:
                     # Whoever applies the next record meets the same trouble, and has someone to tell.
-                    log.warning("%s: checkpoint failed: %s", name, error)
+                    if str(error) != state.complaint:
+                        state.complaint = str(error)
+                        log.warning("%s: checkpoint failed, it is tried again: %s", name, error)
+                except Exception:
+                    log.exception("%s: unexpected error in a checkpoint", name)
 
     async def _keep(self, state: _State, *, durable: bool) -> None:
         applier = state.applier
         if applier is None:
             return
+        if applier.is_behind and not applier.needs_recovery and not state.lock.locked():
+            # A full disk, say, came between its log and its readers; perhaps no other record follows.
+            async with state.lock:
+                await self._thread(applier.attach)
+            self._applied(state.directory.name, applier.position)
         idle = time.monotonic() - applier.last_used > IDLE
         if idle and not state.lock.locked() and (applier.pending_frames or applier.has_unsynced):
             async with state.lock:
@@ -152,6 +174,7 @@ class ReplicaSink:
         async with state.lock:
             if state.target is not None:
                 return await self._thread(_lay_records, state.target, bodies)
+            _check(state)
             if state.applier is None:
                 return await self._first_records(state, bodies)
             position = await self._thread(state.applier.apply, bodies)
@@ -165,8 +188,7 @@ class ReplicaSink:
         state = self._state(name)
         async with state.lock:
             await self._abort(state)
-            if state.applier is not None:
-                state.applier.check_usable()
+            _check(state)
             state.target = await self._thread(
                 SnapshotTarget, state.directory, page_size, commit, at, timestamp
             )
@@ -192,7 +214,7 @@ class ReplicaSink:
             if state.applier is None:
                 await self._install(state, target)
             else:
-                await self._thread(state.applier.replace, target)
+                await self._replace(state.applier, target)
         self._applied(name, position)
 
     async def snapshot_abort(self, name: str) -> None:
@@ -225,7 +247,12 @@ class ReplicaSink:
         self._applied(name, ZERO)
 
     def primary_time(self, timestamp_ms: int) -> None:
-        """All that the primary had committed at this time of its clock has been applied here."""
+        """All that the primary had committed at this time of its clock has been applied here.
+
+        Passed over while a database's readers cannot see all that its log holds.
+        """
+        if any(state.applier is not None and state.applier.is_behind for state in self._states.values()):
+            return
         self.primary_time_ms = timestamp_ms
 
     def ready(self) -> None:
@@ -244,6 +271,10 @@ class ReplicaSink:
         finally:
             with trio.CancelScope(shield=True):
                 for state in self._states.values():
+                    if state.lock.locked():
+                        # Given up by a stop that could not wait: a thread still works with these files, and
+                        # a descriptor closed under it might be another file's by then. The process ends.
+                        continue
                     applier, state.applier = state.applier, None
                     if applier is not None:
                         await self._thread(applier.close)
@@ -293,9 +324,27 @@ class ReplicaSink:
     async def _install(self, state: _State, target: SnapshotTarget) -> None:
         """Put a received database in place, have the mount show it, and attach to it."""
         await self._thread(_put_in_place, state.directory, target)
-        await self._on_ready(state.directory.name)
-        state.applier = await self._thread(self._open, state.directory)
+        try:
+            await self._on_ready(state.directory.name)
+            state.applier = await self._thread(self._open, state.directory)
+        except (OSError, LiteFSError) as error:
+            # It lies where the mount may show it already: nothing may take its place beneath clients.
+            state.broken = f"{state.directory.name}: installed, but it could not be shown: {error}"
+            self._need_recovery(state.broken)
+            raise
         await self._thread(state.applier.attach)
+
+    async def _replace(self, applier: Applier, target: SnapshotTarget) -> None:
+        try:
+            await self._thread(applier.replace, target)
+        except (OSError, LiteFSError) as error:
+            if applier.needs_recovery:
+                self._need_recovery(str(error))
+            raise
+
+    def _need_recovery(self, reason: str) -> None:
+        if self._on_recovery_needed is not None:
+            self._on_recovery_needed(reason)
 
     async def _abort(self, state: _State) -> None:
         if state.target is not None:
@@ -312,6 +361,14 @@ class ReplicaSink:
 
 async def _nothing(name: str) -> None:
     """Nobody shows the database."""
+
+
+def _check(state: _State) -> None:
+    """Raises LiteFSError if nothing can be applied here before a recovery."""
+    if state.broken is not None:
+        raise LiteFSError(state.broken)
+    if state.applier is not None:
+        state.applier.check_usable()
 
 
 def _target(state: _State) -> SnapshotTarget:

@@ -45,8 +45,10 @@ class WalCapture:
         """The last transaction at which the database file held every page; it never falls behind that."""
         self._size = 0
         self._secured = 0
-        self._unsealed = 0
+        self._unsealed = self._unsealed_before = 0
         """Last frame of a commit that was logged before SQLite sealed its headers; 0: none."""
+        self._outdated: set[int] = set()
+        """Pages that the kernel caches older than the database file has them; see checkpoint_write."""
         self._loose = 0
         """Logged frames of a WAL whose chain SQLite broke: from here on commits are found by position."""
 
@@ -59,6 +61,11 @@ class WalCapture:
     def pending(self) -> int:
         """Pages whose newest logged image is not in the database file."""
         return self._frames.pending
+
+    @property
+    def _unfinished(self) -> bool:
+        """Whether ending this WAL would lose sight of a logged page."""
+        return self._frames.pending > 0 or bool(self._outdated)
 
     # -- the WAL file ------------------------------------------------------------------------------
 
@@ -101,7 +108,7 @@ class WalCapture:
         """Cut the WAL to *size* bytes (0: checkpoint TRUNCATE; otherwise journal_size_limit)."""
         cursor = self._cursor
         if cursor.active and size < self._tip_offset:
-            if self.pending:
+            if self._unfinished:
                 raise self._unpublished("truncation below frames that are in the log")
             if size >= WAL_HEADER_SIZE and self._frames.frames:
                 raise Refused(
@@ -117,7 +124,7 @@ class WalCapture:
 
         Raises Refused while it holds the only copy of a logged page (SQLite ignores that).
         """
-        if self.pending:
+        if self._unfinished:
             raise self._unpublished("unlink of a WAL with pages that are not in the database file")
         self._forget()
         self._size = self._secured = 0
@@ -132,6 +139,7 @@ class WalCapture:
         self._frames.clear()
         self.complete_txid = self._db.position.txid
         self._unsealed = self._loose = 0
+        self._outdated.clear()
         self._db.sums.set_wal(0, 0, 0)
 
     def _write_header(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
@@ -140,7 +148,7 @@ class WalCapture:
         new = bytearray(old.ljust(WAL_HEADER_SIZE, b"\0"))
         new[offset : offset + len(head)] = head
         if bytes(new) != old or not self._cursor.active:
-            if self.pending:
+            if self._unfinished:
                 raise self._unpublished("new header over a WAL with pages that are not in the database file")
             self._lay(fd, offset, head)
             self._forget()
@@ -312,14 +320,27 @@ class WalCapture:
             if len(inside) == len(data):
                 return None
             return self.write(fd, tip, data[len(inside) :])
-        if self._unsealed:  # SQLite goes on: what is not sealed now stays so
-            self._loose, self._unsealed = self._unsealed, 0
-            self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, 0)
-            self._watcher.loose(self._name)
+        if self._unsealed:
+            self._give_up_seal()
         self._lay(fd, offset, data)
         salts = self._cursor.salt1.to_bytes(4, "big") + self._cursor.salt2.to_bytes(4, "big")
         end = offset + len(data)
         return self._log_by_position(fd, end) if completes_commit(fd, end, self._frame_size, salts) else None
+
+    def look_at_seal(self) -> None:
+        """Called now and then:
+
+        a commit that was unsealed at the last look too will stay so, its client is dead.
+        """
+        if self._unsealed and self._unsealed == self._unsealed_before:
+            self._give_up_seal()
+        self._unsealed_before = self._unsealed
+
+    def _give_up_seal(self) -> None:
+        """SQLite went on, or died: what is not sealed now stays so."""
+        self._loose, self._unsealed = self._unsealed, 0
+        self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, 0)
+        self._watcher.loose(self._name)
 
     def _seal(self, fd: int, offset: int, data: bytes) -> None:
         """SQLite seals a frame of the commit that is logged; with the last one the chain is whole again."""
@@ -406,6 +427,8 @@ class WalCapture:
                 )
         # A checkpointer that died before it said how far it came leaves newer images than the next may copy.
         # They stay: the log may lack them, and every reader of now may see them, or they would not be there.
+        # The
+        # kernel caches the older ones until the newest are copied, as they are before SQLite ends this WAL.
         backfilled = [pgno for pgno in older if not self._frames.is_pending(pgno)]
         if not backfilled:
             fileops.pwrite_all(fd, data, offset)
@@ -413,6 +436,8 @@ class WalCapture:
             start = max(offset, (pgno - 1) * page_size)
             if pgno not in backfilled:
                 fileops.pwrite_all(fd, data[start - offset : pgno * page_size - offset], start)
+        self._outdated.update(backfilled)
+        self._outdated.difference_update(newest)
         for pgno in newest:
             self._frames.backfilled(pgno)
         if not self.pending:

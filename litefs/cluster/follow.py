@@ -16,6 +16,7 @@ from litefs.errors import (
     ClusterMismatch,
     FormatError,
     LiteFSError,
+    NotSupported,
     PeerError,
     ProtocolMismatch,
 )
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 FIRST_DELAY = 0.05
 RECONNECT_DELAY = 1.0
+DATABASE_FIRST_DELAY = 0.2
+DATABASE_DELAY = 30.0
+"""Longest time until a database that failed is tried again (doubled from the first delay on); meanwhile the
+others go on."""
 SLOW_DELAY = 10.0
 """Between attempts that can succeed only after someone changed a configuration."""
 
@@ -45,16 +50,16 @@ class Callbacks:
 
 
 class Backoff:
-    """Delays that double from FIRST_DELAY up to ``limit`` seconds, each shortened by up to half at random."""
+    """Delays that double from ``first`` up to ``limit`` seconds, each shortened by up to half at random."""
 
-    def __init__(self, limit: float, rng: random.Random | None = None) -> None:
+    def __init__(self, limit: float, rng: random.Random | None = None, *, first: float = FIRST_DELAY) -> None:
         self._limit = limit
         self._rng = rng or random.Random()
-        self._next = FIRST_DELAY
+        self._first = self._next = first
 
     def reset(self) -> None:
         """Begin again with the shortest delay."""
-        self._next = FIRST_DELAY
+        self._next = self._first
 
     def delay(self) -> float:
         """Seconds to wait now."""
@@ -100,30 +105,53 @@ class Follower:
         self._read_idle = read_idle
         self._spool_dir = spool_dir
         self._distrusted: set[str] = set()
+        self._delays: dict[str, Backoff] = {}
+        """Of the databases that failed and have not been seen to do well since."""
+        self._failed: set[str] = set()
+        """Databases that failed in the present stream."""
         self._logged = ""
         self._connected = False
 
     async def run(self) -> None:
         """Connect, receive, connect again; returns only by cancellation."""
+        try:
+            await self._follow()
+        finally:
+            self._disconnect(None)
+
+    async def _follow(self) -> None:
         while True:
             error: LiteFSError | None = None
             try:
                 reason = await self._once()
+                if reason is None:
+                    continue  # no change for whoever watches the connection, unless the next attempt fails
                 self._log(logging.INFO, f"the primary ended the stream: {reason}")
             except LiteFSError as caught:
                 error = caught
-                self._note(caught)
-            finally:
-                if self._connected:
-                    self._connected = False
-                    self._callbacks.disconnected(error)
+                self._log(logging.WARNING, f"replication from {self._url}: {error}")
+            except Exception as caught:
+                # a mistake of ours, or the disk's: a node that goes on serving what it has is worth more
+                logger.exception("unexpected error in replication from %s", self._url)
+                error = FormatError(f"unexpected error: {caught!r}")
+            self._disconnect(error)
             await trio.sleep(self._delay(error))
 
-    def _note(self, error: LiteFSError) -> None:
-        self._log(logging.WARNING, f"replication from {self._url}: {error}")
-        if isinstance(error, DatabaseFailed) and isinstance(error.cause, ChecksumMismatch):
+    def _disconnect(self, error: LiteFSError | None) -> None:
+        if self._connected:
+            self._connected = False
+            self._callbacks.disconnected(error)
+
+    def _database_failed(self, error: DatabaseFailed) -> float:
+        """Tell of it; returns the seconds until it is tried again."""
+        self._failed.add(error.name)
+        if isinstance(error.cause, FormatError | NotSupported):
             # Asking again from the same position would bring the same record: ask for a snapshot instead.
             self._distrusted.add(error.name)
+        backoff = self._delays.setdefault(error.name, Backoff(DATABASE_DELAY, first=DATABASE_FIRST_DELAY))
+        delay = backoff.delay()
+        logger.warning("replication from %s: %s; tried again in %.1f s", self._url, error, delay)
+        return delay
 
     def _delay(self, error: LiteFSError | None) -> float:
         lasting = isinstance(error, ClusterMismatch | ProtocolMismatch) or (
@@ -131,13 +159,22 @@ class Follower:
         )
         return SLOW_DELAY * (0.5 + random.random() / 2) if lasting else self._backoff.delay()
 
-    async def _once(self) -> str:
-        receiver = Receiver(self._sink, on_hello=self._hello, on_ready=self._ready, spool_dir=self._spool_dir)
+    async def _once(self) -> str | None:
+        """One stream to its end; returns the primary's reason, None if it was left to try databases again."""
+        self._failed.clear()
+        receiver = Receiver(
+            self._sink,
+            on_hello=self._hello,
+            on_ready=self._ready,
+            on_failed=self._database_failed,
+            spool_dir=self._spool_dir,
+        )
         async with (
             Peer(self._url, read_idle=self._read_idle) as peer,
             peer.stream(self._identity(), self._positions()) as chunks,
         ):
-            return await receiver.run(chunks)
+            reason = await receiver.run(chunks)
+        return None if receiver.left_to_retry else reason
 
     def _positions(self) -> Mapping[str, Position]:
         positions = dict(self._sink.positions())
@@ -147,13 +184,18 @@ class Follower:
 
     def _ready(self) -> None:
         self._backoff.reset()
-        self._distrusted.clear()
+        self._distrusted &= self._failed
+        for name in self._delays.keys() - self._failed:
+            del self._delays[name]
 
     async def _hello(self, hello: Hello) -> None:
         own = self._identity()
         check_primary(own, hello)
         if not own.cluster_id:
-            await self._callbacks.adopt_cluster_id(hello.identity.cluster_id)
+            try:
+                await self._callbacks.adopt_cluster_id(hello.identity.cluster_id)
+            except OSError as error:
+                raise LiteFSError(f"cannot store the cluster id: {error}") from error
         self._connected = True
         self._log(logging.INFO, f"following primary {hello.identity.hostname or self._url}")
         self._callbacks.connected(hello)

@@ -173,7 +173,7 @@ class Databases:
     def create(self, name: str, mode: int) -> FsDatabase:
         """A new, empty database on the primary. Raises InvalidName, OSError."""
         directory = self._data.database_dir(name)
-        os.makedirs(directory.path, exist_ok=True)
+        directory.create()
         os.close(os.open(directory.database, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
         db = FsDatabase(directory)
         try:

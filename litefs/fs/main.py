@@ -70,6 +70,9 @@ SWEEP_SECONDS = 0.05
 synchronous=OFF.
 """
 
+SEAL_SECONDS = 0.3
+"""How long a client may take to seal the frames of a commit, at least."""
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -135,6 +138,7 @@ class FsProcess:
                 nursery.start_soon(session.serve)
                 nursery.start_soon(self._housekeeping, databases)
                 nursery.start_soon(self._sweep, databases)
+                nursery.start_soon(self._look_at_seals, databases)
                 nursery.start_soon(self._flush_link)
                 asked = await self._serve_link(databases, operations, Mounted(session.minor, reports))
                 await databases.sweep()
@@ -242,6 +246,14 @@ class FsProcess:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             await databases.sweep()
+
+    async def _look_at_seals(self, databases: Databases) -> None:
+        """Find commits whose client died before it sealed them (litefs.capture.unsealed)."""
+        while True:
+            await trio.sleep(SEAL_SECONDS)
+            for db in databases:
+                if db.capture is not None and not db.busy:
+                    db.capture.wal.look_at_seal()
 
     async def _housekeeping(self, databases: Databases) -> None:
         """Sync what clients with synchronous=OFF never sync, so that the log can be reaped (I6)."""

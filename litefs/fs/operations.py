@@ -93,6 +93,13 @@ class Operations(Renaming):
         opened = inode.fd < 0
         fd = os.open(inode.backing, os.O_RDWR | os.O_CLOEXEC) if opened else inode.fd
         try:
+            if (
+                inode.kind is Kind.SHM
+                and not from_node
+                and size < os.fstat(fd).st_size
+                and self._is_applied(inode)
+            ):
+                raise FUSEError(errno.EBUSY)
             if inode.kind is Kind.SHM or (from_node and self._role.role is not Role.PRIMARY):
                 os.ftruncate(fd, size)
                 return
@@ -108,6 +115,15 @@ class Operations(Renaming):
         finally:
             if opened:
                 os.close(fd)
+
+    def _is_applied(self, shm: Inode) -> bool:
+        """Whether the node process, as a replica, has a wal-index mapped: to cut it would kill that process.
+
+        SQLite never does, since the node process holds DMS shared.
+        """
+        return self._role.role is not Role.PRIMARY and any(
+            handle.inode is shm and handle.from_node for handle in self._handles.values()
+        )
 
     def _capture(self, db: FsDatabase) -> DatabaseCapture:
         if db.removed:

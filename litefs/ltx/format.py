@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from litefs._core import pagedecode
 from litefs.errors import ChecksumMismatch, FormatError
-from litefs.types import CHECKSUM_FLAG
+from litefs.types import CHECKSUM_FLAG, MAX_TXID
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -119,6 +119,8 @@ class Header:
             raise FormatError("transactions start from 0 instead of 1 (at byte 16)")
         if self.max_txid < self.min_txid:
             raise FormatError(f"transactions {self.min_txid} to {self.max_txid} go backwards (at byte 24)")
+        if self.max_txid > MAX_TXID:
+            raise FormatError(f"no transaction could follow transaction {self.max_txid} (at byte 24)")
         self._validate_pre_apply()
         if self.wal_offset < 0 or self.wal_size < 0:
             raise FormatError("negative WAL offset or size (at byte 48)")
@@ -172,7 +174,8 @@ def index_span(tail: Buffer, size: int) -> tuple[int, int]:
     length = int.from_bytes(memoryview(tail)[:INDEX_LENGTH_SIZE], "big")
     end = size - TRAILER_SIZE - INDEX_LENGTH_SIZE
     if size < _MIN_RECORD_SIZE or not 1 <= length <= end - HEADER_SIZE - 6:
-        raise FormatError(f"a page index of {length} bytes cannot be in a record of {size} (at byte {end})")
+        place = f"at byte {max(end, 0)}"
+        raise FormatError(f"a page index of {length} bytes cannot be in a record of {size} ({place})")
     return end - length, length
 
 

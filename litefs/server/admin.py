@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from types import TracebackType
-from typing import IO
 
 import trio
 from quart import Response, request
@@ -22,8 +21,7 @@ class ExportBody(ResponseBody):
     """Streams an exported copy and discards it, also when the client goes away."""
 
     def __init__(self, export: Export) -> None:
-        self._export = export
-        self._file: IO[bytes] | None = None
+        self._file = export.file
 
     async def __aenter__(self) -> ExportBody:
         return self
@@ -31,17 +29,12 @@ class ExportBody(ResponseBody):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-        with trio.CancelScope(shield=True):
-            await self._export.discard()
+        self._file.close()
 
     def __aiter__(self) -> ExportBody:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._file is None:
-            self._file = await trio.to_thread.run_sync(self._export.path.open, "rb")
         data = await trio.to_thread.run_sync(self._file.read, EXPORT_CHUNK)
         if not data:
             raise StopAsyncIteration
@@ -85,7 +78,7 @@ def register(app: LiteFSApp, node: NodeView) -> None:
     async def export() -> Response:
         copy = await node.export_database(_name())
         response = Response(ExportBody(copy), content_type="application/octet-stream")
-        response.content_length = (await trio.Path(copy.path).stat()).st_size
+        response.content_length = copy.size
         return response
 
     @app.get("/", provide_automatic_options=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -126,12 +127,17 @@ def _handle_errors(app: LiteFSApp) -> None:
             return answer(error, "method not allowed", 405)
         return answer(error, error.description or error.name, error.code or 500)
 
+    async def disk(error: OSError) -> Response:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return answer(LiteFSError(), error.strerror or str(error), 507 if full else 500)
+
     async def unexpected(error: Exception) -> Response:
         return answer(error, f"internal error: {error}", 500)
 
     handlers: tuple[tuple[type[Exception], Callable[[Any], Awaitable[Response]]], ...] = (
         (LiteFSError, expected),
         (HTTPException, http),
+        (OSError, disk),
         (Exception, unexpected),
     )
     for kind, handler in handlers:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from litefs.stream.protocols import Catalog, Identity
 from litefs.types import Position
@@ -24,10 +23,11 @@ class DatabaseInfo:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A consistent copy of a database; ``discard`` removes it and is called exactly once."""
+    """A consistent copy of a database, ``size`` bytes in a file without a name: closed, or forgotten with a
+    request that was given up, it is gone."""
 
-    path: Path
-    discard: Callable[[], Awaitable[None]]
+    file: IO[bytes]
+    size: int
 
 
 class NodeView(Protocol):

@@ -24,8 +24,13 @@ def keep_diverged(directory: DatabaseDir, after_txid: int, reason: str) -> Path 
     if not kept:
         return None
     target = directory.lost(reason)
-    for path in kept:
-        fileops.copy_file(path, target / path.name)
+    try:
+        for path in kept:
+            fileops.copy_file(path, target / path.name)
+    except BaseException:
+        # What is tried again on a full disk must not fill it further; the log itself is still there.
+        fileops.remove_tree(target)
+        raise
     return target
 
 

@@ -96,6 +96,13 @@ class SumsFile:
             self._unmap()
             self._map()
 
+    def is_current(self) -> bool:
+        """Whether the path still leads to the mapped file: a database may be removed and made again."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
     def flush(self) -> None:
         """Make all stores so far durable. On Linux msync is a sync of the range of the file; so is this."""
         fileops.fdatasync(self._fd)

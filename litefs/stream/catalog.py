@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -66,6 +67,10 @@ class StoreSource:
     def page_size(self) -> int:
         return self._file.sums.page_size
 
+    def is_current(self) -> bool:
+        """Whether this is still the database of that name; one without a transaction can be removed."""
+        return self.position() != ZERO or self._file.is_current()
+
     def position(self) -> Position:
         txid, checksum, *_ = self._file.sums.snapshot()
         return Position(txid, checksum)
@@ -74,6 +79,10 @@ class StoreSource:
     def current(self) -> bool:
         """False once the files are gone, also if another database has the name."""
         return _inode(self.directory.sums) == self._inode
+
+    def is_at(self, position: Position) -> bool:
+        sums = self._file.sums
+        return sums.txid == position.txid and sums.checksum == position.checksum
 
     def reader(self) -> LogReader:
         return LogReader(self.directory.log)
@@ -85,6 +94,10 @@ class StoreSource:
         """Unmap; senders must have let go."""
         self._file.close()
 
+    def close_unused(self) -> None:
+        """Unmap as soon as no sender refers to this any more."""
+        weakref.finalize(self, self._file.close)
+
 
 class StoreCatalog:
     """The databases of a data directory and their wake-up. Used in one trio run."""
@@ -94,7 +107,6 @@ class StoreCatalog:
         self._datadir = datadir
         self._wakeup = Wakeup()
         self._sources: dict[str, StoreSource] = {}
-        self._retired: list[StoreSource] = []
         self.generation = 0
 
     @property
@@ -120,17 +132,17 @@ class StoreCatalog:
             self._changed()
 
     def rescan(self) -> None:
-        """Take in what the directory holds and was not known, let go what is no longer there."""
+        """Take in what the directory holds and was not known or made anew, let go what is gone."""
         names = self._datadir.names()
         for name, source in list(self._sources.items()):
             if name not in names or not source.current:
                 self.remove(name)
         for name in names:
-            if name not in self._sources:
+            if name not in self._sources or not self._sources[name].is_current():
                 try:
                     self.add(name)
                 except DatabaseNotFound:
-                    continue  # nothing was committed to it yet
+                    self.remove(name)  # nothing was committed to it yet
                 except (FormatError, OSError) as error:
                     logger.warning("%s: not replicated: %s", name, error)
 
@@ -166,16 +178,15 @@ class StoreCatalog:
 
     def close(self) -> None:
         """Unmap everything; no sender may be running."""
-        for source in (*self._sources.values(), *self._retired):
+        for source in self._sources.values():
             source.close()
         self._sources.clear()
-        self._retired.clear()
 
     def _retire(self, name: str) -> bool:
-        """Senders still hold the source until they see the change, so it is unmapped only at the end."""
+        """Senders still hold the source until they see the change."""
         source = self._sources.pop(name, None)
         if source is not None:
-            self._retired.append(source)
+            source.close_unused()
         return source is not None
 
     def _changed(self) -> None:

@@ -32,6 +32,9 @@ TURN_BYTES = 256 << 10
 RETRY_FIRST = 1.0
 RETRY_LAST = 30.0
 """Seconds before a database whose log or pages could not be read is tried again (doubled each time)."""
+STALL_SECONDS = 60.0
+"""A replica that takes nothing of a snapshot for this long loses it: retention may not delete what a snapshot
+needs, and a frozen replica must not fill the primary's disk."""
 
 
 class State(enum.Enum):
@@ -121,6 +124,18 @@ class Feed:
         self._slot_free = trio.Event()
         self._walk: Walk | None = None
         self._end: Position | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether ``turn`` would find nothing to do; among thousands of databases most are so at any time."""
+        return (
+            self.settled
+            and self.state is State.LIVE
+            and self._slot is None
+            and self._big is None
+            and not self._entries
+            and self.source.is_at(self.at)
+        )
 
     async def turn(self) -> bytes | None:
         """The next chunk, at most about ``TURN_BYTES``, or None if there is nothing to send now.
@@ -258,8 +273,8 @@ class Feed:
             self.state = State.TAIL
         except (LiteFSError, OSError) as error:
             logger.warning("%s: the snapshot failed, another one follows: %s", self.source.name, error)
-            if begun:
-                await self._put(encode_snapshot_abort(self.handle, str(error)))
+            if begun:  # in place of pages that still wait: they are for nothing
+                self._slot = encode_snapshot_abort(self.handle, str(error))
             self._restart()
         finally:
             walk.close()
@@ -267,9 +282,12 @@ class Feed:
             self._wake()
 
     async def _put(self, chunk: bytes) -> None:
-        while self._slot is not None:
-            self._slot_free = trio.Event()
-            await self._slot_free.wait()
+        with trio.move_on_after(STALL_SECONDS) as scope:
+            while self._slot is not None:
+                self._slot_free = trio.Event()
+                await self._slot_free.wait()
+        if scope.cancelled_caught:
+            raise LiteFSError(f"the replica took nothing for {STALL_SECONDS:g} s")
         self._slot = chunk
         self._wake()
 

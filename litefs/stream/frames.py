@@ -26,7 +26,7 @@ import enum
 import struct
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from sys import byteorder
 from typing import TypeAlias
 
@@ -122,6 +122,8 @@ class SnapshotPages:
     handle: int
     payload: bytes
     stored: bool
+    where: str = field(default="snapshot pages", compare=False)
+    """Frame and offset in the stream, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +245,9 @@ def unpack_pages(frame: SnapshotPages) -> tuple[bytes, bytes]:
         try:
             images = lz4.block.decompress(images, uncompressed_size=size)
         except lz4.block.LZ4BlockError as error:
-            raise FormatError(f"snapshot pages: {error}") from error
+            raise FormatError(f"{frame.where}: {error}") from error
     if len(images) != size:
-        raise FormatError(f"snapshot pages: {len(images)} bytes of images, expected {size}")
+        raise FormatError(f"{frame.where}: {len(images)} bytes of images, expected {size}")
     return _swapped(frame.payload[PAGES_HEAD.size : start]), images
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from litefs.errors import FormatError, InvalidName, ProtocolMismatch
 from litefs.store.paths import validate_name
 from litefs.stream.protocols import Identity
-from litefs.types import CHECKSUM_FLAG, Position
+from litefs.types import CHECKSUM_FLAG, MAX_TXID, Position
 
 VERSION = 1
 HEADER_STREAM = "LiteFS-Stream"
@@ -136,7 +136,7 @@ def decode_positions(body: bytes) -> dict[str, Position]:
         if name in positions:
             raise FormatError(f"position map: offset {start}: {name!r} occurs twice")
         if (position.txid == 0) != (position.checksum == 0) or (
-            position.txid and not position.checksum & CHECKSUM_FLAG
+            position.txid and not (position.checksum & CHECKSUM_FLAG and position.txid <= MAX_TXID)
         ):
             raise FormatError(f"position map: offset {start}: {position} is not a position")
         positions[name] = position

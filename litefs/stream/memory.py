@@ -71,6 +71,9 @@ class MemorySource:
         self.fail_snapshots = 0
         self._lock = threading.Lock()
 
+    def is_at(self, position: Position) -> bool:
+        return self.position() == position
+
     def position(self) -> Position:
         with self._lock:
             return self._tip()

@@ -38,7 +38,7 @@ from litefs.stream.frames import (
 )
 from litefs.stream.handshake import MAX_NAME, decode_hello, decode_name
 from litefs.stream.protocols import Buffer
-from litefs.types import Position
+from litefs.types import CHECKSUM_FLAG, MAX_TXID, Position
 
 _FLAGS = {
     FrameType.RECORDS: (0, PIECE, PIECE | MORE),
@@ -186,19 +186,28 @@ class Parser:
                 raise FormatError(f"{where}: {size} bytes of images for {count} pages")
             if len(payload) < PAGES_HEAD.size + 4 * count:
                 raise FormatError(f"{where}: {len(payload)} bytes do not hold {count} page numbers")
-            return SnapshotPages(handle, payload, bool(flags & STORED))
+            return SnapshotPages(handle, payload, bool(flags & STORED), where)
         if kind is FrameType.SNAPSHOT_BEGIN:
             page_size, commit, txid, checksum, timestamp = SNAPSHOT_HEAD.unpack(payload)
             if not _is_page_size(page_size) or not commit:
                 raise FormatError(f"{where}: {commit} pages of {page_size} bytes")
-            return SnapshotBegin(handle, page_size, commit, Position(txid, checksum), timestamp)
+            return SnapshotBegin(handle, page_size, commit, _position(txid, checksum, where), timestamp)
         if kind is FrameType.SNAPSHOT_END:
-            return SnapshotEnd(handle, Position(*POSITION.unpack(payload)))
+            txid, checksum = POSITION.unpack(payload)
+            return SnapshotEnd(handle, _position(txid, checksum, where))
         if kind is FrameType.SNAPSHOT_ABORT:
             return SnapshotAbort(handle, payload[:MAX_TEXT].decode(errors="replace"))
         struct.unpack("", payload)
         del self._names[handle]
         return Drop(handle, bool(flags & DELIBERATE))
+
+
+def _position(txid: int, checksum: int, where: str) -> Position:
+    """The position of a snapshot: there is no snapshot of a database without a transaction."""
+    position = Position(txid, checksum)
+    if not 1 <= txid <= MAX_TXID or not checksum & CHECKSUM_FLAG:
+        raise FormatError(f"{where}: {position} is not the position of a snapshot")
+    return position
 
 
 def _is_page_size(size: int) -> bool:

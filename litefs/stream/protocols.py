@@ -95,6 +95,11 @@ class Source(Protocol):
     def position(self) -> Position:
         """The last published position; cheap, and safe while another process commits."""
 
+    def is_at(self, position: Position) -> bool:
+        """Whether that is the last published position. Far cheaper than to ask for it; no, in the middle of
+        a commit, may be wrong.
+        """
+
     def reader(self) -> RecordReader: ...
 
     def snapshot(self) -> Pages:

@@ -2,7 +2,8 @@
 database.
 
 Bytes are parsed as they come and put into one bounded queue per database. A database whose snapshot or apply
-is slow delays the others only when its queue is full; then reading stops, and with it the primary's sender.
+is slow delays the others only when its queue is full; then reading stops, and with it the primary's sender. A
+database that fails is set aside until the stream is begun anew; the others go on.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ QUEUE_BYTES = 4 << 20
 """A database's queue is full beyond this; reading from the network then waits."""
 BATCH_BYTES = 8 << 20
 """At most about this much is handed to one ``Sink.records`` call."""
+QUIET_POLL = 0.1
+"""Seconds between two looks whether the stream may be left for a database that is to be tried again."""
 _FRAME_COST = 256
 """What a small frame counts for, so that empty ones cannot pile up without limit."""
 
@@ -82,6 +85,7 @@ class _Queue:
         self._bytes = 0
         self._lot = trio.lowlevel.ParkingLot()
         self._busy = False
+        self._discarding = False
 
     @property
     def idle(self) -> bool:
@@ -93,6 +97,9 @@ class _Queue:
         self.put_nowait(item, size)
 
     def put_nowait(self, item: _DatabaseFrame, size: int = _FRAME_COST) -> None:
+        if self._discarding:
+            _forget(item)
+            return
         self._items.append((item, size))
         self._bytes += size
         self._lot.unpark_all()
@@ -104,6 +111,12 @@ class _Queue:
             await self._lot.park()
         self._busy = True
         return self._pop()
+
+    def discard(self) -> None:
+        """Nobody takes from here any more: forget what waits and what will come, holding nobody up."""
+        self._discarding, self._busy = True, False
+        while self._items:
+            _forget(self._pop())
 
     def take_more_records(self, bodies: list[Buffer]) -> None:
         """Append the records that already wait to ``bodies``, within one batch."""
@@ -121,39 +134,74 @@ class _Queue:
         return item
 
 
+def _forget(item: _DatabaseFrame) -> None:
+    if isinstance(item, _Barrier):
+        item.arrive()
+
+
 class _Line:
     """One database on its way from the queue into the sink."""
 
-    def __init__(self, name: str, sink: Sink, spool_dir: Path | None, after: trio.Event | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        sink: Sink,
+        spool_dir: Path | None,
+        on_failed: Callable[[DatabaseFailed], None] | None,
+        after: trio.Event | None,
+    ) -> None:
         """``after``: set when the line that had this name before has ended."""
         self.name = name
         self.ended = trio.Event()
         self._after = after
         self.queue = _Queue()
-        self.scope = trio.CancelScope()
+        self.failed = False
+        self._on_failed = on_failed
         self._sink = sink
         self._spool_dir = spool_dir
         self._spool: Spool | None = None
         self._in_snapshot = False
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether a snapshot or a big record has begun and not ended: to be cut off would lose it."""
+        return self._in_snapshot or self._spool is not None
+
     async def run(self) -> None:
-        """Serve the queue until DROP. Raises DatabaseFailed."""
+        """Serve the queue until DROP, or until the sink refuses something. Raises DatabaseFailed if nobody
+        is to be told."""
         try:
             if self._after is not None:
                 await self._after.wait()
-            while True:
-                frame = await self.queue.take()
-                await self._handle(frame)
-                if isinstance(frame, Drop):
-                    return
+            await self._serve()
+        except DatabaseFailed as error:
+            if self._on_failed is None:
+                raise
+            self.failed = True
+            self.queue.discard()
+            self._on_failed(error)
+        finally:
+            self.ended.set()
+
+    async def _serve(self) -> None:
+        try:
+            try:
+                while True:
+                    frame = await self.queue.take()
+                    await self._handle(frame)
+                    if isinstance(frame, Drop):
+                        return
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._break_off()
         except LiteFSError as error:
             raise DatabaseFailed(self.name, error) from error
         except OSError as error:  # a full disk; or the mount's fs process died under the applier
             raise DatabaseFailed(self.name, LiteFSError(f"cannot apply: {error}")) from error
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._break_off()
-            self.ended.set()
+        except Exception as error:
+            # a mistake of ours, met by one database: it must not take the node down, nor pass unseen
+            logger.exception("%s: unexpected error", self.name)
+            raise DatabaseFailed(self.name, LiteFSError(f"unexpected error: {error!r}")) from error
 
     async def _break_off(self) -> None:
         """Forget what was begun: a record in pieces, a snapshot."""
@@ -208,8 +256,10 @@ class Receiver:
     """Runs one stream to its end.
 
     ``on_hello`` is awaited first and may refuse the primary by raising a LiteFSError; ``on_ready`` is called
-    after ``Sink.ready``. ``spool_dir`` takes the temporary files of records beyond 8 MiB (None: the system's
-    default).
+    after ``Sink.ready``. ``on_failed`` is told of a database that the sink refused; it returns in how many
+    seconds the stream is to be left so that it can be begun anew (``left_to_retry``), and until then the
+    other databases go on. Without it the first such refusal ends the stream. ``spool_dir`` takes the
+    temporary files of records beyond 8 MiB (None: the system's default).
     """
 
     def __init__(
@@ -218,11 +268,15 @@ class Receiver:
         *,
         on_hello: Callable[[Hello], Awaitable[None]] | None = None,
         on_ready: Callable[[], None] | None = None,
+        on_failed: Callable[[DatabaseFailed], float] | None = None,
         spool_dir: Path | None = None,
     ) -> None:
         self._sink = sink
         self._on_hello = on_hello
         self._on_ready = on_ready
+        self._on_failed = on_failed
+        self.left_to_retry = False
+        """Whether ``run`` returned early, for the sake of databases that failed."""
         self._spool_dir = spool_dir
         self._lines: dict[int, _Line] = {}
         self._ending: dict[str, trio.Event] = {}
@@ -232,9 +286,9 @@ class Receiver:
     async def run(self, chunks: AsyncIterable[bytes]) -> str:
         """Receive until the primary ends the stream; returns its reason.
 
-        Everything received has gone into the sink when this returns. Raises ProtocolMismatch or FormatError
-        for bytes that break the rules, DatabaseFailed for what the sink refused, PeerError if the bytes just
-        stop.
+        Everything received has gone into the sink when this returns, except for databases that failed.
+        Raises ProtocolMismatch or FormatError for bytes that break the rules, DatabaseFailed for what the
+        sink refused (see ``on_failed``), PeerError if the bytes just stop.
         """
         try:
             return await self._run(chunks)
@@ -261,6 +315,8 @@ class Receiver:
             self._after_queues(drained.set)
             await drained.wait()
             nursery.cancel_scope.cancel()
+        if self.left_to_retry:
+            return "left, to try again what failed"
         assert reason is not None
         return reason
 
@@ -269,12 +325,14 @@ class Receiver:
             if self._on_hello is not None:
                 await self._on_hello(frame)
         elif isinstance(frame, Database):
+            failed = None if self._on_failed is None else partial(self._failed, nursery)
             after = self._ending.pop(frame.name, None)
-            line = self._lines[frame.handle] = _Line(frame.name, self._sink, self._spool_dir, after)
+            line = _Line(frame.name, self._sink, self._spool_dir, failed, after)
+            self._lines[frame.handle] = line
             nursery.start_soon(line.run)
         elif isinstance(frame, Heartbeat):
             if frame.timestamp:
-                self._after_queues(partial(self._sink.primary_time, frame.timestamp))
+                self._after_queues(partial(self._set_time, frame.timestamp))
         elif isinstance(frame, Ready):
             self._after_queues(self._set_ready)
         elif not isinstance(frame, End):
@@ -283,6 +341,22 @@ class Receiver:
             if isinstance(frame, Drop):
                 del self._lines[frame.handle]
                 self._ending[line.name] = line.ended
+
+    def _failed(self, nursery: trio.Nursery, error: DatabaseFailed) -> None:
+        assert self._on_failed is not None
+        nursery.start_soon(self._leave, self._on_failed(error), nursery.cancel_scope)
+
+    async def _leave(self, delay: float, scope: trio.CancelScope) -> None:
+        """Leave the stream after ``delay`` seconds, and not while another database would lose what it got."""
+        await trio.sleep(delay)
+        while any(line.in_parts for line in self._lines.values()):  # noqa: ASYNC110 - nothing to wait on
+            await trio.sleep(QUIET_POLL)
+        self.left_to_retry = True
+        scope.cancel()
+
+    def _set_time(self, timestamp: int) -> None:
+        if not any(line.failed for line in self._lines.values()):  # else it would say what is not so
+            self._sink.primary_time(timestamp)
 
     def _set_ready(self) -> None:
         self._sink.ready()

@@ -21,6 +21,8 @@ HEARTBEAT_SECONDS = 1.0
 PACE_SECONDS = 0.001
 """At least this long between two small chunks: at thousands of commits a second each wake-up, frame and apply
 on the replica then serves several of them, and both nodes' CPUs are left to the commits."""
+LOOK_SECONDS = 2e-6
+"""Added to that for each database: a few times what it costs to see that it has nothing to send."""
 SMALL_CHUNK = 64 << 10
 MAX_SNAPSHOTS = 4
 """Snapshots on their way to one replica at a time; each holds at most two chunks in memory."""
@@ -82,7 +84,7 @@ class Sender:
     async def __anext__(self) -> bytes:
         """The next chunk. Raises StopAsyncIteration after END."""
         if self._last_size < SMALL_CHUNK and not self._outbox:
-            await trio.sleep_until(self._last_chunk + PACE_SECONDS)
+            await trio.sleep_until(self._last_chunk + PACE_SECONDS + LOOK_SECONDS * len(self._turns))
         while not self._outbox:
             if self._ended:
                 raise StopAsyncIteration
@@ -119,6 +121,9 @@ class Sender:
         """Ask each database in turn until one has a chunk; the one that had goes to the end of the line."""
         for _ in range(len(self._turns)):
             feed = self._turns[0]
+            if feed.is_idle:
+                self._turns.rotate(-1)
+                continue
             chunk = await feed.turn()
             if feed.state is State.WANTS_SNAPSHOT and chunk is None:
                 self._start_snapshot(feed)

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 from litefs.apply import applier as applier_module
 from litefs.apply.applier import Applier
+from litefs.apply.checkpoint import Checkpointer, CheckpointPolicy
 from litefs.apply.records import merge
 from litefs.apply.wal import WalAppend
 from litefs.errors import ChecksumMismatch, FormatError, LiteFSError, NotSupported, PositionMismatch
 from litefs.ltx import Header, Record, Trailer, decode, encode
 from litefs.store import fileops
+from litefs.store.log import Log
 from litefs.store.recovery import recover
 from litefs.store.snapshot import SnapshotTarget
 from litefs.types import Position
@@ -228,14 +230,15 @@ def test_a_snapshot_that_failed_half_way_blocks_until_recovery(
         target.record(body)
     target.verify(two.position)
 
-    def full_disk(self: WalAppend, pgnos: bytes, images: bytes, commit: int) -> None:
+    def full_disk(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(WalAppend, "add", full_disk)
+        patch.setattr(Log, "create", full_disk)
         with pytest.raises(OSError, match="no space"):
             applier.replace(target)
-    with pytest.raises(LiteFSError, match="installed only in part"):
+    assert applier.needs_recovery
+    with pytest.raises(LiteFSError, match="only in part"):
         applier.apply(records(one, 1))
     applier.close()
     recover(applier.dir)
@@ -243,6 +246,55 @@ def test_a_snapshot_that_failed_half_way_blocks_until_recovery(
     assert again.position == two.position, "what was received is complete"
     assert steps_seen(again) == 12
     again.close()
+
+
+def test_a_long_reader_costs_no_sync_per_attempt(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary = source(seed=41)
+    base = replica_of(primary, tmp_path / "replica")
+    base.close()
+    policy = CheckpointPolicy(start_frames=10, retry_frames=1)
+    applier = Applier(base.dir, base.dir.database, sync_interval=1000, policy=policy)
+    applier.apply(records(primary, 5))
+    applier.checkpoint()
+    reader = sqlite3.connect(f"{applier.dir.database.as_uri()}?mode=ro", uri=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT n FROM step").fetchone()
+    applier.apply(records(primary, 3))
+    applier.checkpoint()
+    synced: list[int] = []
+    sync = applier.sync_log
+    monkeypatch.setattr(applier._checkpointer, "_before_write", lambda: (synced.append(1), sync()))
+    for _ in range(20):
+        applier.apply(records(primary, 2))
+    assert len(synced) <= 1, "the log was synced for checkpoints that could do nothing"
+    reader.close()
+    assert applier.checkpoint()
+    assert synced
+    applier.close()
+
+
+def test_a_checkpoint_that_fails_does_not_fail_what_was_applied(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary = source(seed=42)
+    base = replica_of(primary, tmp_path / "replica")
+    base.close()
+    policy = CheckpointPolicy(start_frames=10)
+    applier = Applier(base.dir, base.dir.database, policy=policy)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "_copy", full_disk)
+        for _ in range(10):
+            assert applier.apply(records(primary, 2)) == primary.position
+        assert steps_seen(applier) == 20
+    assert applier.checkpoint()
+    assert applier.dir.database.read_bytes() == primary.body()
+    applier.close()
 
 
 PAGE = 512

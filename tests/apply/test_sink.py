@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from litefs.apply import sink as sink_module
 from litefs.apply.sink import ReplicaSink
-from litefs.errors import ChecksumMismatch, FormatError, InvalidName, PositionMismatch
+from litefs.apply.wal import WalAppend
+from litefs.errors import ChecksumMismatch, FormatError, InvalidName, LiteFSError, PositionMismatch
 from litefs.sqlite.wal import HEADER_SIZE
+from litefs.store import fileops
 from litefs.store.paths import DataDir
+from litefs.store.recovery import recover
+from litefs.store.segments import list_segments
+from litefs.store.snapshot import SnapshotTarget
+from litefs.store.sums import SumsFile
 from litefs.types import Position
 from tests.apply.conftest import SourceMaker
 from tests.apply.support import Source
@@ -28,6 +37,7 @@ class Replica:
     def __init__(self, path: Path) -> None:
         self.data = DataDir(path)
         self.shown: list[str] = []
+        self.recoveries: list[str] = []
         self.applied: list[tuple[str, Position]] = []
         self.sink = self.make()
 
@@ -37,6 +47,7 @@ class Replica:
             self.data.path,
             on_database_ready=self._show,
             on_applied=lambda name, position: self.applied.append((name, position)),
+            on_recovery_needed=self.recoveries.append,
             locate=self.path,
         )
 
@@ -253,5 +264,203 @@ def test_a_file_without_a_history_is_set_aside(tmp_path: Path, source: SourceMak
             assert replica.steps("app.db") == 1
         (lost,) = (tmp_path / "data" / "lost").iterdir()
         assert (lost / "database").read_bytes() == b"something of the user's"
+
+    run(scenario)
+
+
+def full_disk_once(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> list[int]:
+    """The next call of a method fails as on a full disk; the list holds 1 once it did."""
+    real, failed = getattr(owner, method), []
+
+    def once(*arguments: Any) -> Any:
+        if not failed:
+            failed.append(1)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, method, once)
+    return failed
+
+
+def test_what_is_logged_but_not_shown_is_shown_without_another_record(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_module, "TICK", 0.1)
+
+    async def scenario() -> None:
+        primary = source(seed=31)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            await sink.records("app.db", stepped(primary, 5))
+            sink.primary_time(1)
+            monkeypatch.setattr(sink_module, "TICK", 1000.0)
+            await trio.sleep(0.3)
+            full_disk_once(monkeypatch, WalAppend, "add")
+            with pytest.raises(OSError, match="No space"):
+                await sink.records("app.db", stepped(primary, 1))
+            assert sink.positions() == {"app.db": primary.position}, "it is in the log"
+            assert replica.steps("app.db") == 5
+            sink.primary_time(2)
+            assert sink.primary_time_ms == 1, "readers do not see yet what the primary has committed"
+            monkeypatch.setattr(sink_module, "TICK", 0.1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sink.run)
+                with trio.fail_after(5):
+                    while replica.applied[-1] != ("app.db", primary.position):
+                        await trio.sleep(0.02)
+                nursery.cancel_scope.cancel()
+            assert replica.steps("app.db") == 6
+            sink.primary_time(3)
+            assert sink.primary_time_ms == 3
+
+    run(scenario)
+
+
+def test_a_database_that_cannot_be_opened_leaves_the_others(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        good, bad = source(seed=32), source(seed=33)
+        async with running(tmp_path / "data") as replica:
+            await replica.sink.records("good.db", stepped(good, 2))
+            await replica.sink.records("bad.db", stepped(bad, 2))
+            directory = replica.data.database_dir("bad.db")
+        (_, segment), *_ = list_segments(directory.log)
+        segment.write_bytes(b"rubbish" * 1000)
+        before = replica.path("bad.db").read_bytes()
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            assert sink.positions() == {"good.db": good.position}
+            assert await sink.records("good.db", stepped(good, 2)) == good.position
+            with pytest.raises(LiteFSError, match="before a recovery"):
+                await sink.records("bad.db", stepped(bad, 1))
+            with pytest.raises(LiteFSError, match="before a recovery"):
+                await send_snapshot(sink, bad, "bad.db", bad.position, bad.pages)
+        assert replica.path("bad.db").read_bytes() == before
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("step", ["room", "copy", "seal", "write"])
+def test_a_snapshot_that_the_disk_has_no_room_for_changes_nothing(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async def scenario() -> None:
+        old, new = source(seed=34), source(seed=35)
+        stepped(new, 7)
+        new.take()
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            await sink.records("app.db", stepped(old, 20))
+            await send_snapshot(sink, new, "app.db", new.position, new.pages)
+            with monkeypatch.context() as patch:
+                if step == "room":
+                    patch.setattr(replica.sink._states["app.db"].applier, "_room", 0)
+                    full_disk_once(patch, SumsFile, "ensure")
+                elif step == "copy":
+                    full_disk_once(patch, fileops, "copy_file")  # type: ignore[arg-type]
+                elif step == "seal":
+                    full_disk_once(patch, SnapshotTarget, "seal")
+                else:
+                    full_disk_once(patch, WalAppend, "add")
+                with pytest.raises(OSError, match="No space"):
+                    await sink.snapshot_end("app.db", new.position)
+            lost = tmp_path / "data" / "lost"
+            kept = len(list(lost.iterdir())) if lost.exists() else 0
+            assert kept == (step in ("seal", "write"))
+            directory = replica.data.database_dir("app.db")
+            assert not directory.incoming.exists()
+            assert not directory.install.exists()
+            assert replica.recoveries == []
+            assert replica.steps("app.db") == 20
+            await sink.records("app.db", stepped(old, 1))
+            assert replica.steps("app.db") == 21
+            await send_snapshot(sink, new, "app.db", new.position, new.pages)
+            await sink.snapshot_end("app.db", new.position)
+            assert replica.steps("app.db") == 7
+        assert replica.path("app.db").read_bytes() == new.body()
+
+    run(scenario)
+
+
+def test_a_snapshot_of_another_page_size_is_put_in_place_by_recovery(
+    tmp_path: Path, source: SourceMaker
+) -> None:
+    async def scenario() -> None:
+        old, new = source(seed=36), source(seed=37, page_size=8192)
+        stepped(new, 3)
+        new.take()
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            await sink.records("app.db", stepped(old, 5))
+            await send_snapshot(sink, new, "app.db", new.position, new.pages)
+            with pytest.raises(LiteFSError, match="page size becomes 8192"):
+                await sink.snapshot_end("app.db", new.position)
+            assert len(replica.recoveries) == 1
+            with pytest.raises(LiteFSError, match="takes a recovery"):
+                await sink.records("app.db", stepped(old, 1))
+            assert replica.steps("app.db") == 5
+        recover(replica.data.database_dir("app.db"))
+        async with running(tmp_path / "data") as replica:
+            assert replica.sink.positions() == {"app.db": new.position}
+            await replica.sink.records("app.db", stepped(new, 2))
+            assert replica.steps("app.db") == 5
+        assert replica.path("app.db").read_bytes() == new.body()
+        assert list((tmp_path / "data" / "lost").iterdir())
+
+    run(scenario)
+
+
+def test_a_database_that_could_not_be_shown_waits_for_recovery(tmp_path: Path, source: SourceMaker) -> None:
+    async def scenario() -> None:
+        primary = source(seed=38)
+        stepped(primary, 3)
+
+        async def fail(name: str) -> None:
+            raise LiteFSError("no answer from the fs process")
+
+        replica = Replica(tmp_path / "data")
+        replica.sink._on_ready = fail
+        await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+        with pytest.raises(LiteFSError, match="no answer"):
+            await replica.sink.snapshot_end("app.db", primary.position)
+        assert len(replica.recoveries) == 1
+        inode = replica.path("app.db").stat().st_ino
+        with pytest.raises(LiteFSError, match="could not be shown"):
+            await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+        assert replica.path("app.db").stat().st_ino == inode
+        await replica.sink.close()
+        recover(replica.data.database_dir("app.db"))
+        async with running(tmp_path / "data") as replica:
+            assert replica.sink.positions() == {"app.db": primary.position}
+            await replica.sink.records("app.db", stepped(primary, 2))
+
+    run(scenario)
+
+
+def test_a_close_that_cannot_wait_leaves_files_to_the_thread_that_works_with_them(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    real = WalAppend.add
+
+    def slow(append: WalAppend, *arguments: Any) -> None:
+        began.set()
+        assert go_on.wait(20)
+        real(append, *arguments)
+
+    async def scenario() -> None:
+        primary = source(seed=39)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            await sink.records("app.db", stepped(primary, 2))
+            monkeypatch.setattr(WalAppend, "add", slow)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sink.records, "app.db", stepped(primary, 1))
+                await trio.to_thread.run_sync(began.wait, 10)
+                with trio.move_on_after(0.2) as scope:
+                    await sink.close()
+                assert scope.cancelled_caught
+                go_on.set()
+            assert sink.positions() == {"app.db": primary.position}
+            assert replica.steps("app.db") == 3
 
     run(scenario)

@@ -28,7 +28,7 @@ from tests.support.processes import (
 )
 
 ROUNDS = int(os.environ.get("LITEFS_SOAK", "30"))
-PROGRESS_SECONDS = 15.0
+PROGRESS_SECONDS = 30.0
 """Recovery and the first commit after it; no statement may take more than 10 s of that (see ledger.py)."""
 COMPARE_EVERY = 10
 DATABASES = {"wal.db": "WAL", "delete.db": "DELETE"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def test_a_client_that_dies_on_a_broken_wal_loses_nothing(
     primary_and_replica: tuple[Node, Node],
 ) -> None:
     primary, replica = primary_and_replica
-    first = random.randrange(1 << 30)
+    first = int(os.environ.get("LITEFS_SEED", random.randrange(1 << 30)))
     for seed in range(first, first + 4):
         print(f"seed {seed}")
         client = subprocess.run(
@@ -41,6 +42,11 @@ def test_a_client_that_dies_on_a_broken_wal_loses_nothing(
             check=False,
         )
         assert client.returncode == -9, client.stderr
-        wait_until(lambda: read(primary.path("app.db")) == client.stdout, 20, "the primary shows all commits")
+        expected = client.stdout
+        wait_until(
+            lambda expected=expected: read(primary.path("app.db")) == expected,
+            20,
+            "the primary shows all commits",
+        )
         wait_equal(primary, replica, "app.db", 20)
         assert read(replica.path("app.db")) == client.stdout

@@ -6,12 +6,13 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
 
 from litefs.cluster.follow import Backoff, Callbacks, check_primary, follow
-from litefs.errors import ClusterMismatch, LiteFSError, PeerError, ProtocolMismatch
+from litefs.errors import ClusterMismatch, FormatError, LiteFSError, PeerError, ProtocolMismatch
 from litefs.stream.handshake import Hello
 from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
 from litefs.stream.protocols import Identity
@@ -126,6 +127,80 @@ def test_a_checksum_mismatch_leads_to_a_snapshot() -> None:
             assert replica.sink.pages["a"] == source.pages
 
     run(main)
+
+
+def test_a_record_that_cannot_be_read_leads_to_a_snapshot() -> None:
+    class Rejecting(MemorySink):
+        refused = 0
+
+        async def records(self, name: str, bodies: Any) -> Any:
+            if bytes(bodies[0][:8]) == b"\x02" + bytes(7) and not self._building:
+                self.refused += 1
+                raise FormatError("record 2: file checksum differs")
+            return await super().records(name, bodies)
+
+    async def main() -> None:
+        source = filled("a")
+        node, replica = FakeNode(MemoryCatalog(source)), Replica()
+        sink = replica.sink = Rejecting()
+        async with serving(node) as url, replica.following(url):
+            await until(sink, lambda: sink.ready_count >= 1)
+            at = source.commit({1: b"x" * 512})
+            node.catalog.notify()
+            await sink.wait_position("a", at)
+            assert sink.refused == 1
+            assert len(sink.snapshots) == 2
+            at = source.commit({1: b"y" * 512})
+            node.catalog.notify()
+            await sink.wait_position("a", at)
+            assert len(sink.snapshots) == 2
+
+    run(main)
+
+
+def test_what_fails_for_lack_of_space_is_tried_again_without_losing_the_node(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class FullDisk(MemorySink):
+        full = True
+        refused = 0
+
+        async def snapshot_begin(self, name: str, *rest: Any) -> None:
+            if self.full and name == "bad":
+                self.refused += 1
+                raise OSError(28, "No space left on device")
+            await super().snapshot_begin(name, *rest)
+
+    async def main() -> None:
+        bad, good = filled("bad"), filled("good")
+        node, replica = FakeNode(MemoryCatalog(bad, good)), Replica("")
+        sink = replica.sink = FullDisk()
+        stored = 0
+
+        async def adopt(cluster_id: str) -> None:
+            nonlocal stored
+            stored += 1
+            if stored == 1:
+                raise OSError(28, "No space left on device")
+
+        replica.adopt = adopt  # type: ignore[method-assign]
+        async with serving(node) as url, replica.following(url):
+            await until(sink, lambda: sink.ready_count >= 1)
+            assert stored == 2
+            for number in range(100):
+                at = good.commit({1: bytes([number]) * 512})
+                node.catalog.notify()
+                await sink.wait_position("good", at)
+                await trio.sleep(0.01)
+            assert 1 <= sink.refused <= 5
+            assert replica.errors == [], "the connection was given up for one database"
+            sink.full = False
+            await sink.wait_position("bad", bad.position())
+        assert replica.errors == [None], "who stops following says so"
+        assert "No space left" in caplog.text
+
+    with caplog.at_level(logging.WARNING, "litefs.cluster"):
+        run(main)
 
 
 def test_a_silent_primary_is_left(caplog: pytest.LogCaptureFixture) -> None:

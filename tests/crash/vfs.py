@@ -141,7 +141,9 @@ class Vfs(apsw.VFS):
     def xDelete(self, name: str, syncdir: bool) -> None:
         primary, path = self._primary, self._primary.backing(name)
         if not path.exists():
-            raise apsw.IOError("no such file")
+            missing = apsw.IOError("no such file")
+            missing.extendedresult = apsw.SQLITE_IOERR_DELETE_NOENT  # type: ignore[attr-defined]
+            raise missing
         try:
             primary.capture.check_writable(name)
             if name.endswith("-wal"):

@@ -83,7 +83,7 @@ for action in (
 print(sorted(os.listdir()), oct(os.stat("a.db").st_mode))
 """,
         )
-    assert lines[:-1] == "EINVAL EINVAL EINVAL EINVAL EEXIST ENOTDIR ENOENT EPERM EACCES EPERM ENOSYS EPERM None".split()
+    assert lines[:-1] == ["EINVAL", "EINVAL", "EINVAL", "EINVAL", "EEXIST", "ENOTDIR", "ENOENT", "EPERM", "EACCES", "EPERM", "ENOSYS", "EPERM", "None"]
     assert lines[-1] == "['.lag', 'a.db', 'a.db-pos'] 0o100600"
 
 

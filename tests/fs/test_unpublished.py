@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +63,8 @@ def test_first_commit_of_a_wal(tmp_path: Path, holder: bool) -> None:
         path = fs.mount / "a.db"
         command = [sys.executable, "-c", HOLDER if holder else SETUP, str(path)]
         client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert client.stdout is not None and client.stdin is not None
+        assert client.stdout is not None
+        assert client.stdin is not None
         try:
             client.stdout.readline()
             if holder:
@@ -79,7 +79,8 @@ def test_first_commit_of_a_wal(tmp_path: Path, holder: bool) -> None:
                 if holder:
 
                     def seen() -> bool:
-                        assert client.stdin is not None and client.stdout is not None
+                        assert client.stdin is not None
+                        assert client.stdout is not None
                         client.stdin.write("\n")
                         client.stdin.flush()
                         return client.stdout.readline() == "first\n"

@@ -171,6 +171,13 @@ def test_encoder_refuses_bad_pages(pgnos: list[int], length: int, reason: str) -
         pageblock.encode_record(header(), numbers(*pgnos), bytes(length * PAGE), POST)
 
 
+def test_encoder_refuses_numbers_that_are_not_aligned() -> None:
+    """Compiled code may read u32 numbers in a way that needs it."""
+    aside = memoryview(b"\0" + numbers(1, 2).tobytes())[1:]
+    with pytest.raises(ValueError, match="not aligned"):
+        pageblock.encode_pages(aside, bytes(2 * PAGE), PAGE, 100, 0)
+
+
 def test_encoder_refuses_bad_headers() -> None:
     with pytest.raises(ValueError, match="header of 99 bytes"):
         pageblock.encode_record(bytes(99), b"", b"", POST)

@@ -87,6 +87,15 @@ def test_checksums_of_refuses_bad_numbers(pgnos: list[int], length: int, reason:
         pagesums.checksums_of(numbers(*pgnos), bytes(length), PAGE)
 
 
+def test_arrays_that_are_not_aligned_are_refused() -> None:
+    _, sums = fresh(2)
+    pgnos, new = numbers(1, 2).tobytes(), bytes(16)
+    with pytest.raises(ValueError, match="page numbers are not aligned"):
+        sums.post(memoryview(b"\0" + pgnos)[1:], new, 2)
+    with pytest.raises(ValueError, match="checksums are not aligned"):
+        sums.post(pgnos, memoryview(b"\0" + new)[1:], 2)
+
+
 class Database(RuleBasedStateMachine):
     """Random transactions on the array and on a dict of pages."""
 
@@ -157,6 +166,8 @@ def test_layout_is_the_documented_one() -> None:
     assert sums.formatted
     assert not any(buffer[24:])
     assert not PageSums(bytearray(HEADER_SIZE)).formatted
+    struct.pack_into("<I", buffer, 8, 513)
+    assert not sums.formatted
 
 
 def test_pages_beyond_the_lock_page_may_skip_it() -> None:
@@ -257,6 +268,70 @@ def test_a_writer_killed_inside_an_update_is_noticed_and_overwritten() -> None:
         sums.wal()
     sums.commit(b"", b"", 0, 2, FLAG, 6)
     assert sums.snapshot() == (2, FLAG, 6, PAGE, 0)
+
+
+INTERRUPTED = """
+import ctypes, faulthandler, mmap, signal, sys
+from litefs._core.pagesums import HEADER_SIZE, PageSums
+
+method, place = sys.argv[1], int(sys.argv[2])
+page = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+area = mmap.mmap(-1, 3 * page)
+address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+# The header's first `place` bytes end a page of memory; the fields after them lie in the next one.
+header = memoryview(area)[page - place : 2 * page - place + HEADER_SIZE]
+reader, writer = PageSums(header), PageSums(header)
+flag = 1 << 63
+
+def write(n):
+    writer.commit(b"", b"", 0, n, flag | n * 3, n * 7)
+    writer.set_wal(n, n * 5, n * 9)
+
+def protect(flags):
+    if libc.mprotect(ctypes.c_void_p(address + page), page, flags):
+        sys.exit("mprotect failed")
+
+interruptions = 0
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def interrupt(signal_number):
+    global interruptions
+    protect(mmap.PROT_READ | mmap.PROT_WRITE)
+    interruptions += 1
+    write(2)
+
+writer.format(512)
+write(1)
+faulthandler.disable()
+libc.signal.restype = ctypes.c_void_p
+libc.signal(signal.SIGSEGV, interrupt)
+faulthandler.dump_traceback_later(20, exit=True)
+protect(0)
+found = getattr(reader, method)()
+print(interruptions, *found)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "expected"),
+    [
+        ("snapshot", 32, (2, FLAG | 6, 14, PAGE, 0)),
+        ("snapshot", 40, (2, FLAG | 6, 14, PAGE, 0)),
+        ("wal", 104, (2, 10, 18)),
+    ],
+)
+def test_a_read_with_a_whole_update_inside_it_starts_again(
+    method: str, place: int, expected: tuple[int, ...]
+) -> None:
+    """No chance decides: half of the header lies in memory that cannot be read, so that the reader stops
+    between two fields, and the update happens in the handler of the signal that it gets.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, method, str(place)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert tuple(map(int, done.stdout.split())) == (1, *expected)
 
 
 WRITER = """

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from litefs._core.walcursor import wal_checksum
 from litefs._core.walindex import (
     HEADER_SIZE,
     READ_MARK_UNUSED,
@@ -283,6 +284,26 @@ def test_header_survives_the_round_trip(noise: bytes, page_size: int) -> None:
     else:
         with pytest.raises(ValueError, match="wal-index header"):
             IndexHeader.parse(damaged)
+
+
+@pytest.mark.parametrize("size", [2, 256, 513, 0xFFFF])
+def test_a_header_with_an_impossible_page_size_is_not_read(size: int) -> None:
+    packed = bytearray(IndexHeader(page_size=512).pack())
+    struct.pack_into("=H", packed, 14, size)
+    struct.pack_into("=2I", packed, 40, *wal_checksum(packed[:40], 0, 0, False))
+    with pytest.raises(ValueError, match=f"wal-index header: page size {size}"):
+        IndexHeader.parse(packed)
+    index = WalIndex(packed * 2 + bytearray(REGION_SIZE - 96))
+    assert index.header() is None
+
+
+def test_frames_beyond_any_index_do_not_wrap_round() -> None:
+    buffer = bytearray(REGION_SIZE)
+    index = WalIndex(buffer)
+    with pytest.raises(ValueError, match="outside"):
+        index.append((1 << 63) - 1, struct.pack("=3I", 1, 2, 3))
+    assert not any(buffer)
+    assert index.newest(-(1 << 63)) == (b"", b"")
 
 
 def test_a_header_that_is_being_written_is_not_read() -> None:

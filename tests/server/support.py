@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryFile
+from typing import IO
 
 import httpx
 import trio
@@ -37,7 +37,7 @@ class FakeNode:
         self.imported: dict[str, bytes] = {}
         self.import_gate = trio.Event()
         self.import_gate.set()
-        self.discarded: list[Path] = []
+        self.exports: list[IO[bytes]] = []
 
     def databases(self) -> Sequence[DatabaseInfo]:
         return [
@@ -55,15 +55,11 @@ class FakeNode:
     async def export_database(self, name: str) -> Export:
         if name not in self.imported:
             raise DatabaseNotFound("database not found")
-        with NamedTemporaryFile(delete=False) as file:
-            file.write(self.imported[name])
-        path = Path(file.name)
-
-        async def discard() -> None:
-            await trio.Path(path).unlink()
-            self.discarded.append(path)
-
-        return Export(path, discard)
+        file = TemporaryFile()  # noqa: SIM115 - the answer closes it
+        file.write(self.imported[name])
+        file.seek(0)
+        self.exports.append(file)
+        return Export(file, len(self.imported[name]))
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
 import h2.connection
 import httpx
@@ -95,11 +95,26 @@ def test_import_and_export_stream_both_ways() -> None:
             response = await http.get(f"{url}/export?name=a.db")
             assert response.content == content
             assert response.headers["Content-Length"] == str(len(content))
-            assert len(node.discarded) == 1
+            assert [file.closed for file in node.exports] == [True]
             async with client() as leaving, leaving.stream("GET", f"{url}/export?name=a.db") as cut:
                 await anext(cut.aiter_raw())
-            while len(node.discarded) < 2:
+            while not all(file.closed for file in node.exports):
                 await trio.sleep(0.01)
+
+    run(main)
+
+
+def test_a_full_disk_is_named_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    class FullDisk(FakeNode):
+        async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
+            raise OSError(28, "No space left on device")
+
+    async def main() -> None:
+        async with serving(FullDisk()) as url, client() as http:
+            response = await http.post(f"{url}/import?name=a.db", content=b"x")
+            assert (response.status_code, response.text) == (507, "No space left on device\n")
+            assert (await http.get(f"{url}/info")).status_code == 200
+        assert "Traceback" not in caplog.text
 
     run(main)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
-from litefs.errors import FormatError
+from litefs.errors import FormatError, PositionMismatch
+from litefs.stream import feed as feed_module
+from litefs.stream.feed import Feed
 from litefs.stream.memory import MemoryCatalog, MemoryEntry, MemoryReader, MemorySink, MemorySource
-from litefs.stream.protocols import Identity
+from litefs.stream.protocols import Buffer, Identity
 from litefs.stream.receiver import DatabaseFailed, Receiver
 from litefs.stream.sender import Sender
 from litefs.types import ZERO, Position
@@ -134,6 +136,31 @@ def test_replica_off_the_primarys_history_gets_a_snapshot(case: str) -> None:
     run(main)
 
 
+def test_idle_databases_are_not_asked_at_each_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        sources, sink = [filled(f"{number}", 1, pages=1) for number in range(300)], MemorySink()
+        catalog = MemoryCatalog(*sources)
+        async with replica(catalog, sink, piece=65536):
+            await ready(sink)
+            asked: list[str] = []
+            turn = Feed.turn
+
+            async def counted(feed: Feed) -> bytes | None:
+                asked.append(feed.source.name)
+                return await turn(feed)
+
+            monkeypatch.setattr(Feed, "turn", counted)
+            rng = random.Random(SEED)
+            for _ in range(50):
+                source = rng.choice(sources)
+                at = source.commit({1: image(rng)})
+                catalog.notify()
+                await sink.wait_position(source.name, at)
+        assert 50 <= len(asked) <= 150
+
+    run(main)
+
+
 def test_equal_positions_send_nothing() -> None:
     async def main() -> None:
         source, sink = filled("a", 5), MemorySink()
@@ -233,6 +260,35 @@ def test_failed_snapshots_are_tried_again_and_do_not_hold_ready_back() -> None:
     run(main)
 
 
+def test_a_replica_that_stops_taking_does_not_pin_the_log_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(feed_module, "RETRY_FIRST", 0.1)
+
+    async def main() -> None:
+        source, sink = filled("a", 1, pages=3000), MemorySink()
+        catalog = MemoryCatalog(source)
+
+        async def frozen(chunks: Sender) -> AsyncIterator[bytes]:
+            taken = 0
+            async for chunk in chunks:
+                yield chunk
+                taken += 1
+                if taken == 4:
+                    assert source.open_snapshots == 1
+                    await trio.sleep(0.6)
+                    assert source.open_snapshots == 0, "the log is pinned by a replica that takes nothing"
+
+        async with Sender(catalog, IDENTITY, {}) as chunks, trio.open_nursery() as nursery:
+            nursery.start_soon(Receiver(sink).run, frozen(chunks))
+            with trio.fail_after(10):
+                await sink.wait_position("a", source.position())
+            nursery.cancel_scope.cancel()
+        assert sink.aborted
+        assert sink.pages["a"] == source.pages
+
+    run(main)
+
+
 def test_leaving_in_the_middle_of_a_snapshot_closes_it_on_both_sides() -> None:
     async def main() -> None:
         source, sink = filled("a", 1, pages=2000, page_delay=0.05), MemorySink()
@@ -325,6 +381,57 @@ def test_what_the_sink_refuses_ends_the_stream_with_the_databases_name() -> None
         assert isinstance(caught.value.cause, FormatError)
 
     run(main)
+
+
+def test_one_database_that_fails_leaves_the_others_going_until_the_stream_is_left() -> None:
+    class Refusing(MemorySink):
+        """Takes nothing for one database, in ways that are ours and in one that is a mistake."""
+
+        error: Exception = OSError(28, "No space left on device")
+
+        async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
+            if name == "bad":
+                raise self.error
+            return await super().records(name, bodies)
+
+        async def snapshot_abort(self, name: str) -> None:
+            raise OSError(5, "Input/output error")
+
+    async def main(error: Exception) -> None:
+        bad, good, slow = filled("bad", 1), filled("good", 1), filled("slow", 1, page_delay=0.02)
+        sink = Refusing()
+        sink.error = error
+        catalog = MemoryCatalog(bad, good)
+        async with replica(catalog, sink):
+            await ready(sink)
+        catalog.add(slow)
+        at = bad.commit({2: b"n" * 512})
+        failed: list[DatabaseFailed] = []
+
+        def note(failure: DatabaseFailed) -> float:
+            failed.append(failure)
+            return 0.3
+
+        receiver = Receiver(sink, on_failed=note)
+        began, times = trio.current_time(), len(sink.times)
+        async with Sender(catalog, IDENTITY, sink.positions()) as chunks, trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.run, chunks)
+            while not failed:
+                await trio.sleep(0.001)
+            for _ in range(20):
+                await sink.wait_position("good", good.commit({1: b"g" * 512}))
+                bad.commit({2: b"m" * 512})
+                catalog.notify()
+        assert [failure.name for failure in failed] == ["bad"]
+        assert receiver.left_to_retry
+        assert trio.current_time() - began >= 0.3
+        assert sink.at["bad"] != at
+        assert sink.at["slow"] == slow.position(), "the snapshot of another database was cut off"
+        assert sink.times[times:] == [], "a replica that lacks transactions said that it has all"
+
+    for error in (OSError(28, "No space left on device"), PositionMismatch("gap"), ValueError("a mistake")):
+        print(f"seed {SEED}, {error!r}")
+        trio.run(main, error)
 
 
 def test_a_reaped_log_under_a_slow_replica_turns_into_a_snapshot() -> None:

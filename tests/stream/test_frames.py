@@ -169,6 +169,9 @@ KNOWN = f.encode_database(1, "a")
         (head(1, 2, handle=2) + b"\xff\xfe", "invalid database name"),
         (f.encode_snapshot_begin(1, 1000, 5, ZERO, 0), "5 pages of 1000 bytes"),
         (f.encode_snapshot_begin(1, 512, 0, ZERO, 0), "0 pages of 512 bytes"),
+        (f.encode_snapshot_begin(1, 512, 5, ZERO, 0), "is not the position of a snapshot"),
+        (f.encode_snapshot_begin(1, 512, 5, Position((1 << 64) - 1, 1 << 63), 0), "is not the position"),
+        (f.encode_snapshot_end(1, Position(5, 5)), "is not the position of a snapshot"),
         (head(4, 8, handle=1) + struct.pack(">II", 2, 1000), "1000 bytes of images for 2 pages"),
         (head(4, 8, handle=1) + struct.pack(">II", 0, 0), "0 bytes of images for 0 pages"),
         (head(4, 8, handle=1) + struct.pack(">II", 4096, 4096 * 512), "bytes of images"),
@@ -236,7 +239,7 @@ def test_damaged_pages_are_a_format_error() -> None:
     data[-40:] = b"\xff" * 40
     frame = parse(GREETING + KNOWN + bytes(data))[-1]
     assert isinstance(frame, f.SnapshotPages)
-    with pytest.raises(FormatError, match="snapshot pages"):
+    with pytest.raises(FormatError, match=r"^stream offset 72: SNAPSHOT_PAGES: "):
         f.unpack_pages(frame)
 
 
@@ -264,6 +267,7 @@ def test_any_body_is_a_position_map_or_a_format_error(body: bytes) -> None:
         (b"\0\0\0\1\0\0\xff\xff", "does not fit"),
         (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQ", 1, 5), "is not a position"),
         (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQ", 0, 1 << 63), "is not a position"),
+        (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQ", (1 << 64) - 1, 1 << 63), "is not a position"),
         (b"\0\0\0\2" + 2 * (b"\0\0\0\1a" + bytes(16)), "occurs twice"),
         (b"\0\0\0\0x", "1 bytes too many"),
         (b"\0\0\0\1\0\0\0\2.." + bytes(16), "invalid database name"),

@@ -25,6 +25,8 @@ BUSY_MS = 4000
 STUCK_SECONDS = 10.0
 STUCK_STATUS = 3
 RETRY_SECONDS = 0.05
+PAUSE_SECONDS = 0.001
+"""Between two transactions: SQLite's locks are not fair, two tight loops starve each other anywhere."""
 
 
 class Ledger(threading.Thread):
@@ -55,6 +57,7 @@ class Ledger(threading.Thread):
                 while True:
                     self._rest()
                     self._transact(engine)
+                    time.sleep(PAUSE_SECONDS)
             except SqlError as error:
                 self._errors += 1
                 self._last_error = str(error)

@@ -9,6 +9,7 @@ import hashlib
 import sqlite3
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import apsw
 
@@ -32,7 +33,7 @@ class SqlClient:
         else:
             mode = "ro" if readonly else "rwc"
             self._connection = sqlite3.connect(
-                f"file:{path}?mode={mode}", uri=True, timeout=timeout, isolation_level=None
+                f"file:{quote(path)}?mode={mode}", uri=True, timeout=timeout, isolation_level=None
             )
 
     def execute(self, statement: str) -> list[list[Any]]:
@@ -54,7 +55,7 @@ def page_digest(path: str) -> dict[str, object]:
     The online backup copies every page as it is but for the schema cookie and what follows from it on page 1:
     those are the copy's own, and alike for equal sources.
     """
-    source = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    source = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=10)
     target = sqlite3.connect(":memory:")
     try:
         source.backup(target)
