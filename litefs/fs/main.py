@@ -62,7 +62,7 @@ WAL_INDEX_HEADERS = 96
 
 HOUSEKEEPING_SECONDS = 2.0
 
-SEAL_SECONDS = 0.3
+SEAL_SECONDS = 3.0
 """How long a client may take to seal the frames of a commit, at least."""
 
 _PR_SET_PDEATHSIG = 1
