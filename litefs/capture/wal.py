@@ -216,7 +216,7 @@ class WalCapture:
         )
         whole = prepared.pgnos is txn.pgnos
         new_sums = prepared.new_sums if whole else checksums_of(txn.pgnos, images, page_size)
-        if prepared.position.checksum != db.sums.checksum or txn.commit != db.sums.page_count:
+        if db.changes(prepared):
             db.append(prepared)
         return new_sums
 
