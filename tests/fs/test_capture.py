@@ -115,6 +115,51 @@ for row in db.execute("SELECT * FROM t"):
         assert contents(DataDir(tmp_path / "data").database_dir("a.db").log, tmp_path / "rebuilt.db") == seen
 
 
+def test_a_database_that_shrinks_under_a_checkpoint(tmp_path: Path) -> None:
+    """The checkpoint then copies pages that are beyond the end: nobody waits for them."""
+    script = """
+import apsw, sys
+class File(apsw.VFSFile):
+    def xWrite(self, data, offset):
+        if then:
+            then.pop()()
+        super().xWrite(data, offset)
+class Vfs(apsw.VFS):
+    def __init__(self):
+        super().__init__("pausing", "")
+    def xOpen(self, name, flags):
+        return File("", name, flags) if flags[0] & apsw.SQLITE_OPEN_MAIN_DB else super().xOpen(name, flags)
+def shrink():
+    db.execute("DELETE FROM t WHERE id > 5")
+    db.execute("VACUUM")
+vfs = Vfs()
+then = []
+db = apsw.Connection(sys.argv[1])
+for statement in ("PRAGMA page_size=512", "PRAGMA journal_mode=WAL", "PRAGMA wal_autocheckpoint=0",
+                  "CREATE TABLE t(id INTEGER PRIMARY KEY, a)"):
+    db.execute(statement).fetchall()
+db.execute("INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 200)"
+           " SELECT i, randomblob(300) FROM n")
+checkpointer = apsw.Connection(sys.argv[1], vfs="pausing")
+checkpointer.execute("SELECT count(*) FROM t").fetchall()
+then.append(shrink)
+checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+assert not then, "the checkpoint wrote nothing"
+busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+assert busy == [(0, 0, 0)], busy
+db.execute("INSERT INTO t(a) VALUES (x'01')")
+assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+for row in db.execute("SELECT id, hex(a) FROM t"):
+    print(*row)
+"""
+    log = DataDir(tmp_path / "data").database_dir("a.db").log
+    with serving(tmp_path) as fs:
+        seen = python(script, fs.mount / "a.db")
+        with rebuilt(log, tmp_path / "rebuilt.db") as db:
+            rows = db.execute("SELECT id, hex(a) FROM t").fetchall()
+        assert "".join(f"{row[0]} {row[1]}\n" for row in rows) == seen
+
+
 def test_big_transaction_is_streamed(tmp_path: Path) -> None:
     script = """
 import sqlite3, sys
