@@ -38,6 +38,8 @@ RECORDER = ROOT / "tools" / "suites_record.py"
 INSTALL_SECONDS = 600
 CONVERGE_SECONDS = 30.0
 SIDES = ("native", "mount")
+SHOWN, SHOWN_WIDTH = 50, 300
+"""Lines about one suite's differences, and their length; the results hold all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +214,10 @@ def examine(python: Path, suite: Suite, scratch: Path, quick: bool) -> bool:
         problems.append("  no database was made on the mount")
     if not first.outcomes:
         problems.append(f"  no test ran:\n{first.output.read_text(errors='replace')[-2000:]}")
-    for line in problems:
-        print(line, flush=True)
+    for line in problems[:SHOWN]:
+        print(line[:SHOWN_WIDTH], flush=True)
+    if problems[SHOWN:]:
+        print(f"  and {len(problems) - SHOWN} more: {BUILD / 'results'}", flush=True)
     for side, run in zip(SIDES, (first, second), strict=True):
         kept = BUILD / "results" / f"{suite.name}-{side}"
         shutil.rmtree(kept, ignore_errors=True)

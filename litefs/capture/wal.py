@@ -216,7 +216,7 @@ class WalCapture:
         )
         whole = prepared.pgnos is txn.pgnos
         new_sums = prepared.new_sums if whole else checksums_of(txn.pgnos, images, page_size)
-        if prepared.position.checksum != db.sums.checksum or txn.commit != db.sums.page_count:
+        if db.changes(prepared):
             db.append(prepared)
         return new_sums
 
@@ -427,9 +427,10 @@ class WalCapture:
                 )
         # A checkpointer that died before it said how far it came leaves newer images than the next may copy.
         # They stay: the log may lack them, and every reader of now may see them, or they would not be there.
-        # The
-        # kernel caches the older ones until the newest are copied, as they are before SQLite ends this WAL.
-        backfilled = [pgno for pgno in older if not self._frames.is_pending(pgno)]
+        # The kernel caches the older ones until the newest are copied, as they are before SQLite ends this
+        # WAL. A page beyond the end is none of these: the database shrank since the checkpoint began.
+        pages = self._db.sums.page_count
+        backfilled = [pgno for pgno in older if pgno <= pages and not self._frames.is_pending(pgno)]
         if not backfilled:
             fileops.pwrite_all(fd, data, offset)
         for pgno in newest + older if backfilled else ():
@@ -453,7 +454,7 @@ class WalCapture:
         return bytes(page)
 
     def checkpoint_truncate(self, size: int) -> None:
-        """Whether a checkpoint may cut the database to *size* bytes.
+        """Allow a checkpoint to cut the database to *size* bytes; the kernel's cache of it is cut as well.
 
         Raises Refused if logged pages would be lost.
         """
@@ -463,6 +464,7 @@ class WalCapture:
                 raise Refused(
                     self._name, f"truncation to {kept} pages, page {pgno} is only in the database file"
                 )
+        self._outdated = {pgno for pgno in self._outdated if pgno <= kept}
 
     # -- refusals ----------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ SWEEP_SECONDS = 0.05
 synchronous=OFF.
 """
 
-SEAL_SECONDS = 0.3
+SEAL_SECONDS = 3.0
 """How long a client may take to seal the frames of a commit, at least."""
 
 _PR_SET_PDEATHSIG = 1

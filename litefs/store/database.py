@@ -147,6 +147,19 @@ class Database:
             raise FormatError(f"{self.dir.name}: not a transaction: {error}") from error
         return Prepared(pgnos, new, record, commit, position, stamp)
 
+    def changes(self, prepared: Prepared) -> bool:
+        """Whether a prepared transaction leaves another database than it found.
+
+        The database checksum alone cannot tell: it is an XOR of CRCs, so two pages that change by the same
+        bits at the same place, as when one row gives what another gets, leave it as it was.
+        """
+        sums = self.sums
+        if prepared.commit != sums.page_count or prepared.position.checksum != sums.checksum:
+            return True
+        pgnos = memoryview(prepared.pgnos).cast("B").cast("I")
+        new_sums = memoryview(prepared.new_sums).cast("Q")
+        return any(sums.get(pgno) != new for pgno, new in zip(pgnos, new_sums, strict=True))
+
     def append(self, prepared: Prepared, *, publish: bool = True) -> None:
         """Append to the log: from the return on the transaction exists. ``publish`` it too, unless told to
         wait.

@@ -88,6 +88,78 @@ def test_log_rebuilds_what_clients_see(tmp_path: Path, mode: str, page_size: int
     assert after == again
 
 
+def test_changes_that_cancel_in_the_checksum_are_logged(tmp_path: Path) -> None:
+    """The database checksum is an XOR of CRCs: equal changes of two pages leave it as it was."""
+    script = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+for table in "gt":
+    db.execute(f"CREATE TABLE {table}(id INTEGER PRIMARY KEY, a, b)")
+    db.execute(f"INSERT INTO {table} VALUES (1, 64, x'00')")
+for step in range(1, 6):
+    before = open(sys.argv[1] + "-pos").read()
+    db.execute("BEGIN")
+    for table in "gt":
+        db.execute(f"UPDATE {table} SET a = 64 + {step}")
+    db.execute("COMMIT")
+    after = open(sys.argv[1] + "-pos").read()
+    assert int(after[:16], 16) == int(before[:16], 16) + 1, "not logged"
+    assert after[17:] == before[17:], "the changes do not cancel"
+assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+for row in db.execute("SELECT * FROM t"):
+    print(row[0], row[1], row[2].hex().upper())
+"""
+    with serving(tmp_path) as fs:
+        seen = python(script, fs.mount / "a.db")
+        assert contents(DataDir(tmp_path / "data").database_dir("a.db").log, tmp_path / "rebuilt.db") == seen
+
+
+def test_a_database_that_shrinks_under_a_checkpoint(tmp_path: Path) -> None:
+    """The checkpoint then copies pages that are beyond the end: nobody waits for them."""
+    script = """
+import apsw, sys
+class File(apsw.VFSFile):
+    def xWrite(self, data, offset):
+        if then:
+            then.pop()()
+        super().xWrite(data, offset)
+class Vfs(apsw.VFS):
+    def __init__(self):
+        super().__init__("pausing", "")
+    def xOpen(self, name, flags):
+        return File("", name, flags) if flags[0] & apsw.SQLITE_OPEN_MAIN_DB else super().xOpen(name, flags)
+def shrink():
+    db.execute("DELETE FROM t WHERE id > 5")
+    db.execute("VACUUM")
+vfs = Vfs()
+then = []
+db = apsw.Connection(sys.argv[1])
+for statement in ("PRAGMA page_size=512", "PRAGMA journal_mode=WAL", "PRAGMA wal_autocheckpoint=0",
+                  "CREATE TABLE t(id INTEGER PRIMARY KEY, a)"):
+    db.execute(statement).fetchall()
+db.execute("INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 200)"
+           " SELECT i, randomblob(300) FROM n")
+checkpointer = apsw.Connection(sys.argv[1], vfs="pausing")
+checkpointer.execute("SELECT count(*) FROM t").fetchall()
+then.append(shrink)
+checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+assert not then, "the checkpoint wrote nothing"
+busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+assert busy == [(0, 0, 0)], busy
+db.execute("INSERT INTO t(a) VALUES (x'01')")
+assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+for row in db.execute("SELECT id, hex(a) FROM t"):
+    print(*row)
+"""
+    log = DataDir(tmp_path / "data").database_dir("a.db").log
+    with serving(tmp_path) as fs:
+        seen = python(script, fs.mount / "a.db")
+        with rebuilt(log, tmp_path / "rebuilt.db") as db:
+            rows = db.execute("SELECT id, hex(a) FROM t").fetchall()
+        assert "".join(f"{row[0]} {row[1]}\n" for row in rows) == seen
+
+
 def test_big_transaction_is_streamed(tmp_path: Path) -> None:
     script = """
 import sqlite3, sys

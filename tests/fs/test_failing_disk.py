@@ -245,4 +245,8 @@ def test_a_checkpoint_never_takes_back_a_newer_image(
     assert sums.durable_txid == 4
     primary.write({2: frames[0]})
     assert content(primary)[2] == frames[1]
+    # the kernel now caches the older image: the WAL must not end before SQLite has copied the newest again
+    with pytest.raises(Refused, match="not in the database file"):
+        capture.wal.unlink()
+    primary.write({2: frames[1]})
     capture.wal.unlink()
