@@ -90,7 +90,7 @@ class DatabaseCapture:
         self.check_writable(self._name)
         db = self.db
         if self.wal.holds_logged_frames:
-            self.wal.checkpoint_truncate(size)
+            self.wal.backfill.truncate(size)
         elif self.journal.hot:
             self.journal.database_truncated(size)
         elif size < db.sums.page_count * db.page_size:
