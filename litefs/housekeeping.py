@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import resource
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -66,10 +65,6 @@ class Primary:
         self._retired: list[SumsFile] = []
         """Maps that a look under way may still read."""
         self._pressing = trio.Event()
-        self._scratch_dir = data.path / "tmp"
-        self._scratch_dir.mkdir(exist_ok=True)
-        for leftover in self._scratch_dir.iterdir():
-            leftover.unlink()
 
     def opened(self, name: str) -> None:
         """A client opened that database, or it appeared."""
@@ -170,19 +165,6 @@ class Primary:
 
     def close(self) -> None:
         self.forget()
-
-    def new_scratch(self) -> Path:
-        """A fresh path for a temporary file in the data directory."""
-        return self._scratch_dir / secrets.token_hex(8)
-
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A temporary file's path; the file is removed afterwards."""
-        path = self.new_scratch()
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
 
 
 class Retention:

@@ -18,11 +18,11 @@ from pathlib import Path
 import trio
 
 from litefs.apply.sink import ReplicaSink
-from litefs.apply.transfer import export_file, import_file
 from litefs.cluster.follow import Callbacks, follow
 from litefs.cluster.lease import StaticLease
 from litefs.config import Config
-from litefs.errors import DatabaseNotFound, LiteFSError, NotPrimary
+from litefs.copies import Copies
+from litefs.errors import LiteFSError, NotPrimary
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.housekeeping import Primary, Retention, raise_file_limit
 from litefs.link.channel import Wake
@@ -55,17 +55,14 @@ from litefs.types import ZERO, Position, Role
 
 log = logging.getLogger("litefs.node")
 
-EXPOSE_SECONDS = 10.0
-"""How long the fs process may take to show a database that was installed."""
+ANSWER_SECONDS = 10.0
+"""How long the fs process may take to show a database that was installed, or to let go of one."""
 
 LAG_SECONDS = 0.25
 """Between two updates of ``.lag``."""
 
 WAKE_PACE_SECONDS = 0.001
 """Between two wake-ups by the fs process: under load one serves several commits, a lone one never waits."""
-
-COPIES = 4
-"""Imports and exports that are worked on at a time; more of them wait, and hold up nothing else."""
 
 DETACH_SECONDS = 2.0
 """How long the applier may take to checkpoint and let go of the mount at a stop."""
@@ -90,7 +87,6 @@ class Node:
         self._forgotten: dict[str, trio.Event] = {}
         self._ready = trio.Event()
         self._stop = trio.Event()
-        self._copies = trio.CapacityLimiter(COPIES)
         self._signal = signal.SIGTERM
         self._lease = StaticLease(
             candidate=config.lease.candidate,
@@ -101,6 +97,7 @@ class Node:
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._watch = Primary(data, self._mount, self._guard.mount_guard, self._guard.restart)
+        self._copies = Copies(data, self._mount, self._catalog)
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -259,22 +256,22 @@ class Node:
         self._watch.forget()
 
     async def _expose(self, name: str) -> None:
-        event = self._exposed[name] = trio.Event()
-        self._guard.post(Exposed(name))
-        with trio.move_on_after(EXPOSE_SECONDS):
-            await event.wait()
-            self._watch.opened(name)
-            self._catalog.add(name)
-            return
-        raise LiteFSError(f"{name}: the fs process did not show the database")
+        await self._acknowledged(Exposed(name), self._exposed, "did not show the database")
+        self._watch.opened(name)
+        self._catalog.add(name)
 
     async def _forget(self, name: str) -> None:
-        event = self._forgotten[name] = trio.Event()
-        self._guard.post(Forget(name))
-        with trio.move_on_after(EXPOSE_SECONDS):
+        await self._acknowledged(Forget(name), self._forgotten, "did not let go of the database")
+
+    async def _acknowledged(
+        self, message: Exposed | Forget, waiting: dict[str, trio.Event], failure: str
+    ) -> None:
+        event = waiting[message.name] = trio.Event()
+        self._guard.post(message)
+        with trio.move_on_after(ANSWER_SECONDS):
             await event.wait()
             return
-        raise LiteFSError(f"{name}: the fs process did not let go of the database")
+        raise LiteFSError(f"{message.name}: the fs process {failure}")
 
     def _dropped(self, name: str) -> None:
         log.info("%s: removed", name)
@@ -393,28 +390,12 @@ class Node:
         return found
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
-        """Replace or create *name* by the SQLite database in *chunks*; nothing changes unless all is well."""
         if not self.is_primary:
             raise NotPrimary("lease expired")
-        self._data.database_dir(name)  # the name is checked before anything is received
-        target = self._mount / name
-        with self._watch.scratch() as scratch:
-            async with await trio.open_file(scratch, "wb") as file:
-                async for chunk in chunks:
-                    await file.write(chunk)
-            await trio.to_thread.run_sync(import_file, scratch, target, limiter=self._copies)
+        await self._copies.import_database(name, chunks)
 
     async def export_database(self, name: str) -> Export:
-        """A consistent copy of *name*, of any node. Raises DatabaseNotFound."""
-        if self._data.database_dir(name).name not in self._catalog.sources():
-            raise DatabaseNotFound("database not found")
-        return await trio.to_thread.run_sync(self._export, name, limiter=self._copies)
-
-    def _export(self, name: str) -> Export:
-        with self._watch.scratch() as scratch:
-            export_file(self._mount / name, scratch)
-            file = scratch.open("rb")
-        return Export(file, os.fstat(file.fileno()).st_size)
+        return await self._copies.export_database(name)
 
 
 async def _main(config: Config, command: list[str] | None) -> int:
