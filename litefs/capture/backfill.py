@@ -6,7 +6,7 @@ import os
 
 from litefs._core.loggedframes import LoggedFrames
 from litefs._core.pagesums import page_checksum
-from litefs.capture.commit import Refused
+from litefs.capture.commit import Refused, Watcher
 from litefs.store import fileops
 from litefs.store.database import Database
 
@@ -17,8 +17,9 @@ class Backfill:
     ``frames`` is shared with the WAL's capture, which adds to it and clears it.
     """
 
-    def __init__(self, name: str, db: Database, frames: LoggedFrames) -> None:
+    def __init__(self, name: str, db: Database, frames: LoggedFrames, watcher: Watcher) -> None:
         self._name = name
+        self._watcher = watcher
         self._db = db
         self._frames = frames
         self.outdated: set[int] = set()
@@ -84,11 +85,12 @@ class Backfill:
     def truncate(self, size: int) -> None:
         """Allow a checkpoint to cut the database to *size* bytes; the kernel's cache of it is cut as well.
 
-        Raises Refused if logged pages would be lost.
+        Raises Refused if logged pages would be lost: then the wal-index knows less than the log.
         """
         kept = size // self._db.page_size
         for pgno in range(kept + 1, self._db.sums.page_count + 1):
             if not self._frames.is_pending(pgno):
+                self._watcher.unpublished(self._name)
                 raise Refused(
                     self._name, f"truncation to {kept} pages, page {pgno} is only in the database file"
                 )

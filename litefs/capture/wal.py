@@ -41,7 +41,7 @@ class WalCapture:
         self._watcher = watcher
         self._cursor = WalCursor()
         self._frames = LoggedFrames()
-        self.backfill = Backfill(name, db, self._frames)
+        self.backfill = Backfill(name, db, self._frames, watcher)
         self.complete_txid = 0
         """The last transaction at which the database file held every page; it never falls behind that."""
         self._size = 0

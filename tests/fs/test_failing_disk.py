@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,20 @@ from tests.fs.replay import replay
 PAGE = 4096
 
 
-class Silent:
-    """A watcher that nobody listens to."""
+class Witness:
+    """A watcher that remembers what it was told, but for ``logged``."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
 
     def logged(self, name: str) -> None:
         pass
 
-    unpublished = loose = logged
+    def unpublished(self, name: str) -> None:
+        self.told.append("unpublished")
+
+    def loose(self, name: str) -> None:
+        self.told.append("loose")
 
 
 class Primary:
@@ -45,8 +53,9 @@ class Primary:
         self.role.role, self.role.deadline_ns = Role.PRIMARY, FOREVER
         self.fd = os.open(directory.database, os.O_RDWR | os.O_CREAT)
         self.journal_fd = self.wal_fd = -1
+        self.watcher = Witness()
         self.capture = DatabaseCapture(
-            "a.db", Database.open(directory), self.role, Silent(), lambda: self.fd
+            "a.db", Database.open(directory), self.role, self.watcher, lambda: self.fd
         )
 
     def do(self, job: BigCommit | None) -> None:
@@ -250,3 +259,21 @@ def test_a_checkpoint_never_takes_back_a_newer_image(
         capture.wal.unlink()
     primary.write({2: frames[1]})
     capture.wal.unlink()
+
+
+def test_a_checkpoint_that_knows_less_than_the_log_is_told_of(
+    primary: Primary, versions: list[dict[int, bytes]], tmp_path: Path
+) -> None:
+    """A wal-index recovered over a broken chain lacks the commit that made the database grow."""
+    copy = tmp_path / "copy.db"
+    with closing(sqlite3.connect(copy, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t(a)")
+        primary.write_wal(copy.with_name("copy.db-wal").read_bytes())
+    pages = copy.read_bytes()
+    assert len(pages) == 2 * PAGE
+    primary.write({1: pages[:PAGE], 2: pages[PAGE:]})
+    assert primary.capture.wal.pending == 0
+    with pytest.raises(Refused, match="only in the database file"):
+        primary.capture.database_truncate(primary.fd, PAGE)
+    assert primary.watcher.told == ["unpublished"]
