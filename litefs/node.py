@@ -11,14 +11,12 @@ import logging
 import os
 import secrets
 import signal
-import time
 from collections.abc import AsyncIterable
 from pathlib import Path
 
 import trio
 
-from litefs.apply.sink import ReplicaSink
-from litefs.cluster.follow import Callbacks, follow
+from litefs.cluster.follow import Callbacks
 from litefs.cluster.lease import StaticLease
 from litefs.config import Config
 from litefs.copies import Copies
@@ -43,6 +41,7 @@ from litefs.link.messages import (
     Start,
     Unpublished,
 )
+from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
 from litefs.server.view import DatabaseInfo, Export
@@ -64,9 +63,6 @@ LAG_SECONDS = 0.25
 WAKE_PACE_SECONDS = 0.001
 """Between two wake-ups by the fs process: under load one serves several commits, a lone one never waits."""
 
-DETACH_SECONDS = 2.0
-"""How long the applier may take to checkpoint and let go of the mount at a stop."""
-
 
 class Node:
     """One node; implements :class:`litefs.server.view.NodeView`."""
@@ -80,9 +76,6 @@ class Node:
         self._term = 0
         self._node_id = secrets.randbits(64)
         self._primary: str | None = None
-        self._sink: ReplicaSink | None = None
-        self._sink_ready = trio.Event()
-        self._follow_scope = trio.CancelScope()
         self._exposed: dict[str, trio.Event] = {}
         self._forgotten: dict[str, trio.Event] = {}
         self._ready = trio.Event()
@@ -97,6 +90,13 @@ class Node:
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._watch = Primary(data, self._mount, self._guard.mount_guard, self._guard.restart)
+        self._replica = Replica(
+            ReplicaSettings(data, self._mount, config.lease.reconnect_delay),
+            self._lease,
+            lambda: self.identity,
+            SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
+            Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
+        )
         self._copies = Copies(data, self._mount, self._catalog)
 
     # -- life -----------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Node:
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
             if self._role is Role.REPLICA:
-                nursery.start_soon(self._replicate)
+                nursery.start_soon(self._replica.run, self._ready)
             else:
                 self._ready.set()
             code = await self._application(supervisor)
@@ -177,10 +177,7 @@ class Node:
     async def _leave(self, gone: trio.Event) -> None:
         """Let go of the mount, then have it removed; bounded, so that a stop never takes long."""
         self._guard.prepare_stop()
-        self._follow_scope.cancel()
-        if self._sink is not None:
-            with trio.move_on_after(DETACH_SECONDS):
-                await self._sink.close()
+        await self._replica.leave()
         self._watch.close()
         self._guard.stop()
         await gone.wait()
@@ -212,17 +209,7 @@ class Node:
             log.warning("recovery: %s", line)
         self._post_role()
         if self._role is Role.REPLICA:
-            sink = ReplicaSink(
-                self._data,
-                self._mount,
-                on_database_ready=self._expose,
-                on_drop=self._forget,
-                on_applied=self._applied,
-                on_recovery_needed=self._guard.restart,
-            )
-            await sink.start()
-            self._sink = sink
-            self._sink_ready.set()
+            await self._replica.mounted()
         self._catalog.rescan()
         self._catalog.notify()
 
@@ -248,11 +235,7 @@ class Node:
 
     async def _died(self) -> None:
         """The mount is gone: everything that was a client of it ends."""
-        self._follow_scope.cancel()
-        sink, self._sink = self._sink, None
-        self._sink_ready = trio.Event()
-        if sink is not None:
-            await sink.close()
+        await self._replica.unmounted()
         self._watch.forget()
 
     async def _expose(self, name: str) -> None:
@@ -280,36 +263,6 @@ class Node:
 
     # -- replica --------------------------------------------------------------------------------------
 
-    async def _replicate(self) -> None:
-        """Follow the primary; with a new applier whenever the mount was made anew."""
-        while True:
-            await self._sink_ready.wait()
-            sink = self._sink
-            if sink is None:
-                await trio.lowlevel.checkpoint()
-                continue
-            primary = await self._lease.primary()
-            assert primary is not None
-            with trio.CancelScope() as self._follow_scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(sink.run)
-                    nursery.start_soon(self._note_ready, sink)
-                    callbacks = Callbacks(self._adopt_cluster_id, self._connected, self._disconnected)
-                    await follow(
-                        primary.advertise_url,
-                        sink,
-                        lambda: self.identity,
-                        callbacks,
-                        reconnect_delay=self._config.lease.reconnect_delay,
-                        spool_dir=self._data.path,
-                    )
-            if self._stop.is_set():
-                return
-
-    async def _note_ready(self, sink: ReplicaSink) -> None:
-        await sink.caught_up.wait()
-        self._ready.set()
-
     async def _adopt_cluster_id(self, cluster_id: str) -> None:
         self._data.set_cluster_id(cluster_id)
 
@@ -335,14 +288,12 @@ class Node:
             await trio.sleep(WAKE_PACE_SECONDS)
 
     async def _lag_loop(self) -> None:
-        shown: tuple[int | None, int] | None = None
+        shown: tuple[int, int] | None = None
         while True:
-            sink = self._sink
-            if sink is not None and sink.primary_time_ms:
-                now = (int(self.lag_seconds * 1000), sink.primary_time_ms)
-                if now != shown:
-                    shown = now
-                    self._guard.post(Lag(*now))
+            now = self._replica.lag()
+            if now is not None and now != shown:
+                shown = now
+                self._guard.post(Lag(*now))
             await trio.sleep(LAG_SECONDS)
 
     # -- NodeView -------------------------------------------------------------------------------------
@@ -374,9 +325,8 @@ class Node:
 
     @property
     def lag_seconds(self) -> float:
-        if self.is_primary or self._sink is None or not self._sink.primary_time_ms:
-            return 0.0
-        return max(0.0, time.time() - self._sink.primary_time_ms / 1000)
+        lag = None if self.is_primary else self._replica.lag()
+        return lag[0] / 1000 if lag is not None else 0.0
 
     def databases(self) -> list[DatabaseInfo]:
         found = []
