@@ -132,10 +132,10 @@ class JournalCapture:
             return None
         if len(self._dirty) * self._page_size > BIG_COMMIT:
             return self._big_end(fd, finalise)
-        commit, pgnos = self._changes.find(fd, self._dirty, self._page_size)
-        if self._changes.differs(commit, pgnos):
+        change = self._changes.find(fd, self._dirty, self._page_size)
+        if self._changes.differs(change):
             self._gate.check()
-            self._changes.append(fd, commit, pgnos, self._page_size)
+            self._changes.append(fd, change)
             self._ended(finalise)
         else:
             finalise()
@@ -146,10 +146,10 @@ class JournalCapture:
         changed: list[bool] = []
 
         def run() -> None:
-            commit, pgnos = self._changes.find(fd, self._dirty, self._page_size)
-            if self._changes.differs(commit, pgnos):
+            change = self._changes.find(fd, self._dirty, self._page_size)
+            if self._changes.differs(change):
                 self._gate.check()
-                self._changes.append(fd, commit, pgnos, self._page_size)
+                self._changes.append(fd, change)
                 changed.append(True)
                 if self._synced:  # here it holds nobody up; what fails is tried again, in a new segment
                     with contextlib.suppress(OSError, LiteFSError):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from litefs.capture.changes import FileChanges
 from litefs.capture.commit import BigCommit, Gate, Refused, Watcher
-from litefs.errors import FormatError, LiteFSError, NotSupported
+from litefs.errors import FormatError, LiteFSError
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 from litefs.store import fileops
@@ -130,10 +130,10 @@ class RawCapture:
         changed: list[bool] = []
 
         def run() -> None:
-            commit, pgnos = self._changes.find(fd, self._pages, 0)
-            if self._changes.differs(commit, pgnos):
+            change = self._changes.find(fd, self._pages, self._db.page_size)
+            if self._changes.differs(change):
                 self._gate.check()
-                self._changes.append(fd, commit, pgnos, self._changes.page_size(fd))
+                self._changes.append(fd, change)
                 changed.append(True)
 
         def finish(error: Exception | None) -> None:
@@ -158,7 +158,7 @@ class RawCapture:
 
     def refused(self, error: Exception) -> None:
         """A sweep failed: what can succeed later is tried again."""
-        if isinstance(error, FormatError | NotSupported):
+        if isinstance(error, FormatError):
             self._break(str(error).removeprefix(f"{self._name}: "))
         elif str(error) != self._told:
             self._told = str(error)

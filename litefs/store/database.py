@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from litefs._core.pageblock import encode_record
-from litefs._core.pagesums import PageSums, checksums_of
+from litefs._core.pagesums import HEADER_SIZE, PageSums, checksums_of
 from litefs.errors import CommitRefused, FormatError, LogCorrupt, LogSyncFailed, NotSupported
 from litefs.ltx.encoder import Encoder
 from litefs.ltx.format import Header, lock_pgno
@@ -216,22 +216,26 @@ class Database:
         (native u64).
 
         ``batches`` (or what it returns, if callable) is iterated twice and yields the pages of ``pgnos`` in
-        order, first for the checksums, then for the record. Runs in a worker thread: the kernels drop the
-        GIL. Raises as ``prepare`` and ``append``, FormatError also if the second pass gives other pages than
-        the first.
+        order, first for the checksums, then for the record. Another ``page_size`` than the database's makes a
+        full record: ``pgnos`` are then all pages of the database. Runs in a worker thread: the kernels drop
+        the GIL. Raises as ``append``, CommitRefused after ``stop``, FormatError for pages that do not fit,
+        also if the second pass gives other pages than the first.
         """
-        sums = self._begin(commit, page_size)
+        sums = self._file.sums
+        full = bool(sums.txid and page_size and page_size != sums.page_size)
+        sums = self._begin(commit, 0 if full else page_size)
         repeat: Callable[[], Iterable[Batch]] = batches if callable(batches) else lambda: batches
-        size = sums.page_size
+        size = page_size if full else sums.page_size
+        after = empty_sums(size, commit) if full else sums
         try:
             new = b"".join(checksums_of(some, images, size) for some, images in repeat())
-            post = sums.post(pgnos, new, commit)
+            post = after.post(pgnos, new, commit)
         except ValueError as error:
             raise FormatError(f"{self.dir.name}: not a transaction: {error}") from error
         position = Position(sums.txid + 1, post)
         stamp = max(timestamp, sums.timestamp)
-        encoder = Encoder(self._fields(commit, position.txid, stamp))
-        with self.log.begin() as record:
+        encoder = Encoder(self._fields(commit, position.txid, stamp, size))
+        with self.log.begin_segment(size) if full else self.log.begin() as record:
             record.write(encoder.begin())
             for some, images, expected in _aligned(repeat(), new):
                 if checksums_of(some, images, size) != expected:
@@ -239,7 +243,9 @@ class Database:
                 record.write(encoder.add(some, images))
             record.write(encoder.finish(post))
             record.commit(position.txid, post)
-        self._file.sums.commit(pgnos, new, commit, position.txid, post, stamp)
+        after.commit(pgnos, new, commit, position.txid, post, stamp)
+        if full:
+            self._file.sums.replace(size, after.array(1, commit), position.txid, post, stamp)
         return new
 
     def sync(self) -> None:
@@ -287,16 +293,26 @@ class Database:
         fileops.remove_tree(self.dir.log)
         self._log = Log.create(self.dir.log, ZERO, page_size)
 
-    def _fields(self, commit: int, txid: int, timestamp: int) -> Header:
-        sums = self._file.sums
-        return Header(0, sums.page_size, commit, txid, txid, timestamp, sums.checksum, node_id=self.node_id)
+    def _fields(self, commit: int, txid: int, timestamp: int, page_size: int) -> Header:
+        pre_apply = self._file.sums.checksum
+        return Header(0, page_size, commit, txid, txid, timestamp, pre_apply, node_id=self.node_id)
 
     def _header(self, commit: int, txid: int, timestamp: int) -> bytes:
-        """The bytes of ``_fields(...).pack()`` without its checks, which all hold here."""
+        """The bytes of ``_fields(..., sums.page_size).pack()`` without its checks, which all hold here."""
         sums = self._file.sums
         return _HEADER.pack(
             b"LTX1", 0, sums.page_size, commit, txid, txid, timestamp, sums.checksum, 0, 0, 0, 0, self.node_id
         )
+
+
+def empty_sums(page_size: int, pages: int) -> PageSums:
+    """Checksums of a database without pages, with room for that many: what a full record is laid over.
+
+    Raises ValueError for an impossible page size.
+    """
+    sums = PageSums(bytearray(HEADER_SIZE + 8 * pages))
+    sums.format(page_size)
+    return sums
 
 
 def _infer_page_size(pgnos: Buffer, images: Buffer) -> int:

@@ -39,6 +39,8 @@ _HEADER = struct.Struct("<8sQQII24x")
 _HASH = struct.Struct("<Q")
 _NAME = re.compile(r"([0-9a-f]{16})\.seg\Z")
 _LTX_HEADER_SIZE = 100
+_LTX_PAGE_SIZE = struct.Struct(">I")
+_LTX_PAGE_SIZE_AT = 8
 _LTX_TXIDS = struct.Struct(">QQ")
 _LTX_TXIDS_AT = 16
 _LTX_CHECKSUM = struct.Struct(">Q")
@@ -52,7 +54,7 @@ _ZERO_SCAN = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """What a segment says about itself: the position before its first record, and the page size."""
+    """What a segment says about itself: the position before its first record, and its records' page size."""
 
     first_txid: int
     pre_apply: int
@@ -92,6 +94,7 @@ class Extent:
     txid_max: int
     pre_apply: int
     post_apply: int
+    page_size: int
 
     @property
     def body_offset(self) -> int:
@@ -136,10 +139,11 @@ def read_extent(
     """The extent of a record whose body of ``size`` bytes begins at ``buffer[at]``; ``offset``: of its head
     in the file.
     """
+    (page_size,) = _LTX_PAGE_SIZE.unpack_from(buffer, at + _LTX_PAGE_SIZE_AT)
     txid_min, txid_max = _LTX_TXIDS.unpack_from(buffer, at + _LTX_TXIDS_AT)
     (pre,) = _LTX_CHECKSUM.unpack_from(buffer, at + _LTX_PRE_AT)
     (post,) = _LTX_CHECKSUM.unpack_from(buffer, at + size - 16)
-    return Extent(path, offset, size, txid_min, txid_max, pre, post)
+    return Extent(path, offset, size, txid_min, txid_max, pre, post, page_size)
 
 
 class SegmentMap:

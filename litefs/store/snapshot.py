@@ -62,13 +62,16 @@ class SnapshotSource:
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         """Batches of page numbers (native u32, ascending within a batch) and their images.
 
-        Pages that cannot be had yet come last. Raises LiteFSError after ``RETRY_SECONDS`` without progress,
-        LogCorrupt.
+        Pages that cannot be had yet come last. If the page size changes meanwhile the walk ends: among the
+        records that follow, one holds every page anew. Raises LiteFSError after ``RETRY_SECONDS`` without
+        progress, LogCorrupt.
         """
         per_batch = max(1, BATCH_BYTES // (self.page_size or 1))
         late: list[int] = []
         for first in range(1, self.commit + 1, per_batch):
             batch = self._batch(first, min(per_batch, self.commit - first + 1), late)
+            if self._ended:
+                return
             if batch[0]:
                 yield batch
         deadline = time.monotonic() + RETRY_SECONDS
@@ -81,6 +84,8 @@ class SnapshotSource:
                     waiting.append(pgno)
                 elif page:
                     pages.append((pgno, page))
+            if self._ended:
+                return
             for start in range(0, len(pages), per_batch):
                 yield _joined(pages[start : start + per_batch])
             if len(waiting) < len(late):
@@ -122,6 +127,11 @@ class SnapshotSource:
                 pages.append((pgno, page))
         return _joined(pages)
 
+    @property
+    def _ended(self) -> bool:
+        """Whether the page size has changed since this snapshot began."""
+        return self._file.sums.page_size != self.page_size
+
     def _refresh(self) -> None:
         if max(self._file.sums.page_count, self.commit) > self._file.sums.capacity:
             self._file.refresh()
@@ -144,13 +154,15 @@ class SnapshotSource:
     def _image(self, pgno: int) -> bytes | None:
         """The newest image in the log of a page that the database file does not durably hold, or None."""
         sums = self._file.sums
-        txid = sums.snapshot()[0]
+        txid, _, _, page_size, _ = sums.snapshot()
+        if page_size != self.page_size:
+            return None
         # Retention may remove what has become durable meanwhile, here too between two steps: then
         # try again later.
         start = max(self._mapped_txid, sums.durable_txid)
         try:
             if txid > start:
-                newest_images(self._dir.log, start, txid, images=self._images)
+                newest_images(self._dir.log, start, txid, page_size=page_size, images=self._images)
                 self._mapped_txid = txid
             image = self._images.get(pgno)
             return self._reader.page(pgno, image, self.page_size) if image is not None else None
@@ -216,7 +228,7 @@ class SnapshotTarget:
             )
 
     def record(self, body: Buffer) -> None:
-        """Lay a later record over the file.
+        """Lay a later record over the file; one of another page size is a full record, and takes its place.
 
         Raises PositionMismatch, FormatError, ChecksumMismatch, OSError.
         """
@@ -230,19 +242,23 @@ class SnapshotTarget:
 
         decoder = Decoder(lambda size: bytes(read(size)))
         header = decoder.header
-        if header.page_size != self.page_size:
-            raise FormatError(
-                f"{self.dir.name}: record of page size {header.page_size}, not {self.page_size}"
-            )
         if header.min_txid != self.position.txid + 1 or header.pre_apply != self.position.checksum:
             raise PositionMismatch(
                 f"{self.dir.name}: record {header.min_txid:016x} does not follow {self.position}"
             )
+        if header.page_size != self.page_size:
+            self._empty(header.page_size)
         self._resize(header.commit)
         for pgnos, images in decoder:
             self.pages(pgnos, images)
         self.position = Position(header.max_txid, decoder.trailer.post_apply)
         self.timestamp = header.timestamp
+
+    def _empty(self, page_size: int) -> None:
+        """Forget all pages: a full record follows. Whether it was one, ``verify`` tells."""
+        self._file.sums.format(page_size)
+        fileops.truncate(self._fd, 0)
+        self.page_size, self.commit = page_size, 0
 
     def _resize(self, commit: int) -> None:
         if commit > self.commit:

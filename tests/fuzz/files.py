@@ -101,7 +101,7 @@ def _run_log(data: bytes) -> None:
         for extent in extents(directory, 0, verify=True):
             tip = extent.txid_max
         with ImageReader() as images:
-            for pgno, image in list(newest_images(directory, 0, tip).items())[:40]:
+            for pgno, image in list(newest_images(directory, 0, tip, page_size=_PAGE).items())[:40]:
                 images.page(pgno, image, _PAGE)
         log = Log.open(directory)
         try:
