@@ -24,8 +24,11 @@ SUPER_JOURNALS = False
 ROOT = "$ROOT"
 """Stands in a step for the directory of a side."""
 
-DATABASES = ("a.db", "b.db", "c.db", "dir/d.db", "e.db")
-CLIENTS = ("sqlite3-0", "sqlite3-1", "apsw-0", "apsw-1", "shell-0")
+BUSY_DATABASES = ("a.db", "b.db", "c.db")
+DATABASES = (*BUSY_DATABASES, "dir/d.db", "e.db", "f.db")
+SHARED_CACHE = "sqlite3-1"
+"""The process whose connections share their cache."""
+CLIENTS = ("sqlite3-0", SHARED_CACHE, "apsw-0", "apsw-1", "shell-0")
 JOURNAL_MODES = ("DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL", "WAL", "WAL")
 PAGE_SIZES = (512, 1024, 4096, 4096, 4096, 16384, 65536)
 MAX_CONNECTIONS = 5
@@ -115,14 +118,14 @@ class History:
 
     def _open(self) -> Step:
         rng = self._rng
-        name = rng.choice(DATABASES[:3]) if rng.random() < 0.8 else rng.choice(DATABASES)
+        name = rng.choice(BUSY_DATABASES if rng.random() < 0.8 else DATABASES)
         client = rng.choice(CLIENTS)
         parameters = []
         if name in self._page_sizes and rng.random() < 0.1:
             parameters.append("mode=ro")
         if rng.random() < 0.2:
             parameters.append("psow=0")
-        if client.startswith("sqlite3") and rng.random() < 0.3:
+        if client == SHARED_CACHE:
             parameters.append("cache=shared")
         self._made += 1
         number = self._made
@@ -160,15 +163,15 @@ class History:
         ways = [
             (self._plain, 40),
             (self._begin, 12 if self._may_begin(connection) else 0),
-            (self._journal_mode, 4),
+            (self._journal_mode, 7),
             (self._setting, 8),
             (self._checkpoint, 4),
-            (self._vacuum, 2),
+            (self._vacuum, 3),
             (self._exclusive, 0.7),
             (self._attach, 2),
             (self._definition, 4),
             (self._select, 2),
-            (self._backup, 1),
+            (self._backup, 3),
         ]
         way = self._rng.choices([way for way, _ in ways], [weight for _, weight in ways])[0]
         return way(connection)
@@ -187,7 +190,7 @@ class History:
         if draw < 0.30:
             return self._run(connection, "ROLLBACK")
         if draw < 0.42 and not connection.unsafe:
-            return self._run(connection, rng.choice(["SAVEPOINT s", "RELEASE s", "ROLLBACK TO s"]))
+            return self._run(connection, rng.choice(_SAVEPOINTS))
         if draw < 0.50:
             return self._definition(connection)
         if draw < 0.54:
@@ -236,7 +239,8 @@ class History:
     def _vacuum(self, connection: _Connection) -> Step:
         if self._rng.random() < 0.6:
             return self._run(connection, "VACUUM")
-        target = self._rng.choice(DATABASES[3:])
+        targets = [name for name in DATABASES if name not in self._page_sizes] or DATABASES
+        target = self._rng.choice(targets)
         return self._run(connection, f"VACUUM INTO '{ROOT}/{target}'", (target,))
 
     def _exclusive(self, connection: _Connection) -> Step:
@@ -373,6 +377,9 @@ class History:
             connection.databases.append(statement.split("'")[1].removeprefix(f"{ROOT}/"))
         elif statement.startswith("DETACH"):
             del connection.databases[1:]
+
+
+_SAVEPOINTS = ("SAVEPOINT s", "SAVEPOINT s", "ROLLBACK TO s", "ROLLBACK TO s", "RELEASE s")
 
 
 def _files(command: str, *names: str) -> dict[str, Any]:

@@ -45,11 +45,11 @@ def attempt(command: str, *arguments: str) -> str:
     """A file operation as a person would do it; the error's name, or ""."""
     try:
         if command == "copy":
-            shutil.copyfile(*arguments)
+            shutil.copyfile(arguments[0], arguments[1])
         elif command == "move":
-            os.rename(*arguments)
+            os.rename(arguments[0], arguments[1])
         elif command == "mkdir":
-            os.mkdir(*arguments)
+            os.mkdir(arguments[0])
         else:
             for suffix in COMPANIONS:
                 with contextlib.suppress(FileNotFoundError):

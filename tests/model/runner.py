@@ -62,8 +62,11 @@ class Runner:
 
     def close(self) -> None:
         """End all processes."""
-        for closing in (self.native, self.mount, self._far, self._readers, *self._replayed.values()):
-            closing.close()
+        for side in (self.native, self.mount, self._far):
+            side.close()
+        self._readers.close()
+        for replayed in self._replayed.values():
+            replayed.close()
 
     # -- one step ----------------------------------------------------------------------------------
 
