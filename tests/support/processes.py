@@ -141,14 +141,16 @@ def assert_none_hangs(seconds: float = 2.0) -> None:
 
 
 class Client:
-    """A program under ``tests/support/clients`` in another process: one JSON line in, one JSON line out.
+    """A program in another process: one JSON line in, one JSON line out.
 
-    ``log`` receives what it writes to stderr.
+    ``module``: its name under ``tests.support.clients``, or its full name. ``log`` receives what it
+    writes to stderr.
     """
 
     def __init__(self, module: str, *arguments: object, log: Path | None = None) -> None:
         self.name = f"{module} {' '.join(map(str, arguments))}"
-        command = [sys.executable, "-m", f"tests.support.clients.{module}", *map(str, arguments)]
+        full = module if "." in module else f"tests.support.clients.{module}"
+        command = [sys.executable, "-m", full, *map(str, arguments)]
         self._stderr: IO[bytes] | None = log.open("ab") if log is not None else None
         self.process = spawn(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, bufsize=1
