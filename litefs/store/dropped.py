@@ -59,6 +59,59 @@ def rename(data: DataDir, name: str, position: Position, new: str) -> None:
     fileops.sync_dir(source.parent)
 
 
+def replace(data: DataDir, name: str, position: Position, new: str, replaced: Position) -> Path:
+    """``rename`` in place of the database that has the name ``new`` and is at ``replaced``; returns the
+    directory that keeps that one whole.
+
+    A directory with files in it cannot be replaced by one rename(2). An intent file tells of a crash between
+    the two that it takes, so that ``complete_replacing`` makes it all or nothing. Raises OSError; then both
+    are as they were, unless what failed was a sync.
+    """
+    source, target = data.database_dir(name).path, data.database_dir(new).path
+    kept = data.database_dir(new).lost("dropped")
+    _mark(data, name, position)
+    _mark(data, new, replaced)
+    intent = _intent(data)
+    fileops.make_dir(intent.parent)
+    fileops.write_file_atomic(intent, f"{source.name}\0{target.name}".encode())
+    try:
+        fileops.rename(target, kept)
+        try:
+            fileops.rename(source, target)
+        except OSError:
+            fileops.rename(kept, target)
+            raise
+        fileops.sync_dir(kept.parent)
+        fileops.sync_dir(source.parent)
+    finally:
+        if target.exists():
+            _forget(intent)
+    return kept
+
+
+def complete_replacing(data: DataDir) -> None:
+    """End a ``replace`` that a crash cut short; before any database is looked at. Raises OSError."""
+    intent = _intent(data)
+    try:
+        source, target = (data.path / "dbs" / part for part in intent.read_text().split("\0"))
+    except FileNotFoundError:
+        return
+    if source.exists() and not target.exists():
+        fileops.rename(source, target)
+        fileops.sync_dir(source.parent)
+    _forget(intent)
+
+
+def _intent(data: DataDir) -> Path:
+    return data.path / "dropped" / "renaming"  # no tombstone: these end in .pos
+
+
+def _forget(intent: Path) -> None:
+    """Durably: what it tells of would come to pass again, once both names had other databases."""
+    fileops.unlink(intent)
+    fileops.sync_dir(intent.parent)
+
+
 def _mark(data: DataDir, name: str, position: Position) -> None:
     known = tombstone(data, name)
     if position.txid and (known is None or known.txid < position.txid):
