@@ -221,7 +221,7 @@ class Node:
         match message:
             case Opened():
                 self._watch.opened(message.name)
-                self._catalog.rescan()
+                self._catalog.refresh(message.name)
             case Unpublished():
                 self._watch.unpublished(message.name)
             case Loose():

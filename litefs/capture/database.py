@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -90,6 +91,10 @@ class DatabaseCapture:
         self.check_writable(self._name)
         db = self.db
         if self.wal.holds_logged_frames:
+            if not size:  # as SQLite never does
+                raise Refused(
+                    self._name, "cannot be copied over while its WAL is in use: close it first", errno.EBUSY
+                )
             self.wal.backfill.truncate(size)
         elif self.journal.hot:
             self.journal.database_truncated(size)
@@ -98,9 +103,9 @@ class DatabaseCapture:
             return
         fileops.truncate(fd, size)
 
-    def database_sync(self, fd: int) -> BigCommit | None:
+    def database_sync(self, fd: int, handle: int | None = None) -> BigCommit | None:
         """Sync log and database; for a writer without a journal this is the commit."""
-        logged = None if self.journal.hot else self.raw.commit(fd)
+        logged = None if self.journal.hot else self.raw.synced(fd, handle)
         pending = self.raw.pending_bytes if logged is not None else 0
 
         def run() -> None:

@@ -15,7 +15,7 @@ from litefs.fs.role import RoleState
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
-from litefs.store.dropped import drop, rename, tidy
+from litefs.store.dropped import drop, rename, replace, tidy
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.sums import SumsFile
 from litefs.types import ZERO, Position
@@ -198,13 +198,14 @@ class Databases:
     def rename(self, db: FsDatabase, new: str) -> FsDatabase:
         """The database by its new name, durably, in place of the one that has it. Nobody may have it open.
 
-        Raises OSError; then it has its old name, but what it was to replace may be under ``lost/``.
+        Raises OSError; then nothing has changed.
         """
         replaced, kept = self._by_name.get(new), None
-        if replaced is not None:
-            kept = drop(self._data, new, replaced.position()[0], keep_file=True)
+        if replaced is None:
+            rename(self._data, db.name, db.position()[0], new)
+        else:
+            kept = replace(self._data, db.name, db.position()[0], new, replaced.position()[0])
             self.forget(replaced)
-        rename(self._data, db.name, db.position()[0], new)
         self.forget(db)
         renamed = self._by_name[new] = FsDatabase(self._data.database_dir(new))
         try:

@@ -51,6 +51,7 @@ from litefs.link.messages import (
     Unpublished,
 )
 from litefs.store import fileops
+from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
 from litefs.types import Role
@@ -173,6 +174,7 @@ class FsProcess:
 
     def _recover(self) -> list[str]:
         lines: list[str] = []
+        complete_replacing(self._data)
         for name in self._data.names():
             try:
                 lines += self._recover_one(name)
@@ -206,6 +208,8 @@ class FsProcess:
                     for db in databases:
                         await db.idle()
                         await db.sweep()
+                    while busy := [db for db in databases if db.busy]:  # since another one was waited for
+                        await busy[0].idle()
                 self._set_role(message, databases)
                 await self._channel.send(RoleSet(message.term))
             case Deadline():

@@ -6,6 +6,7 @@ exist follows from the data directory, so nothing has to be kept in step.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import logging
@@ -75,6 +76,16 @@ class Ownership:
     mode: int | None
 
 
+@dataclass(slots=True)
+class OpenDirectory:
+    """An open directory. It is listed when it is read first, and anew from its begin: SQLite opens it at each
+    commit with a journal, to sync it, and reads nothing.
+    """
+
+    path: str
+    listing: list[str] = dataclasses.field(default_factory=list)
+
+
 class Namespace(pyfuse3.Operations):
     """The requests about names and attributes.
 
@@ -103,7 +114,7 @@ class Namespace(pyfuse3.Operations):
         self._root_mode = root_mode
         self._node_pid = node_pid
         self._dirs = Directories(data)
-        self._listings: dict[int, list[str]] = {}
+        self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         self._born_ns = time.time_ns()
         self._refusals: dict[str, float] = {}
@@ -250,7 +261,12 @@ class Namespace(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        path = self.inodes[inode].path
+        handle = self._new_handle()
+        self._directories[handle] = OpenDirectory(self.inodes[inode].path)
+        return handle
+
+    def _list(self, path: str) -> list[str]:
+        """What is in a directory, as paths."""
         names = self._names()
         directories, databases = self._dirs.children(path, names)
         found = sorted(directories)
@@ -261,13 +277,14 @@ class Namespace(pyfuse3.Operations):
                     found.append(base + suffix)
         if not path:
             found += [name for name, kind in CONTROL.items() if control.exists(kind, self._role, None)]
-        handle = self._new_handle()
-        self._listings[handle] = [prefix + name for name in found]
-        return handle
+        return [prefix + name for name in found]
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        listing = self._listings[fh]
+        directory = self._directories[fh]
+        if not start_id:
+            directory.listing = self._list(directory.path)
+        listing = directory.listing
         for index in range(start_id, len(listing)):
             inode = self._find(listing[index])
             if inode is None:
@@ -278,7 +295,7 @@ class Namespace(pyfuse3.Operations):
             inode.lookups += 1
 
     async def releasedir(self, fh: int) -> None:
-        self._listings.pop(fh, None)
+        self._directories.pop(fh, None)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:

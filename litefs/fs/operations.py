@@ -117,9 +117,10 @@ class Operations(Renaming):
                 os.close(fd)
 
     def _is_applied(self, shm: Inode) -> bool:
-        """Whether the node process, as a replica, has a wal-index mapped: to cut it would kill that process.
+        """Whether the node process, as a replica, has a wal-index mapped: to cut it would kill that process;
+        were it removed, readers would make one of their own, in which no commit is announced.
 
-        SQLite never does, since the node process holds DMS shared.
+        SQLite does neither, since the node process holds DMS shared.
         """
         return self._role.role is not Role.PRIMARY and any(
             handle.inode is shm and handle.from_node for handle in self._handles.values()
@@ -291,7 +292,7 @@ class Operations(Renaming):
         elif handle.inode.kind is Kind.WAL:
             await db.run(db.capture.wal_sync())
         elif handle.inode.kind is Kind.DATABASE:
-            await db.run(db.capture.database_sync(handle.fd))
+            await db.run(db.capture.database_sync(handle.fd, fh))
         else:
             await db.run(db.capture.journal_sync(handle.fd))
 
@@ -311,7 +312,7 @@ class Operations(Renaming):
             raise FUSEError(errno.EPERM)
         try:
             await db.idle()
-            if inode.kind is Kind.SHM:
+            if inode.kind is Kind.SHM and not self._is_applied(inode):
                 os.unlink(inode.backing)
             elif self._role.role is not Role.PRIMARY:
                 raise FUSEError(errno.EROFS)
@@ -327,18 +328,21 @@ class Operations(Renaming):
                 self._vanished(parent_inode, companion)
 
     async def _unlink_captured(self, db: FsDatabase, inode: Inode) -> None:
+        if inode.kind is Kind.DATABASE:  # also one that is damaged: its owner has nothing else left to do
+            if db.removed:
+                raise FUSEError(errno.ENOENT)
+            self._role.check()
+            self._dbs.remove(db)
+            self._on_drop(db.name)
+            self._role.confirm()
+            return
         capture = self._capture(db)
         capture.check_writable(inode.path)
         if inode.kind is Kind.WAL:
             capture.wal.unlink()
             os.unlink(inode.backing)
-        elif inode.kind is Kind.JOURNAL:
-            await db.run(capture.journal.unlink(inode.backing, db.open_database()))
         else:
-            self._role.check()
-            self._dbs.remove(db)
-            self._on_drop(db.name)
-            self._role.confirm()
+            await db.run(capture.journal.unlink(inode.backing, db.open_database()))
 
     def _in_use(self, db: FsDatabase) -> bool:
         return any(handle.inode.db is db and not handle.from_node for handle in self._handles.values())

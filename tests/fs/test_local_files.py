@@ -79,3 +79,17 @@ os.rename(temporary, target)
         fs.process.wait(5)
     with serving(tmp_path) as fs:
         assert python(READ, fs.mount / "b.db") == "[('newer',)]\n"
+
+
+def test_a_directory_is_listed_when_it_is_read(tmp_path: Path) -> None:
+    """Not when it is opened, as SQLite does to sync it, once for each commit with a journal."""
+    script = """
+import os, sys
+directory = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+for name in ("one", "two"):
+    with open(os.path.join(sys.argv[1], name), "w") as file:
+        file.write("text")
+    print(sorted(entry for entry in os.listdir(directory) if entry in ("one", "two")))
+"""
+    with serving(tmp_path) as fs:
+        assert python(script, fs.mount).splitlines() == ["['one']", "['one', 'two']"]

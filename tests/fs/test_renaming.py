@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from litefs.store.dropped import tombstone
+from litefs.store import fileops
+from litefs.store.dropped import replace, tombstone
 from litefs.store.paths import DataDir
-from litefs.types import Role
+from litefs.types import Position, Role
 from tests.fs.harness import python, serving
 from tests.fs.test_drop import MAKE, READ
 
@@ -71,3 +72,28 @@ os.chdir("/")
         assert not any("done" in line for line in lines), lines
         fs.become(Role.REPLICA)
         assert python(RENAME, fs.mount / "a.db", fs.mount / "b.db") == "EROFS\n"
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement(tmp_path: Path) -> None:
+    """The next start makes the second: nobody who asks for the name finds neither database."""
+    data = DataDir(tmp_path / "data")
+    with serving(tmp_path) as fs:
+        python(MAKE, fs.mount / "a.db", "WAL", "of a")
+        python(MAKE, fs.mount / "b.db", "WAL", "of b")
+        fs.process.kill()
+        fs.process.wait(5)
+    real = fileops.rename
+
+    def die(source: Path, target: Path) -> None:
+        if target == data.database_dir("b.db").path:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fileops, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            replace(data, "a.db", Position(2, 1 << 63), "b.db", Position(2, 1 << 63))
+    assert data.names() == ["a.db"]
+    with serving(tmp_path) as fs:
+        assert data.names() == ["b.db"]
+        assert python(READ, fs.mount / "b.db") == "[('of a',)]\n"
