@@ -222,6 +222,7 @@ class Node:
                 on_drop=self._forget,
                 on_applied=self._applied,
                 on_recovery_needed=self._guard.restart,
+                on_damage=lambda: self._follow_scope.cancel(),
             )
             await sink.start()
             self._sink = sink
