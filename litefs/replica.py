@@ -93,6 +93,7 @@ class Replica:
             on_drop=hooks.on_drop,
             on_applied=hooks.on_applied,
             on_recovery_needed=hooks.on_recovery_needed,
+            on_damage=lambda: self._scope.cancel(),
         )
         await sink.start()
         self._sink = sink

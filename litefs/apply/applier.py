@@ -68,7 +68,8 @@ class Applier:
         self._sync_interval = sync_interval
         self._policy = policy
         self._database = Database.open(directory)
-        self._writer: WalWriter | None = None
+        self.writer: WalWriter | None = None
+        """The WAL on the mount, once it is attached."""
         self._checkpointer: Checkpointer | None = None
         self._old_readers = False
         self._unsynced_since: float | None = None
@@ -117,15 +118,14 @@ class Applier:
         """Attach to the WAL, if that is not done, and apply what the log holds beyond it. Raises OSError,
         FormatError."""
         self.check_usable()
-        if self._writer is None:
-            self._writer = WalWriter(self._mounted, old_readers=self._old_readers)
-            if self._writer.page_size != self._database.page_size:
+        if self.writer is None:
+            self.writer = WalWriter(self._mounted, old_readers=self._old_readers)
+            if self.writer.page_size != self._database.page_size:
                 raise FormatError(
-                    f"{self._mounted}: {self._writer.page_size}-byte pages, not {self._database.page_size}"
+                    f"{self._mounted}: {self.writer.page_size}-byte pages, not {self._database.page_size}"
                 )
-            self._checkpointer = Checkpointer(self._writer, self.sync_log, self._policy)
-            # What an earlier attachment left in the WAL counts as of now.
-            self._checkpointer.applied(self._database.position.txid)
+            self._checkpointer = Checkpointer(self.writer, self.sync_log, self._policy)
+            self._checkpointer.applied(self._database.position.txid)  # for what was left in the WAL, too
         if self.is_behind:
             self._catch_up()
 
@@ -227,9 +227,9 @@ class Applier:
         writer.apply([(pgnos, images, commit)])
 
     def _attached(self) -> WalWriter:
-        if self._writer is None:
+        if self.writer is None:
             raise RuntimeError(f"{self._mounted}: not attached")
-        return self._writer
+        return self.writer
 
     def _apply_big(self, source: Callable[[], Callable[[int], bytes]], body: Buffer | None) -> None:
         """Apply a record in bounded memory: one pass for its checksums, one into the log, one into the WAL.
@@ -412,10 +412,10 @@ class Applier:
     def detach(self) -> None:
         """Let go of the mount: the WAL and every lock. The next use attaches again."""
         with self._closing:
-            if self._writer is not None:
-                self._old_readers = self._writer.old_readers
-                self._writer.close()
-                self._writer = self._checkpointer = None
+            if self.writer is not None:
+                self._old_readers = self.writer.old_readers
+                self.writer.close()
+                self.writer = self._checkpointer = None
 
     def close(self) -> None:
         """Let go of everything, without a sync; harmless if repeated."""

@@ -259,6 +259,10 @@ class WalWriter:
             self.old_readers = False
         return not self.old_readers
 
+    def has_frame(self, pgno: int) -> bool:
+        """Whether the WAL has an image of a page, so that readers do not look at the database file for it."""
+        return bool(self._header.mx_frame and self.shm.index.find(pgno, self._header.mx_frame))
+
     def read_page(self, pgno: int) -> bytes:
         """The newest image of a page, from the WAL or the database file. Raises FormatError if there is
         none."""

@@ -51,6 +51,7 @@ from litefs.link.messages import (
     Unpublished,
 )
 from litefs.store import fileops
+from litefs.store.damage import advice
 from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
@@ -181,14 +182,21 @@ class FsProcess:
             except (LiteFSError, OSError) as exc:
                 # one database must not keep the others from being served
                 self._unrecovered[name] = str(exc)
-                lines.append(f"{name}: not recovered: {exc}")
+                lines += [f"{name}: not recovered: {exc}", self._advice(name)]
         return lines
+
+    def _advice(self, name: str) -> str:
+        """What becomes of a database that may only be read."""
+        if self._start.replica:
+            return f"{name}: the primary is asked for a snapshot of it"
+        return f"{name}: {advice(self._data.database_dir(name))}"
 
     def _recover_one(self, name: str) -> list[str]:
         report: Report = recover(self._data.database_dir(name), node_id=self._start.node_id)
         if self._start.replica and report.position.txid:
             seed_wal(self._data.database_dir(name).database)
-        return [f"{name}: {line}" for line in report.lines()]
+        lines = [f"{name}: {line}" for line in report.lines()]
+        return [*lines, self._advice(name)] if report.damaged else lines
 
     async def _serve_link(self, databases: Databases, operations: Operations, mounted: Mounted) -> bool:
         """Handle the node's messages; True when told to stop, False when the node process is gone."""

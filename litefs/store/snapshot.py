@@ -20,6 +20,7 @@ from litefs.store.install import complete_install, discard, write_intent
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import Image, ImageReader, newest_images
+from litefs.store.rebuild import file_checksums
 from litefs.store.sums import SumsFile, differing_pages
 from litefs.types import Position
 
@@ -301,12 +302,16 @@ class SnapshotTarget:
         complete_install(self.dir)
 
     def differing(self, sums: PageSums) -> Iterator[tuple[bytes, bytes]]:
-        """The pages (native u32 ascending, images) that are not as in ``sums``, in batches; ``commit`` is the
-        new size.
+        """The pages (native u32 ascending, images) that are not as in ``sums``, or that the database file has
+        otherwise, in batches; ``commit`` is the new size.
+
+        The checksums are right also for pages in the WAL, but the file may be damaged.
         """
         size = self.page_size
+        new = self._file.sums.array(1, self.commit)
         old = sums.array(1, min(sums.page_count, self.commit))
-        pgnos = differing_pages(old, self._file.sums.array(1, self.commit))
+        found = file_checksums(self.dir.database, size, self.commit)
+        pgnos = sorted({*differing_pages(old, new), *differing_pages(found, new)})
         skip = lock_pgno(size)
         per_batch = max(1, BATCH_BYTES // size)
         for start in range(0, len(pgnos), per_batch):
@@ -337,6 +342,7 @@ class SnapshotTarget:
         sums.page_size = self.page_size
         sums.reset(self.commit, self.position.txid, self.position.checksum, self.timestamp)
         sums.synced_txid = self.position.txid
+        sums.damaged = False
         return fresh
 
     def finish(self) -> None:

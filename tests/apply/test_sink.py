@@ -23,7 +23,6 @@ from litefs.sqlite.wal import HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.paths import DataDir
 from litefs.store.recovery import recover
-from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotTarget
 from litefs.store.sums import SumsFile
 from litefs.types import Position
@@ -38,6 +37,8 @@ class Replica:
         self.data = DataDir(path)
         self.shown: list[str] = []
         self.recoveries: list[str] = []
+        self.damages: list[dict[str, Position]] = []
+        """The positions whenever the primary was to be told them anew."""
         self.applied: list[tuple[str, Position]] = []
         self.sink = self.make()
 
@@ -48,6 +49,7 @@ class Replica:
             on_database_ready=self._show,
             on_applied=lambda name, position: self.applied.append((name, position)),
             on_recovery_needed=self.recoveries.append,
+            on_damage=lambda: self.damages.append(dict(self.sink.positions())),
             locate=self.path,
         )
 
@@ -312,29 +314,6 @@ def test_what_is_logged_but_not_shown_is_shown_without_another_record(
             assert replica.steps("app.db") == 6
             sink.primary_time(3)
             assert sink.primary_time_ms == 3
-
-    run(scenario)
-
-
-def test_a_database_that_cannot_be_opened_leaves_the_others(tmp_path: Path, source: SourceMaker) -> None:
-    async def scenario() -> None:
-        good, bad = source(seed=32), source(seed=33)
-        async with running(tmp_path / "data") as replica:
-            await replica.sink.records("good.db", stepped(good, 2))
-            await replica.sink.records("bad.db", stepped(bad, 2))
-            directory = replica.data.database_dir("bad.db")
-        (_, segment), *_ = list_segments(directory.log)
-        segment.write_bytes(b"rubbish" * 1000)
-        before = replica.path("bad.db").read_bytes()
-        async with running(tmp_path / "data") as replica:
-            sink = replica.sink
-            assert sink.positions() == {"good.db": good.position}
-            assert await sink.records("good.db", stepped(good, 2)) == good.position
-            with pytest.raises(LiteFSError, match="before a recovery"):
-                await sink.records("bad.db", stepped(bad, 1))
-            with pytest.raises(LiteFSError, match="before a recovery"):
-                await send_snapshot(sink, bad, "bad.db", bad.position, bad.pages)
-        assert replica.path("bad.db").read_bytes() == before
 
     run(scenario)
 
