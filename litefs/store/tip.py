@@ -62,7 +62,7 @@ def _check_size(directory: DatabaseDir, log: Log, extent: Extent, header: Header
     have = _file_pages(directory, size)
     if commit <= have:
         return
-    images = newest_images(directory.log, log.first_txid - 1, log.tip.txid)
+    images = newest_images(directory.log, log.first_txid - 1, log.tip.txid, page_size=size)
     held = sum(have < pgno <= commit for pgno in images)
     needed = page_total(size, commit) - page_total(size, have)
     if held < needed:
