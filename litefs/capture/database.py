@@ -60,7 +60,7 @@ class DatabaseCapture:
         if self.db.stopped is not None and not (self.journal.hot or self.raw.pending):
             raise Refused(file, f"the database is stopped: {self.db.stopped}")
         if self.db.sums.damaged:
-            raise Refused(file, "the database is damaged and served for reading only")
+            raise Refused(file, "the database is damaged, served for reading only: rename a good one over it")
         if file != self._name:
             self.raw.check(file)
 

@@ -217,7 +217,9 @@ class Databases:
         return renamed
 
     def forget(self, db: FsDatabase) -> None:
-        """Let go of a database that is gone, or will be."""
+        """Let go of a database that is gone, or will be: what is not in its log goes with it."""
+        if db.capture is not None:
+            db.capture.raw.clear()
         db.close()
         db.removed = True
         del self._by_name[db.name]

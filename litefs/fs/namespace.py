@@ -266,13 +266,16 @@ class Namespace(pyfuse3.Operations):
         return handle
 
     def _list(self, path: str) -> list[str]:
-        """What is in a directory, as paths."""
+        """What is in a directory, as paths. NAME-pos only in the root, where Go LiteFS has it: it goes with
+        its database, and were it listed elsewhere ``rm -r`` would stumble over it.
+        """
         names = self._names()
         directories, databases = self._dirs.children(path, names)
         found = sorted(directories)
         prefix = path + "/" if path else ""
+        suffixes = ("", "-journal", "-shm", "-wal") if path else ("", "-journal", "-pos", "-shm", "-wal")
         for base in sorted(databases):
-            for suffix in ("", "-journal", "-pos", "-shm", "-wal"):
+            for suffix in suffixes:
                 if self._find(prefix + base + suffix) is not None:
                     found.append(base + suffix)
         if not path:

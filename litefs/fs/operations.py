@@ -35,12 +35,13 @@ _CACHED = (Kind.DATABASE, Kind.WAL, Kind.SHM)
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """An open file. ``captured``: changes are judged, because a client of the primary makes them."""
+    """An open file. ``closed``: a client closed a descriptor of it; it may have others."""
 
     inode: Inode
     fd: int
     writable: bool
     from_node: bool
+    closed: bool = False
 
 
 class Operations(Renaming):
@@ -234,6 +235,7 @@ class Operations(Renaming):
     @answered
     async def flush(self, fh: int) -> None:
         handle = self._handles[fh]
+        handle.closed = True
         db = handle.inode.db
         if db is None or handle.inode.kind is not Kind.DATABASE or not handle.writable:
             return
@@ -344,8 +346,9 @@ class Operations(Renaming):
         else:
             await db.run(capture.journal.unlink(inode.backing, db.open_database()))
 
-    def _in_use(self, db: FsDatabase) -> bool:
-        return any(handle.inode.db is db and not handle.from_node for handle in self._handles.values())
+    def _users(self, db: FsDatabase) -> list[bool]:
+        handles = self._handles.values()
+        return [handle.closed for handle in handles if handle.inode.db is db and not handle.from_node]
 
     def forget_database(self, name: str) -> list[tuple[int, Kind]]:
         """The primary removed a database: show it no more, and answer no read of it.

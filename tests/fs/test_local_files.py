@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from litefs.store.paths import DataDir
 from tests.fs.harness import python, serving
 from tests.fs.test_drop import MAKE, READ
 
@@ -93,3 +94,24 @@ for name in ("one", "two"):
 """
     with serving(tmp_path) as fs:
         assert python(script, fs.mount).splitlines() == ["['one']", "['one', 'two']"]
+
+
+def test_a_directory_is_removed_with_all_that_is_in_it(tmp_path: Path) -> None:
+    """As ``rm -r`` and tempfile.TemporaryDirectory do it: each listed name is there to be removed."""
+    script = """
+import os, sqlite3, sys, tempfile
+with tempfile.TemporaryDirectory(dir=sys.argv[1]) as directory:
+    os.mkdir(os.path.join(directory, "sub"))
+    for name, mode in (("a.db", "WAL"), ("b.db", "DELETE"), ("sub/c.db", "PERSIST")):
+        db = sqlite3.connect(os.path.join(directory, name))
+        db.execute("PRAGMA journal_mode=" + mode)
+        db.execute("CREATE TABLE t(a)")
+        db.close()
+    with open(os.path.join(directory, "note"), "w") as file:
+        file.write("text")
+    assert os.path.exists(os.path.join(directory, "a.db-pos"))
+print(os.listdir(sys.argv[1]))
+"""
+    with serving(tmp_path) as fs:
+        assert python(script, fs.mount) == "['.lag']\n"
+        assert DataDir(fs.data).names() == []

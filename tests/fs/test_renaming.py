@@ -74,6 +74,29 @@ os.chdir("/")
         assert python(RENAME, fs.mount / "a.db", fs.mount / "b.db") == "EROFS\n"
 
 
+def test_a_database_in_use_is_not_renamed_and_holds_up_nobody(tmp_path: Path) -> None:
+    """The kernel locks the directory as long as a renaming waits: SQLite could make no journal in it."""
+    script = """
+import errno, os, sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+print(db.execute("SELECT a FROM t").fetchall())
+begin = time.monotonic()
+for _ in range(10):
+    try:
+        os.rename(sys.argv[1], sys.argv[2])
+    except OSError as error:
+        assert error.errno == errno.EBUSY, error
+assert time.monotonic() - begin < 10
+db.execute("INSERT INTO t VALUES('on')")
+db.close()
+os.rename(sys.argv[1], sys.argv[2])
+"""
+    with serving(tmp_path) as fs:
+        python(MAKE, fs.mount / "a.db", "DELETE", "goes")
+        python(script, fs.mount / "a.db", fs.mount / "b.db")
+        assert python(READ, fs.mount / "b.db") == "[('goes',), ('on',)]\n"
+
+
 def test_a_kill_between_the_two_renames_of_a_replacement(tmp_path: Path) -> None:
     """The next start makes the second: nobody who asks for the name finds neither database."""
     data = DataDir(tmp_path / "data")
