@@ -331,12 +331,12 @@ class Node:
     def databases(self) -> list[DatabaseInfo]:
         found = []
         for name, source in self._catalog.sources().items():
-            position = source.position()
+            position, damaged = source.position(), self._catalog.damaged(name)
             sizes = []
             for path in self._data.database_dir(name).log.glob("*.seg"):
                 with contextlib.suppress(FileNotFoundError):  # retention was quicker
                     sizes.append(path.stat().st_size)
-            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes)))
+            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
         return found
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:

@@ -12,6 +12,7 @@ from litefs._core.pagesums import page_checksums
 from litefs.apply.applier import Applier
 from litefs.errors import FormatError, LiteFSError
 from litefs.store import fileops
+from litefs.store.damage import mark_damaged
 from litefs.store.lost import keep_diverged, keep_file
 from litefs.store.paths import DatabaseDir
 from litefs.store.snapshot import SnapshotTarget
@@ -28,10 +29,10 @@ class Scrubber:
         self._next: dict[str, int] = {}
 
     def step(self, applier: Applier) -> list[int]:
-        """Look at the next pages; returns those that are not what they should be. ``applier`` must be idle.
+        """Look at the next pages; returns those that are wrong, of which the checksums file then tells, too.
 
-        Pages with a frame in the WAL are passed over: what the file has of them does not count yet. Raises
-        OSError.
+        ``applier`` must be idle. Pages with a frame in the WAL are passed over: what the file has of them
+        does not count. Raises OSError.
         """
         writer, sums = applier.writer, applier.database.sums
         if writer is None or applier.is_behind or applier.needs_recovery:
@@ -45,7 +46,10 @@ class Scrubber:
             data = fileops.pread_all(file.fileno(), count * size, (first - 1) * size)
         found = page_checksums(first, memoryview(data)[: len(data) // size * size], size)
         differing = differing_pages(sums.array(first, count), found)
-        return [first + at - 1 for at in differing if not writer.has_frame(first + at - 1)]
+        wrong = [first + at - 1 for at in differing if not writer.has_frame(first + at - 1)]
+        if wrong:
+            mark_damaged(applier.dir)
+        return wrong
 
 
 def can_attach(applier: Applier) -> bool:

@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
+from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, log
 from litefs.capture.journal import JournalCapture
 from litefs.capture.raw import RawCapture
 from litefs.capture.wal import WalCapture
@@ -171,6 +171,8 @@ class DatabaseCapture:
         Raises LiteFSError, OSError.
         """
         txid = self._complete_txid()
+        if self.db.stopped is not None and self.db.resume():
+            log.warning("%s: its log could be synced again, commits are taken again", self._name)
         if self.db.stopped is not None or self.db.sums.durable_txid >= txid:
             return None
         self._sync_log()
@@ -230,7 +232,7 @@ class DatabaseCapture:
         try:
             self.db.sync()
         except (OSError, LiteFSError) as exc:
-            self.db.stop(f"{self._name}: the log could not be synced: {exc}")
+            self.db.stop(f"{self._name}: the log could not be synced: {exc}", until_synced=True)
             raise
 
 

@@ -175,7 +175,7 @@ class JournalCapture:
             try:
                 db.sync()
             except (OSError, LiteFSError) as exc:
-                db.stop(f"{self._name}: the log could not be synced: {exc}")
+                db.stop(f"{self._name}: the log could not be synced: {exc}", until_synced=True)
                 failed = exc
         self._clear()
         try:

@@ -22,7 +22,7 @@ import trio
 
 from litefs import logs
 from litefs.apply.wal import seed_wal
-from litefs.errors import LiteFSError, MountError
+from litefs.errors import FormatError, LiteFSError, MountError
 from litefs.fs.databases import Databases
 from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
@@ -51,7 +51,7 @@ from litefs.link.messages import (
     Unpublished,
 )
 from litefs.store import fileops
-from litefs.store.damage import advice
+from litefs.store.damage import advice, mark_damaged
 from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
@@ -182,6 +182,8 @@ class FsProcess:
             except (LiteFSError, OSError) as exc:
                 # one database must not keep the others from being served
                 self._unrecovered[name] = str(exc)
+                if isinstance(exc, FormatError):
+                    mark_damaged(self._data.database_dir(name))
                 lines += [f"{name}: not recovered: {exc}", self._advice(name)]
         return lines
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from litefs._core.pagesums import PageSums
+from litefs.errors import LiteFSError
 from litefs.store.paths import DatabaseDir
 from litefs.store.rebuild import Overlay
-from litefs.store.sums import differing_pages
+from litefs.store.sums import SumsFile, differing_pages
 
 
 def wrong_pages(overlay: Overlay, sums: PageSums, stored: bytes) -> list[int] | None:
@@ -34,6 +36,14 @@ def set_checksums(sums: PageSums, pgnos: Iterable[int], array: bytes) -> None:
     """Give these pages the checksums that they have in ``array`` (native u64 from page 1), 0 beyond it."""
     for pgno in pgnos:
         sums.load(pgno, array[8 * (pgno - 1) : 8 * pgno] or bytes(8))
+
+
+def mark_damaged(directory: DatabaseDir) -> None:
+    """Note in the checksums, if there are any, that the file cannot be trusted; recovery looks again."""
+    with contextlib.suppress(LiteFSError, OSError):
+        file = SumsFile(directory.sums)
+        file.sums.damaged = True
+        file.close()
 
 
 def advice(directory: DatabaseDir) -> str:

@@ -54,6 +54,7 @@ class Database:
         self.node_id = node_id
         self.stopped: str | None = None
         """Why nothing more can be committed here, once ``stop`` was called."""
+        self._until_synced = False
         self._file = sums
         self._log = log
         self._room = 0
@@ -113,9 +114,24 @@ class Database:
         """The last published transaction."""
         return self._file.position
 
-    def stop(self, reason: str) -> None:
-        """Refuse all commits from now on; the first reason stays."""
+    def stop(self, reason: str, *, until_synced: bool = False) -> None:
+        """Refuse all commits from now on; the first reason stays.
+
+        ``until_synced``: nothing but a sync of the log failed, so ``resume`` may end it.
+        """
+        self._until_synced = until_synced and (self.stopped is None or self._until_synced)
         self.stopped = self.stopped or reason
+
+    def resume(self) -> bool:
+        """Whether the log, whose sync failed, is durable now in a new segment: then commits go on."""
+        if not self._until_synced:
+            return False
+        try:
+            self.sync()
+        except (LogSyncFailed, OSError):
+            return False
+        self.stopped, self._until_synced = None, False
+        return True
 
     def prepare(
         self,

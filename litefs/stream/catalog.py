@@ -64,6 +64,10 @@ class StoreSource:
     def page_size(self) -> int:
         return self._file.sums.page_size
 
+    @property
+    def damaged(self) -> bool:
+        return self._file.sums.damaged
+
     def is_current(self) -> bool:
         """False once the files are gone, also if another database has the name."""
         return self._file.is_current()
@@ -146,6 +150,11 @@ class StoreCatalog:
             return 0
         position = tombstone(self._datadir, name)
         return 0 if position is None else position.txid
+
+    def damaged(self, name: str) -> bool:
+        """Whether ``name`` was found damaged and has not been mended yet."""
+        source = self._sources.get(name)
+        return source is not None and source.damaged
 
     def pinned_txid(self, name: str) -> int | None:
         """The lowest TXID that a running snapshot of ``name`` began at, None without one.

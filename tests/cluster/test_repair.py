@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from litefs.store import fileops
+from litefs.store.log import Log
+from litefs.store.paths import DatabaseDir
+from litefs.store.sums import SumsFile
 from tests.cluster.test_log_damage import flip
 from tests.support.node import Node, pages_equal, wait_equal, wait_present
-from tests.support.processes import Client, wait_until
+from tests.support.processes import Client, ClientError, wait_until
 
 MakeNode = Callable[..., Node]
 MakeClient = Callable[..., Client]
-QUICK_RETENTION = {"retention": "1s", "retention-monitor-interval": "500ms"}
 
 
 def fill(node: Node, client: Client, name: str, rows: int = 20) -> None:
@@ -43,6 +47,15 @@ def count(client: Client, path: str) -> int:
         return int(answer[0][0])
     finally:
         client.call("close")
+
+
+def metric(node: Node, name: str) -> str:
+    """What /metrics says of the damage of a database."""
+    with urllib.request.urlopen(f"{node.url}/metrics", timeout=5) as response:
+        text: str = response.read().decode()
+    return next(
+        line.split()[1] for line in text.splitlines() if line.startswith(f'litefs_db_damaged{{db="{name}"}}')
+    )
 
 
 def lost(node: Node, reason: str) -> list[Path]:
@@ -208,9 +221,87 @@ def test_damage_while_a_replica_is_down(
     text = replica.log.read_text()
     assert "app.db: the primary is asked for a snapshot of it" in text
     assert "other.db: damaged" not in text
+    assert metric(replica, "app.db") == "0.0"
     kept = {path.name for path in lost(replica, "damaged")}
     assert kept or damage is remove_database
     replica.stop()
     replica.start()
     wait_equal(primary, replica, "app.db")
     assert replica.log.read_text().count("asked for a snapshot") == text.count("asked for a snapshot")
+
+
+def forget_history(directory: Path) -> None:
+    """Leave a log without an image, as after retention; the node is stopped."""
+    database = DatabaseDir("app.db", directory)
+    file = SumsFile(database.sums)
+    position, page_size = file.position, file.sums.page_size
+    file.close()
+    fileops.remove_tree(database.log)
+    Log.create(database.log, position, page_size).close()
+
+
+PRIMARY_DAMAGES = {
+    "zeroed header": (zero_header, "stop", False),
+    "flipped bit": (flip_page, "stop", True),
+    "cancelling flips": (cancelling_flips, "kill", True),
+    "cut short": (cut_database, "kill", False),
+    "missing": (remove_database, "stop", False),
+    "log header": (flip_log, "kill", True),
+}
+"""Damage; how the node stops before; whether the rows that are there can still be counted."""
+
+
+@pytest.mark.parametrize(("damage", "how", "readable"), PRIMARY_DAMAGES.values(), ids=PRIMARY_DAMAGES)
+def test_damage_of_a_lone_primary(
+    damage: Callable[[Path], None], how: str, readable: bool, make_node: MakeNode, make_client: MakeClient
+) -> None:
+    """Retention has taken what could mend it. It says what is wrong and what to do; that works."""
+    primary = make_node("primary").start()
+    client = make_client("sql", "sqlite3")
+    for name in ("app.db", "other.db"):
+        fill(primary, client, name)
+    primary.stop()
+    directory = primary.data / "dbs/app.db"
+    backup = (directory / "database").read_bytes()
+    forget_history(directory)
+    primary.start()
+    if how == "kill":
+        primary.kill("both")
+    else:
+        primary.stop()
+    damage(directory)
+    damaged = (directory / "database").read_bytes() if damage is not remove_database else None
+    primary.start()
+
+    assert (metric(primary, "app.db"), metric(primary, "other.db")) == ("1.0", "0.0")
+    text = primary.log.read_text()
+    assert f"move {directory / 'log'} elsewhere" in text
+    assert "app.db: damaged: the file does not match" in text or "app.db: not recovered" in text
+    client.call("open", path=primary.path("app.db"))
+    if readable:
+        assert client.call("execute", statement="SELECT count(*) FROM t") == [[20]]
+    with pytest.raises(ClientError, match=r"disk I/O error|not a database|malformed"):
+        client.call("execute", statement="INSERT INTO t(data) VALUES('x')")
+    if readable:
+        assert client.call("execute", statement="SELECT count(*) FROM t") == [[20]]
+    client.call("close")
+    insert(client, primary.path("other.db"))
+    assert count(client, primary.path("other.db")) == 21
+    if damaged is not None and damage is not flip_log:
+        assert damaged in [path.read_bytes() for path in lost(primary, "damaged")]
+    primary.stop()
+
+    (directory / "log").rename(primary.root / "old-log")
+    if damage is not flip_log:
+        for companion in directory.glob("database-*"):
+            companion.unlink()
+        (directory / "database").write_bytes(backup)
+    primary.start()
+    assert metric(primary, "app.db") == "0.0"
+    assert count(client, primary.path("app.db")) == 20
+    insert(client, primary.path("app.db"))
+    assert count(client, primary.path("app.db")) == 21
+    replica = make_node("replica", primary=primary).start()
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    pages_equal(primary, replica, "app.db")

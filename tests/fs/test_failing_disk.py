@@ -148,6 +148,38 @@ def test_log_that_cannot_be_synced_after_the_append(
     assert content(primary) == versions[1] == replay(primary.dir.log)[1]
     with pytest.raises(Refused, match="could not be synced"):
         primary.begin(2)
+    assert primary.capture.begin_sync() is None, "the disk still fails"
+    with pytest.raises(Refused, match="could not be synced"):
+        primary.begin(2)
+    monkeypatch.undo()
+    primary.capture.begin_sync()
+    assert len(list(primary.dir.log.iterdir())) == 2, "not that file again"
+    primary.begin(2)
+    primary.write(versions[2])
+    primary.end()
+    assert content(primary) == versions[2] == replay(primary.dir.log)[1]
+
+
+def test_a_database_file_that_cannot_be_synced_stays_stopped(
+    primary: Primary, versions: list[dict[int, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could tell later which of its pages the disk lacks, unlike with the log, which is written anew."""
+    primary.begin(0)
+    primary.write(versions[0])
+    primary.sync()
+    primary.end()
+    primary.begin(2)
+    primary.write(versions[1])
+    primary.capture.db.stop("the log could not be synced", until_synced=True)
+    failing(monkeypatch, lambda path: path.endswith("/database"))
+    with pytest.raises(OSError, match="Input/output"):
+        primary.sync()
+    monkeypatch.undo()
+    primary.write(versions[0])
+    primary.end()
+    assert primary.capture.begin_sync() is None
+    with pytest.raises(Refused, match="could not be synced"):
+        primary.begin(2)
 
 
 def test_journal_that_cannot_be_removed_after_the_append(
