@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 from litefs.capture.commit import BIG_COMMIT, now_ms
-from litefs.errors import NotSupported
+from litefs.errors import FormatError, NotSupported
 from litefs.ltx.format import lock_pgno
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
@@ -37,7 +37,7 @@ class FileChanges:
         sums = self._db.sums
         if not size and not sums.txid:
             return 0, array("I")  # the very first transaction was rolled back
-        header = DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0))
+        header = self._header(fd)
         expected = self._db.page_size or page_size or header.page_size
         if header.page_size != expected:
             raise NotSupported(f"{self._name}: change of page size from {expected} to {header.page_size}")
@@ -63,7 +63,13 @@ class FileChanges:
 
     def page_size(self, fd: int) -> int:
         """The log's page size, of a first transaction the header's. Raises FormatError."""
-        return self._db.page_size or DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0)).page_size
+        return self._db.page_size or self._header(fd).page_size
+
+    def _header(self, fd: int) -> DatabaseHeader:
+        try:
+            return DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0))
+        except FormatError as exc:
+            raise FormatError(f"{self._name}: {exc}") from None
 
     def _same(self, fd: int, pgno: int, page_size: int) -> bool:
         sums = self._db.sums
