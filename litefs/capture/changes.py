@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from litefs.capture.commit import BIG_COMMIT, now_ms
+from litefs.errors import FormatError
 from litefs.ltx.format import lock_pgno
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
@@ -48,7 +49,7 @@ class FileChanges:
         sums = self._db.sums
         if not size and not sums.txid:
             return Change(0, array("I"), 0)  # the very first transaction was rolled back
-        header = DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0))
+        header = self._header(fd)
         page_size, before = header.page_size, self._db.page_size
         commit = header.trusted_page_count(size)
         full = before not in (0, page_size)
@@ -77,6 +78,12 @@ class FileChanges:
             return
         images = b"".join(_page(fd, pgno, page_size) for pgno in pgnos)
         self._db.commit(pgnos.tobytes(), images, commit, now_ms(), page_size=page_size)
+
+    def _header(self, fd: int) -> DatabaseHeader:
+        try:
+            return DatabaseHeader.parse(os.pread(fd, DATABASE_HEADER_SIZE, 0))
+        except FormatError as exc:
+            raise FormatError(f"{self._name}: {exc}") from None
 
     def _same(self, fd: int, pgno: int, page_size: int) -> bool:
         sums = self._db.sums

@@ -218,14 +218,16 @@ class History:
 
     def _journal_mode(self, connection: _Connection) -> Step:
         mode = self._rng.choice(JOURNAL_MODES[-1:] if connection.shared else JOURNAL_MODES)
+        one = "" if SUPER_JOURNALS or len(connection.databases) == 1 else "main."
+        statement = f"PRAGMA {one}journal_mode={mode}"
         if mode in ("MEMORY", "OFF"):
             # Nothing is in the file before the commit, so that neither a death nor a rollback damages it.
             keep = Step(
                 "sql", connection.client, connection.number, (), {"statement": "PRAGMA cache_spill=OFF"}
             )
-            self._planned.append(self._run(connection, f"PRAGMA journal_mode={mode}"))
+            self._planned.append(self._run(connection, statement))
             return keep
-        return self._run(connection, f"PRAGMA journal_mode={mode}")
+        return self._run(connection, statement)
 
     def _setting(self, connection: _Connection) -> Step:
         if PAGE_SIZE_CHANGES and self._rng.random() < 0.1:
@@ -371,7 +373,7 @@ class History:
         statement = step.arguments.get("statement", "")
         if outcome["error"]:
             return
-        if statement.startswith("PRAGMA journal_mode"):
+        if statement.startswith(("PRAGMA journal_mode", "PRAGMA main.journal_mode")):
             connection.journal = outcome["rows"][0].strip("'\"")
         elif statement.startswith("ATTACH"):
             connection.databases.append(statement.split("'")[1].removeprefix(f"{ROOT}/"))

@@ -102,8 +102,8 @@ class Statements:
                 f"DROP TRIGGER {name}r",
                 f"CREATE TEMP TABLE temporary{name} AS SELECT * FROM t",
                 f"INSERT INTO t(a) SELECT a FROM temporary{name}",
-                "REINDEX",
-                "ANALYZE",
+                "REINDEX t",
+                "ANALYZE main",
                 "DROP INDEX ta",
                 "CREATE INDEX ta ON t(a)",
             ]
