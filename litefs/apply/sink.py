@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -17,10 +16,10 @@ import trio
 
 from litefs.apply.applier import SYNC_INTERVAL, Applier
 from litefs.apply.checkpoint import CheckpointPolicy
-from litefs.apply.wal import Buffer, seed_wal
+from litefs.apply.install import State, lay_records, put_in_place, rebuild
+from litefs.apply.wal import Buffer
 from litefs.errors import LiteFSError, PositionMismatch
 from litefs.ltx import Header
-from litefs.store import fileops
 from litefs.store.dropped import drop
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.segments import list_segments
@@ -43,20 +42,6 @@ DURABLE_EVERY = 5
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-@dataclass(slots=True)
-class _State:
-    """One database: its order of work, and what it is made of so far."""
-
-    directory: DatabaseDir
-    applier: Applier | None = None
-    target: SnapshotTarget | None = None
-    broken: str | None = None
-    """Why nothing can be applied here before the next recovery."""
-    complaint: str = ""
-    """What was last said about its checkpoints."""
-    lock: trio.Lock = field(default_factory=trio.Lock)
 
 
 class ReplicaSink:
@@ -94,7 +79,7 @@ class ReplicaSink:
         self._locate = locate or (lambda name: mountpoint / name)
         self._sync_interval = sync_interval
         self._policy = policy
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, State] = {}
         self._limiter = trio.CapacityLimiter(THREADS)
         self.primary_time_ms = 0
         """The primary's clock, Unix ms, up to which all its commits are here; 0 before the first contact."""
@@ -144,7 +129,7 @@ class ReplicaSink:
                 except Exception:
                     log.exception("%s: unexpected error in a checkpoint", name)
 
-    async def _keep(self, state: _State, *, durable: bool) -> None:
+    async def _keep(self, state: State, *, durable: bool) -> None:
         applier = state.applier
         if applier is None:
             return
@@ -152,6 +137,9 @@ class ReplicaSink:
             # A full disk, say, came between its log and its readers; perhaps no other record follows.
             async with state.lock:
                 await self._thread(applier.attach)
+                if applier.must_reopen:
+                    await self._reopen(state, applier)
+            applier = state.applier or applier
             self._applied(state.directory.name, applier.position)
         idle = time.monotonic() - applier.last_used > IDLE
         if idle and not state.lock.locked() and (applier.pending_frames or applier.has_unsynced):
@@ -173,11 +161,11 @@ class ReplicaSink:
         state = self._state(name)
         async with state.lock:
             if state.target is not None:
-                return await self._thread(_lay_records, state.target, bodies)
-            _check(state)
+                return await self._thread(lay_records, state.target, bodies)
+            state.check()
             if state.applier is None:
                 return await self._first_records(state, bodies)
-            position = await self._thread(state.applier.apply, bodies)
+            position = await self._apply(state, bodies)
         self._applied(name, position)
         return position
 
@@ -188,7 +176,7 @@ class ReplicaSink:
         state = self._state(name)
         async with state.lock:
             await self._abort(state)
-            _check(state)
+            state.check()
             state.target = await self._thread(
                 SnapshotTarget, state.directory, page_size, commit, at, timestamp
             )
@@ -197,7 +185,7 @@ class ReplicaSink:
         """Pages of the snapshot: native u32 numbers, contiguous images. Raises FormatError, OSError."""
         state = self._state(name)
         async with state.lock:
-            await self._thread(_target(state).pages, pgnos, images)
+            await self._thread(state.receiving().pages, pgnos, images)
 
     async def snapshot_end(self, name: str, position: Position) -> None:
         """Check the snapshot, and make it this replica's database.
@@ -208,13 +196,13 @@ class ReplicaSink:
         """
         state = self._state(name)
         async with state.lock:
-            target = _target(state)
+            target = state.receiving()
             await self._thread(target.verify, position)
             state.target = None
             if state.applier is None:
                 await self._install(state, target)
             else:
-                await self._replace(state.applier, target)
+                await self._replace(state, state.applier, target)
         self._applied(name, position)
 
     async def snapshot_abort(self, name: str) -> None:
@@ -287,10 +275,10 @@ class ReplicaSink:
 
     # Parts.
 
-    def _state(self, name: str) -> _State:
+    def _state(self, name: str) -> State:
         state = self._states.get(name)
         if state is None:
-            state = self._states[name] = _State(self._datadir.database_dir(name))
+            state = self._states[name] = State(self._datadir.database_dir(name))
         return state
 
     def _open(self, directory: DatabaseDir) -> Applier:
@@ -301,7 +289,18 @@ class ReplicaSink:
             policy=self._policy,
         )
 
-    async def _first_records(self, state: _State, bodies: Sequence[Buffer]) -> Position:
+    async def _apply(self, state: State, bodies: Sequence[Buffer]) -> Position:
+        assert state.applier is not None
+        position = await self._thread(state.applier.apply, bodies)
+        while state.applier.must_reopen:
+            await self._reopen(state, state.applier)
+            position = state.applier.position
+            bodies = [body for body in bodies if Header.unpack(body).min_txid > position.txid]
+            if bodies:
+                position = await self._thread(state.applier.apply, bodies)
+        return position
+
+    async def _first_records(self, state: State, bodies: Sequence[Buffer]) -> Position:
         """A database that begins with its first transaction: its first record holds all its pages."""
         header = Header.unpack(bodies[0])
         if header.min_txid != 1:
@@ -312,7 +311,7 @@ class ReplicaSink:
             SnapshotTarget, state.directory, header.page_size, header.commit, ZERO, header.timestamp
         )
         try:
-            position = await self._thread(_lay_records, target, bodies)
+            position = await self._thread(lay_records, target, bodies)
             await self._thread(target.verify, position)
         except BaseException:
             target.abort()
@@ -321,9 +320,13 @@ class ReplicaSink:
         self._applied(state.directory.name, position)
         return position
 
-    async def _install(self, state: _State, target: SnapshotTarget) -> None:
+    async def _install(self, state: State, target: SnapshotTarget) -> None:
         """Put a received database in place, have the mount show it, and attach to it."""
-        await self._thread(_put_in_place, state.directory, target)
+        await self._thread(put_in_place, state.directory, target)
+        await self._show(state)
+
+    async def _show(self, state: State) -> None:
+        """Have the mount show what recovery or an installation left, and attach to it."""
         try:
             await self._on_ready(state.directory.name)
             state.applier = await self._thread(self._open, state.directory)
@@ -334,11 +337,29 @@ class ReplicaSink:
             raise
         await self._thread(state.applier.attach)
 
-    async def _replace(self, applier: Applier, target: SnapshotTarget) -> None:
+    async def _reopen(self, state: State, applier: Applier) -> None:
+        """Make every connection to a database fail, recover it, and show it anew: its page size changed while
+        readers stayed inside, or by a snapshot."""
+        name = state.directory.name
+        with trio.CancelScope(shield=True):  # clients do not find it meanwhile
+            try:
+                await self._on_drop(name)
+                state.applier = None
+                await self._thread(applier.close)
+                await self._thread(rebuild, state.directory)
+            except (OSError, LiteFSError) as error:
+                state.broken = f"{name}: could not be made anew with another page size: {error}"
+                self._need_recovery(state.broken)
+                raise
+            await self._show(state)
+
+    async def _replace(self, state: State, applier: Applier, target: SnapshotTarget) -> None:
         try:
             await self._thread(applier.replace, target)
+            if applier.must_reopen:
+                await self._reopen(state, applier)
         except (OSError, LiteFSError) as error:
-            if applier.needs_recovery:
+            if applier.needs_recovery and not applier.must_reopen:
                 self._need_recovery(str(error))
             raise
 
@@ -346,7 +367,7 @@ class ReplicaSink:
         if self._on_recovery_needed is not None:
             self._on_recovery_needed(reason)
 
-    async def _abort(self, state: _State) -> None:
+    async def _abort(self, state: State) -> None:
         if state.target is not None:
             target, state.target = state.target, None
             await self._thread(target.abort)
@@ -361,32 +382,3 @@ class ReplicaSink:
 
 async def _nothing(name: str) -> None:
     """Nobody shows the database."""
-
-
-def _check(state: _State) -> None:
-    """Raises LiteFSError if nothing can be applied here before a recovery."""
-    if state.broken is not None:
-        raise LiteFSError(state.broken)
-    if state.applier is not None:
-        state.applier.check_usable()
-
-
-def _target(state: _State) -> SnapshotTarget:
-    if state.target is None:
-        raise PositionMismatch(f"{state.directory.name}: snapshot pages without the beginning of a snapshot")
-    return state.target
-
-
-def _lay_records(target: SnapshotTarget, bodies: Sequence[Buffer]) -> Position:
-    for body in bodies:
-        target.record(body)
-    return target.position
-
-
-def _put_in_place(directory: DatabaseDir, target: SnapshotTarget) -> None:
-    """Install a database that no mount shows; a file that lies there without a history is set aside
-    before."""
-    if directory.database.exists():
-        fileops.rename(directory.database, directory.lost("replaced") / "database")
-    target.install()
-    seed_wal(directory.database)
