@@ -17,7 +17,7 @@ import trio
 from litefs.apply.applier import SYNC_INTERVAL, Applier
 from litefs.apply.checkpoint import CheckpointPolicy
 from litefs.apply.repair import Scrubber, can_attach, describe, keep_damaged, leave_to_recovery
-from litefs.apply.state import DatabaseState, lay_records, put_in_place
+from litefs.apply.state import DatabaseState, lay_records, put_in_place, rebuild
 from litefs.apply.wal import Buffer
 from litefs.errors import LiteFSError, PositionMismatch
 from litefs.ltx import Header
@@ -148,6 +148,9 @@ class ReplicaSink:
             # A full disk, say, came between its log and its readers; perhaps no other record follows.
             async with state.lock:
                 await self._thread(applier.attach)
+                if applier.must_reopen:
+                    await self._reopen(state, applier)
+            applier = state.applier or applier
             self._applied(state.directory.name, applier.position)
         idle = time.monotonic() - applier.last_used > IDLE
         if idle and not state.lock.locked() and (applier.pending_frames or applier.has_unsynced):
@@ -172,7 +175,7 @@ class ReplicaSink:
             state.check()
             if state.applier is None:
                 return await self._first_records(state, bodies)
-            position = await self._thread(state.applier.apply, bodies)
+            position = await self._apply(state, bodies)
         self._applied(name, position)
         return position
 
@@ -211,7 +214,7 @@ class ReplicaSink:
             elif state.applier is None:
                 await self._install(state, target)
             else:
-                await self._replace(state.applier, target)
+                await self._replace(state, state.applier, target)
         self._applied(name, position)
 
     async def snapshot_abort(self, name: str) -> None:
@@ -299,6 +302,17 @@ class ReplicaSink:
             policy=self._policy,
         )
 
+    async def _apply(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:
+        assert state.applier is not None
+        position = await self._thread(state.applier.apply, bodies)
+        while state.applier.must_reopen:
+            await self._reopen(state, state.applier)
+            position = state.applier.position
+            bodies = [body for body in bodies if Header.unpack(body).min_txid > position.txid]
+            if bodies:
+                position = await self._thread(state.applier.apply, bodies)
+        return position
+
     async def _first_records(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:
         """A database that begins with its first transaction: its first record holds all its pages."""
         header = Header.unpack(bodies[0])
@@ -322,6 +336,10 @@ class ReplicaSink:
     async def _install(self, state: DatabaseState, target: SnapshotTarget) -> None:
         """Put a received database in place, have the mount show it, and attach to it."""
         await self._thread(put_in_place, state.directory, target)
+        await self._show(state)
+
+    async def _show(self, state: DatabaseState) -> None:
+        """Have the mount show what recovery or an installation left, and attach to it."""
         try:
             await self._on_ready(state.directory.name)
             state.applier = await self._thread(self._open, state.directory)
@@ -344,7 +362,7 @@ class ReplicaSink:
             target.abort()
             raise
         if attached and applier is not None:
-            await self._replace(applier, target)
+            await self._replace(state, applier, target)
         else:
             await self._thread(leave_to_recovery, state.directory, target)
             state.broken = f"{name}: a snapshot takes the place of its damaged files"
@@ -353,11 +371,29 @@ class ReplicaSink:
         state.damage, state.kept = None, False
         log.warning("%s: repaired from the primary's snapshot", name)
 
-    async def _replace(self, applier: Applier, target: SnapshotTarget) -> None:
+    async def _reopen(self, state: DatabaseState, applier: Applier) -> None:
+        """Make every connection to a database fail, recover it, and show it anew: its page size changed while
+        readers stayed inside, or by a snapshot."""
+        name = state.directory.name
+        with trio.CancelScope(shield=True):  # clients do not find it meanwhile
+            try:
+                await self._on_drop(name)
+                state.applier = None
+                await self._thread(applier.close)
+                await self._thread(rebuild, state.directory)
+            except (OSError, LiteFSError) as error:
+                state.broken = f"{name}: could not be made anew with another page size: {error}"
+                self._need_recovery(state.broken)
+                raise
+            await self._show(state)
+
+    async def _replace(self, state: DatabaseState, applier: Applier, target: SnapshotTarget) -> None:
         try:
             await self._thread(applier.replace, target)
+            if applier.must_reopen:
+                await self._reopen(state, applier)
         except (OSError, LiteFSError) as error:
-            if applier.needs_recovery:
+            if applier.needs_recovery and not applier.must_reopen:
                 self._need_recovery(str(error))
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,8 +13,11 @@ from litefs.apply.wal import Buffer, seed_wal
 from litefs.errors import LiteFSError, PositionMismatch
 from litefs.store import fileops
 from litefs.store.paths import DatabaseDir
+from litefs.store.recovery import recover
 from litefs.store.snapshot import SnapshotTarget
 from litefs.types import ZERO, Position
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -70,4 +74,14 @@ def put_in_place(directory: DatabaseDir, target: SnapshotTarget) -> None:
     if directory.database.exists():
         fileops.rename(directory.database, directory.lost("replaced") / "database")
     target.install()
+    seed_wal(directory.database)
+
+
+def rebuild(directory: DatabaseDir) -> None:
+    """Bring a database to its log's tip, and put a received one in place before.
+
+    Raises LiteFSError, OSError.
+    """
+    for line in recover(directory).lines():
+        log.info("%s: %s", directory.name, line)
     seed_wal(directory.database)
