@@ -15,6 +15,7 @@ from litefs.ltx.format import lock_pgno
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 from litefs.store.database import Database
+from litefs.store.together import Part
 
 _BATCH_PAGES = 256
 
@@ -60,6 +61,17 @@ class FileChanges:
             return
         images = b"".join(_page(fd, pgno, page_size) for pgno in pgnos)
         self._db.commit(pgnos.tobytes(), images, commit, now_ms(), page_size=page_size)
+
+    def part(self, fd: int, commit: int, pgnos: array[int], page_size: int) -> Part:
+        """These pages as they are in the file, as what this database logs of a transaction over several."""
+        return Part(
+            self._db,
+            pgnos.tobytes(),
+            lambda: self._batches(fd, pgnos, page_size),
+            commit,
+            now_ms(),
+            page_size,
+        )
 
     def page_size(self, fd: int) -> int:
         """The log's page size, of a first transaction the header's. Raises FormatError."""

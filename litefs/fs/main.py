@@ -53,6 +53,7 @@ from litefs.link.messages import (
 from litefs.store import fileops
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
+from litefs.store.together import resolve
 from litefs.types import Role
 
 log = logging.getLogger("litefs.fs")
@@ -172,8 +173,11 @@ class FsProcess:
         )
 
     def _recover(self) -> list[str]:
-        lines: list[str] = []
+        lines, self._unrecovered = resolve(self._data)
         for name in self._data.names():
+            if name in self._unrecovered:
+                lines.append(f"{name}: not recovered: {self._unrecovered[name]}")
+                continue
             try:
                 lines += self._recover_one(name)
             except (LiteFSError, OSError) as exc:
@@ -291,7 +295,10 @@ class FsProcess:
 
     def _settle(self) -> None:
         """Bring the database files to their logs' tips, so that the next start reads nothing."""
+        _, failed = resolve(self._data)
         for name in self._data.names():
+            if name in failed:
+                continue
             directory = self._data.database_dir(name)
             try:
                 settle(directory)

@@ -10,6 +10,7 @@ import errno
 import functools
 import logging
 import os
+import posixpath
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -157,6 +158,10 @@ class Namespace(pyfuse3.Operations):
                 else None
             )
         stem, kind = split_suffix(path)
+        if kind is Kind.SUPER:
+            supers = self._dbs.supers
+            there = path in supers
+            return self.inodes.get_or_make(path, kind, None, str(supers.backing(path))) if there else None
         db = self._dbs.get(stem)
         if db is not None:
             if kind is Kind.POS:
@@ -204,7 +209,9 @@ class Namespace(pyfuse3.Operations):
     def _attributes(self, inode: Inode) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = inode.ino
-        entry.entry_timeout = entry.attr_timeout = 0.0 if inode.is_control else TIMEOUT
+        # of a super-journal SQLite must see at once that it is gone, also when the unlink gave an error
+        asked = inode.is_control or inode.kind is Kind.SUPER
+        entry.entry_timeout = entry.attr_timeout = 0.0 if asked else TIMEOUT
         mtime = self._born_ns
         if inode.kind is Kind.DIRECTORY:
             entry.st_mode = stat.S_IFDIR | self._root_mode
@@ -259,6 +266,7 @@ class Namespace(pyfuse3.Operations):
             for suffix in ("", "-journal", "-pos", "-shm", "-wal"):
                 if self._find(prefix + base + suffix) is not None:
                     found.append(base + suffix)
+        found += [posixpath.basename(name) for name in self._dbs.supers if posixpath.dirname(name) == path]
         if not path:
             found += [name for name, kind in CONTROL.items() if control.exists(kind, self._role, None)]
         handle = self._new_handle()

@@ -36,6 +36,7 @@ class Prepared:
     new_sums: bytes
     """Checksums of its pages, native u64."""
     record: bytes
+    """Empty if it came in pieces (``append_stream``)."""
     commit: int
     position: Position
     """The position after it."""
@@ -213,7 +214,21 @@ class Database:
         page_size: int = 0,
     ) -> bytes:
         """Commit a transaction of any size in memory bounded by its batches; returns its pages' checksums
-        (native u64).
+        (native u64). As ``append_stream``, and published.
+        """
+        prepared = self.append_stream(pgnos, batches, commit, timestamp, page_size)
+        self.publish(prepared)
+        return prepared.new_sums
+
+    def append_stream(
+        self,
+        pgnos: Buffer,
+        batches: Iterable[Batch] | Callable[[], Iterable[Batch]],
+        commit: int,
+        timestamp: int,
+        page_size: int = 0,
+    ) -> Prepared:
+        """Append a transaction of any size, in memory bounded by its batches, without publishing it.
 
         ``batches`` (or what it returns, if callable) is iterated twice and yields the pages of ``pgnos`` in
         order, first for the checksums, then for the record. Runs in a worker thread: the kernels drop the
@@ -239,8 +254,15 @@ class Database:
                 record.write(encoder.add(some, images))
             record.write(encoder.finish(post))
             record.commit(position.txid, post)
-        self._file.sums.commit(pgnos, new, commit, position.txid, post, stamp)
-        return new
+        return Prepared(pgnos, new, b"", commit, position, stamp)
+
+    def retract(self, position: Position) -> None:
+        """Take the last record, not published yet, out of the log, so that it ends at ``position``.
+
+        Durable on return. Raises as ``Log.retract``.
+        """
+        self.log.retract(position)
+        self._file.sums.synced_txid = min(self._file.sums.synced_txid, position.txid)
 
     def sync(self) -> None:
         """Make the log durable, if need be in a new segment. Raises LogSyncFailed; see ``Log.sync``."""
