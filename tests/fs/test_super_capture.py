@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +16,12 @@ from litefs.errors import CommitRefused, LiteFSError, LogSyncFailed, OutcomeUnkn
 from litefs.fs.role import RoleState
 from litefs.sqlite.journal import MAGIC
 from litefs.store import fileops
+from litefs.store.database import Database, Prepared
 from litefs.store.paths import DataDir
 from litefs.store.recovery import recover
 from litefs.store.together import resolve, super_dir
 from litefs.types import Role
+from tests.fs.harness import python, serving
 from tests.fs.replay import replay
 from tests.fs.test_failing_disk import PAGE, Primary, content, failing, versions
 
@@ -245,3 +248,56 @@ def test_a_super_journal_that_only_one_still_names(attached: Attached, versions:
     attached.commit()
     assert attached.txids() == [1, 1]
     assert attached.holds(versions[0])
+
+
+class Died(BaseException):
+    """The process ends here: nothing cleans up."""
+
+
+@pytest.mark.parametrize("appended", [0, 1, 2])
+def test_the_next_start_after_a_death_between_the_records(
+    tmp_path: Path, versions: Versions, monkeypatch: pytest.MonkeyPatch, appended: int
+) -> None:
+    """One record of two is as good as none; both, though nobody published them, are the transaction."""
+    attached = Attached(tmp_path)
+    attached.begin(versions[0])
+    attached.commit()
+    attached.end()
+    attached.begin(versions[1])
+    real, calls = Database.append_stream, []
+
+    def append_stream(db: Database, *arguments: Any) -> Prepared:
+        if len(calls) == appended:
+            raise Died
+        calls.append(db)
+        return real(db, *arguments)
+
+    def sync(db: Database) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "append_stream", append_stream)
+        patch.setattr(Database, "sync", sync)
+        with pytest.raises(Died):
+            attached.commit()
+    attached.close()
+    read = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT a FROM t').fetchall())"
+    with serving(tmp_path) as fs:
+        undone = [line for line in fs.mounted.reports if "undid a transaction" in line]
+        assert undone == (
+            ["a.db: undid a transaction over several databases that a crash cut short"]
+            if appended == 1
+            else []
+        )
+        expected = "('one',) ('two',)\n" if appended == 2 else "('one',)\n"
+        assert [python(read, fs.mount / name) for name in NAMES] == [expected] * 2
+        python(
+            "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('ATTACH ? AS b', sys.argv[2:]);"
+            "db.execute('DELETE FROM main.t'); db.execute('DELETE FROM b.t'); db.commit()",
+            *(fs.mount / name for name in NAMES),
+        )
+        assert [python(read, fs.mount / name) for name in NAMES] == ["\n"] * 2
+        fs.stop()
+    assert [replay(DataDir(tmp_path / "data").database_dir(name).log)[0].txid for name in NAMES] == [
+        (3 if appended == 2 else 2)
+    ] * 2
