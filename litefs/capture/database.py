@@ -58,7 +58,7 @@ class DatabaseCapture:
         A transaction that is open when the database is stopped may still be rolled back, or nobody could read
         it; its commit is refused by the store. What is committed may end its journal whatever happened since.
         """
-        if self.journal.committed and file != self._name:
+        if self.journal.committed and file == self._name + "-journal":
             return
         if not self._gate.writable():
             raise Refused(file, "this node is not the primary")

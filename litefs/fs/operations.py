@@ -309,7 +309,7 @@ class Operations(SuperRequests):
         if inode is None:
             raise FUSEError(errno.ENOENT)
         db = inode.db
-        if inode.kind is Kind.SUPER and self._role.role is Role.PRIMARY:
+        if inode.kind is Kind.SUPER:
             await self._unlink_super(parent_inode, inode)
             return
         if inode.is_control or db is None:

@@ -5,8 +5,11 @@ What it means is in litefs.capture.super.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+
+from pyfuse3 import FUSEError
 
 from litefs.capture.commit import BigCommit
 from litefs.errors import InvalidName
@@ -14,6 +17,7 @@ from litefs.fs.databases import FsDatabase
 from litefs.fs.inodes import Inode, Kind
 from litefs.fs.renaming import Renaming
 from litefs.store.paths import validate_name
+from litefs.types import Role
 
 
 class SuperRequests(Renaming):
@@ -33,10 +37,14 @@ class SuperRequests(Renaming):
         return self.inodes.get_or_make(path, Kind.SUPER, None, backing)
 
     async def _unlink_super(self, parent_inode: int, inode: Inode) -> None:
-        """Commit what it stands for. Raises as ``SuperJournals.commit``."""
+        """Commit what it stands for. Raises as ``SuperJournals.commit``, FUSEError."""
         supers, path = self._dbs.supers, inode.path
         while busy := [db for db in self._members(path) if db.busy]:
             await busy[0].idle()
+        if self._role.role is not Role.PRIMARY:
+            raise FUSEError(errno.EROFS)
+        if path not in supers:
+            raise FUSEError(errno.ENOENT)
         job = supers.commit(path, supers.members(path))
         try:
             await _run(self._members(path), job)
