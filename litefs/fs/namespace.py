@@ -299,7 +299,7 @@ class Namespace(pyfuse3.Operations):
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         path = self._path(parent_inode, name)
-        self._dirs.remove(path, self._names())
+        self._dirs.remove(path, [*self._names(), *self._dbs.supers])
         self.inodes.unlink(path)
 
     def _new_handle(self) -> int:

@@ -203,3 +203,81 @@ print(count, *(db.execute("SELECT sum(v) - 1000 FROM %s.t" % name).fetchone()[0]
             fs.become(Role.PRIMARY)
             assert python(OUTSIDE, *paths).splitlines()[0] == "done"
             python(OPEN + "for p in sys.argv[1:]: attached([p])[0].execute('UPDATE t SET v = v - 1')", *paths)
+
+
+def test_exclusive_locking_mode(tmp_path: Path) -> None:
+    """The journals stay, and are emptied, in every mode."""
+    script = (
+        OPEN
+        + """
+db, names = attached(sys.argv[1:])
+db.execute("PRAGMA locking_mode=EXCLUSIVE")
+for number in range(3):
+    db.execute("BEGIN")
+    for name in names:
+        db.execute("UPDATE %s.t SET v = v + 1" % name)
+    db.execute("COMMIT" if number else "ROLLBACK")
+"""
+    )
+    with serving(tmp_path) as fs:
+        paths = make(fs, dict(zip(("a.db", "b.db", "c.db"), MODES, strict=True)))
+        before = [txid(fs, path) for path in paths]
+        python(script, *paths)
+        assert [python(SUM, path) for path in paths] == ["1020\n"] * 3
+        assert [txid(fs, path) for path in paths] == [number + 2 for number in before]
+        assert sums_in_logs(tmp_path, ["a.db", "b.db", "c.db"]) == [1020] * 3
+
+
+NAMED = """
+import errno, os, sys
+os.chdir(sys.argv[1])
+def attempt(action, *arguments):
+    try:
+        return action(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+name = "dir/a.db-mj0A1B2C9D3"
+with open(name, "xb") as file:
+    file.write(b"/elsewhere/a.db-journal")
+print(os.listdir("dir"), os.stat(name).st_size, oct(os.stat(name).st_mode), open(name).read())
+print(attempt(open, name, "x"), attempt(open, "none.db-mj0A1B2C9D3", "x"), attempt(open, "-mj0A1B2C9D3", "x"))
+print(attempt(os.rename, name, "dir/b.db"), attempt(os.rename, "dir/a.db", "a.db-mj0A1B2C9D3"))
+print(attempt(os.truncate, name, 0), attempt(os.rmdir, "dir"), attempt(os.mkdir, "d-mj0A1B2C9D3"))
+os.unlink(name)
+print(os.listdir("dir"), os.path.exists(name), attempt(os.unlink, name))
+os.chdir("/")
+"""
+
+
+def test_names_and_attributes(tmp_path: Path) -> None:
+    """A super-journal is a file as any, owned as its database, and is no database."""
+    with serving(tmp_path) as fs:
+        python("import os, sys; os.mkdir(sys.argv[1])", fs.mount / "dir")
+        make(fs, {"dir/a.db": "DELETE"})
+        python("import os, sys; os.chmod(sys.argv[1], 0o640)", fs.mount / "dir/a.db")
+        lines = python(NAMED, fs.mount).splitlines()
+        assert lines == [
+            "['a.db', 'a.db-pos', 'a.db-mj0A1B2C9D3'] 23 0o100640 /elsewhere/a.db-journal",
+            "EEXIST EINVAL EINVAL",
+            "EPERM EPERM",
+            "EPERM ENOTEMPTY EINVAL",
+            "['a.db', 'a.db-pos'] False ENOENT",
+        ]
+        left = fs.mount / "dir/a.db-mj0A1B2C9D4"
+        python("import sys; open(sys.argv[1], 'x')", left)
+        fs.become(Role.REPLICA)
+        refused = """
+import errno, os, sys
+for action in (lambda: os.unlink(sys.argv[1]), lambda: open(sys.argv[1] + "5", "x")):
+    try:
+        action()
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+        assert python(refused, left) == "EROFS\nEROFS\n"
+        fs.stop()
+    with serving(tmp_path) as fs:
+        assert (
+            python("import os, sys; print(os.listdir(sys.argv[1]))", fs.mount / "dir")
+            == "['a.db', 'a.db-pos']\n"
+        )
