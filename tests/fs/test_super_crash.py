@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from litefs.fs.role import boottime_ns
+from litefs.types import Role
 from tests.fs.attached import MODES, OPEN, SUM, TOTAL, Transfers, make, sums_in_logs, txid
 from tests.fs.harness import python, serving, wait_for
 
@@ -189,3 +191,67 @@ def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
             assert sums_in_logs(tmp_path, names) == [int(sums[0])] * 3
             filler.unlink()
             assert "stopped" not in (tmp_path / "fs.log").read_text()
+
+
+SLOW = (
+    OPEN
+    + """
+db, names = attached(sys.argv[1:])
+db.execute("BEGIN")
+for name in names:
+    db.execute("UPDATE %s.t SET v = v + 1 WHERE id = 1" % name)
+    db.execute("CREATE TABLE IF NOT EXISTS %s.big(b)" % name)
+    db.execute("DELETE FROM %s.big" % name)
+    db.execute("INSERT INTO %s.big WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 3000)"
+               " SELECT randomblob(3000) FROM n" % name)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    db.execute("COMMIT")
+    print("done")
+except sqlite3.OperationalError as error:
+    print(error)
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+print(*(db.execute("SELECT sum(v) FROM %s.t" % name).fetchone()[0] for name in names))
+"""
+)
+
+
+def test_a_lease_that_ends_during_the_commit(tmp_path: Path) -> None:
+    """After the records: the client gets an error, but it, others and the logs see the transaction everywhere."""
+    names = ["a.db", "b.db"]
+    with serving(tmp_path) as fs:
+        paths = make(fs, {"a.db": "DELETE", "b.db": "PERSIST"})
+        low, high, total = 0.0, 2.0, 1000
+        for _ in range(30):
+            told = len((tmp_path / "fs.log").read_text())
+            middle = (low + high) / 2
+            fs.become(Role.PRIMARY)
+            client = subprocess.Popen(
+                [sys.executable, "-c", SLOW, *map(str, paths)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                assert client.stdout is not None
+                assert client.stdout.readline() == "ready\n"
+                fs.become(Role.PRIMARY, boottime_ns() + int(middle * 1e9))
+                answer, sums = client.communicate("\n", timeout=30)[0].splitlines()
+            finally:
+                client.kill()
+                client.wait(5)
+            late = "its outcome is not known yet" in (tmp_path / "fs.log").read_text()[told:]
+            total += late or answer == "done"
+            assert sums == f"{total} {total}"
+            if late:
+                assert answer == "disk I/O error"
+                break
+            # the interval closes in on the moment between the checks, and opens again if it was missed
+            low, high = (low * 0.9, middle * 1.1) if answer == "done" else (middle * 0.9, high * 1.1)
+        else:
+            pytest.fail("the lease never ended between the records and the answer")
+        fs.become(Role.PRIMARY)
+        assert [python(SUM, path) for path in paths] == [f"{total}\n"] * 2
+        assert sums_in_logs(tmp_path, names) == [total] * 2
