@@ -16,6 +16,7 @@ from litefs.ltx.format import lock_pgno
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 from litefs.store.database import Database
+from litefs.store.together import Part
 
 _BATCH_PAGES = 256
 
@@ -78,6 +79,18 @@ class FileChanges:
             return
         images = b"".join(_page(fd, pgno, page_size) for pgno in pgnos)
         self._db.commit(pgnos.tobytes(), images, commit, now_ms(), page_size=page_size)
+
+    def part(self, fd: int, change: Change) -> Part:
+        """What ``find`` found, as what this database logs of a transaction over several."""
+        pgnos, page_size = change.pgnos, change.page_size
+        return Part(
+            self._db,
+            pgnos.tobytes(),
+            lambda: self._batches(fd, pgnos, page_size),
+            change.commit,
+            now_ms(),
+            page_size,
+        )
 
     def _header(self, fd: int) -> DatabaseHeader:
         try:

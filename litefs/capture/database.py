@@ -9,10 +9,12 @@ from collections.abc import Callable
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, log
 from litefs.capture.journal import JournalCapture
 from litefs.capture.raw import RawCapture
+from litefs.capture.super import refuse_super
 from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
 from litefs.store import fileops
 from litefs.store.database import Database
+from litefs.store.together import Part
 
 
 class DatabaseCapture:
@@ -30,10 +32,12 @@ class DatabaseCapture:
         watcher: Watcher,
         open_database: Callable[[], int],
         exclusive_held: Callable[[], bool] = lambda: False,
+        admit_super: Callable[[str, str], None] = refuse_super,
     ) -> None:
         """``open_database``: a descriptor of the backing database file, kept open by its owner.
 
         ``exclusive_held``: whether a client holds SQLite's EXCLUSIVE lock on the database now.
+        ``admit_super``: as of ``JournalCapture``.
         """
 
         def read_page(pgno: int, page_size: int) -> bytes:
@@ -42,7 +46,7 @@ class DatabaseCapture:
         self.db = db
         self.wal = WalCapture(name, db, gate, watcher, read_page)
         self.raw = RawCapture(name, db, gate, watcher, exclusive_held)
-        self.journal = JournalCapture(name, db, gate, watcher, self.raw)
+        self.journal = JournalCapture(name, db, gate, watcher, self.raw, admit_super)
         self._open_database = open_database
         self._name = name
         self._gate = gate
@@ -53,8 +57,10 @@ class DatabaseCapture:
         """Raises Refused unless this node may change the database.
 
         A transaction that is open when the database is stopped may still be rolled back, or nobody could read
-        it; its commit is refused by the store.
+        it; its commit is refused by the store. What is committed may end its journal whatever happened since.
         """
+        if self.journal.committed and file == self._name + "-journal":
+            return
         if not self._gate.writable():
             raise Refused(file, "this node is not the primary")
         if self.db.stopped is not None and not (self.journal.hot or self.raw.pending):
@@ -227,6 +233,10 @@ class DatabaseCapture:
                 self.journal.named = True
 
         return _synced(self._take_file_bytes(), run, _reraise)
+
+    def super_part(self) -> Part | None:
+        """``journal.part`` of the database's file."""
+        return self.journal.part(self._open_database())
 
     def _sync_log(self) -> None:
         try:

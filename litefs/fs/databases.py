@@ -9,6 +9,7 @@ import trio
 
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Watcher
 from litefs.capture.database import DatabaseCapture
+from litefs.capture.super import SuperJournals
 from litefs.errors import LiteFSError
 from litefs.fs.locktable import LockTable
 from litefs.fs.role import RoleState
@@ -18,6 +19,7 @@ from litefs.store.database import Database
 from litefs.store.dropped import drop, rename, replace, tidy
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.sums import SumsFile
+from litefs.store.together import super_dir
 from litefs.types import ZERO, Position
 
 
@@ -146,6 +148,7 @@ class Databases:
         self._watcher = watcher
         self._node_id = node_id
         self._locks: LockTable | None = None
+        self.supers = SuperJournals(super_dir(data), role, self._capture_of)
         self._by_name: dict[str, FsDatabase] = {}
         for name in data.names():
             directory = data.database_dir(name)
@@ -161,6 +164,10 @@ class Databases:
 
     def get(self, name: str) -> FsDatabase | None:
         return self._by_name.get(name)
+
+    def _capture_of(self, name: str) -> DatabaseCapture | None:
+        db = self._by_name.get(name)
+        return db.capture if db is not None else None
 
     def expose(self, name: str) -> FsDatabase:
         """A database that the node process installed is there now (or was replaced)."""
@@ -237,6 +244,7 @@ class Databases:
             self._watcher,
             db.open_database,
             lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
+            self.supers.admit,
         )
         if not store.position.txid and os.path.getsize(db.dir.database):
             db.capture.raw.found()

@@ -55,6 +55,7 @@ from litefs.store.damage import advice, mark_damaged
 from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
+from litefs.store.together import resolve
 from litefs.types import Role
 
 log = logging.getLogger("litefs.fs")
@@ -174,9 +175,12 @@ class FsProcess:
         )
 
     def _recover(self) -> list[str]:
-        lines: list[str] = []
         complete_replacing(self._data)
+        lines, self._unrecovered = resolve(self._data)
         for name in self._data.names():
+            if name in self._unrecovered:
+                lines.append(f"{name}: not recovered: {self._unrecovered[name]}")
+                continue
             try:
                 lines += self._recover_one(name)
             except (LiteFSError, OSError) as exc:
@@ -305,7 +309,10 @@ class FsProcess:
 
     def _settle(self) -> None:
         """Bring the database files to their logs' tips, so that the next start reads nothing."""
+        _, failed = resolve(self._data)
         for name in self._data.names():
+            if name in failed:
+                continue
             directory = self._data.database_dir(name)
             try:
                 settle(directory)

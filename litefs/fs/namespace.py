@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+import posixpath
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -168,6 +169,10 @@ class Namespace(pyfuse3.Operations):
                 else None
             )
         stem, kind = split_suffix(path)
+        if kind is Kind.SUPER:
+            supers = self._dbs.supers
+            there = path in supers
+            return self.inodes.get_or_make(path, kind, None, str(supers.backing(path))) if there else None
         db = self._dbs.get(stem)
         if db is not None:
             if kind is Kind.POS:
@@ -215,7 +220,9 @@ class Namespace(pyfuse3.Operations):
     def _attributes(self, inode: Inode) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = inode.ino
-        entry.entry_timeout = entry.attr_timeout = 0.0 if inode.is_control else TIMEOUT
+        # of a super-journal SQLite must see at once that it is gone, also when the unlink gave an error
+        asked = inode.is_control or inode.kind is Kind.SUPER
+        entry.entry_timeout = entry.attr_timeout = 0.0 if asked else TIMEOUT
         mtime = self._born_ns
         if inode.kind is Kind.DIRECTORY:
             entry.st_mode = stat.S_IFDIR | self._root_mode
@@ -278,6 +285,7 @@ class Namespace(pyfuse3.Operations):
             for suffix in suffixes:
                 if self._find(prefix + base + suffix) is not None:
                     found.append(base + suffix)
+        found += [posixpath.basename(name) for name in self._dbs.supers if posixpath.dirname(name) == path]
         if not path:
             found += [name for name, kind in CONTROL.items() if control.exists(kind, self._role, None)]
         return [prefix + name for name in found]
@@ -311,7 +319,7 @@ class Namespace(pyfuse3.Operations):
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         path = self._path(parent_inode, name)
-        self._dirs.remove(path, self._names())
+        self._dirs.remove(path, [*self._names(), *self._dbs.supers])
         self.inodes.unlink(path)
 
     def _new_handle(self) -> int:

@@ -23,8 +23,8 @@ from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
 from litefs.fs.namespace import Ownership, answered
-from litefs.fs.renaming import Renaming
 from litefs.fs.role import RoleState
+from litefs.fs.supers import SuperRequests
 from litefs.store import fileops
 from litefs.store.paths import DataDir, validate_name
 from litefs.types import Role
@@ -44,7 +44,7 @@ class Handle:
     closed: bool = False
 
 
-class Operations(Renaming):
+class Operations(SuperRequests):
     """The request handlers. ``on_open`` is told the name of each database at its first open by a client,
     ``on_drop`` of each one that a client removed.
     """
@@ -196,6 +196,8 @@ class Operations(Renaming):
     def _create(self, path: str, stem: str, kind: Kind, mode: int) -> Inode:
         if path in CONTROL or kind is Kind.POS:
             raise InvalidName(f"{path}: the name of a control file")
+        if kind is Kind.SUPER:
+            return self._create_super(path, stem, mode)
         if self._owner.mode is not None:
             mode = self._owner.mode
         db = self._dbs.get(stem)
@@ -310,6 +312,9 @@ class Operations(Renaming):
         if inode is None:
             raise FUSEError(errno.ENOENT)
         db = inode.db
+        if inode.kind is Kind.SUPER:
+            await self._unlink_super(parent_inode, inode)
+            return
         if inode.is_control or db is None:
             raise FUSEError(errno.EPERM)
         try:

@@ -36,10 +36,13 @@ class Prepared:
     new_sums: bytes
     """Checksums of its pages, native u64."""
     record: bytes
+    """Empty if it came in pieces (``append_stream``)."""
     commit: int
     position: Position
     """The position after it."""
     timestamp: int
+    full_page_size: int = 0
+    """Of a full record: the page size that the database changes to."""
 
 
 class Database:
@@ -188,14 +191,13 @@ class Database:
 
     def publish(self, prepared: Prepared) -> None:
         """Show a transaction that is in the log to everybody who reads the position. Cannot fail."""
-        self._file.sums.commit(
-            prepared.pgnos,
-            prepared.new_sums,
-            prepared.commit,
-            prepared.position.txid,
-            prepared.position.checksum,
-            prepared.timestamp,
+        sums, full, at = self._file.sums, prepared.full_page_size, prepared.position
+        after = empty_sums(full, prepared.commit) if full else sums
+        after.commit(
+            prepared.pgnos, prepared.new_sums, prepared.commit, at.txid, at.checksum, prepared.timestamp
         )
+        if full:
+            sums.replace(full, after.array(1, prepared.commit), at.txid, at.checksum, prepared.timestamp)
 
     def commit(
         self,
@@ -229,7 +231,21 @@ class Database:
         page_size: int = 0,
     ) -> bytes:
         """Commit a transaction of any size in memory bounded by its batches; returns its pages' checksums
-        (native u64).
+        (native u64). As ``append_stream``, and published.
+        """
+        prepared = self.append_stream(pgnos, batches, commit, timestamp, page_size)
+        self.publish(prepared)
+        return prepared.new_sums
+
+    def append_stream(
+        self,
+        pgnos: Buffer,
+        batches: Iterable[Batch] | Callable[[], Iterable[Batch]],
+        commit: int,
+        timestamp: int,
+        page_size: int = 0,
+    ) -> Prepared:
+        """Append a transaction of any size, in memory bounded by its batches, without publishing it.
 
         ``batches`` (or what it returns, if callable) is iterated twice and yields the pages of ``pgnos`` in
         order, first for the checksums, then for the record. Another ``page_size`` than the database's makes a
@@ -259,10 +275,15 @@ class Database:
                 record.write(encoder.add(some, images))
             record.write(encoder.finish(post))
             record.commit(position.txid, post)
-        after.commit(pgnos, new, commit, position.txid, post, stamp)
-        if full:
-            self._file.sums.replace(size, after.array(1, commit), position.txid, post, stamp)
-        return new
+        return Prepared(pgnos, new, b"", commit, position, stamp, size if full else 0)
+
+    def retract(self, position: Position) -> None:
+        """Take the last record, not published yet, out of the log, so that it ends at ``position``.
+
+        Durable on return. Raises as ``Log.retract``.
+        """
+        self.log.retract(position)
+        self._file.sums.synced_txid = min(self._file.sums.synced_txid, position.txid)
 
     def sync(self) -> None:
         """Make the log durable, if need be in a new segment. Raises LogSyncFailed; see ``Log.sync``."""

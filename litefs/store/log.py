@@ -188,8 +188,10 @@ class Log:
         """
         if self._sync_failed:
             self._supersede()
-        if self._synced == self.tip:
-            return
+        if self._synced != self.tip:
+            self._flush()
+
+    def _flush(self) -> None:
         tip, end = self.tip, self._end
         try:
             fileops.fdatasync(self._fd)
@@ -200,6 +202,35 @@ class Log:
             raise LogSyncFailed(f"{self._path}: {error}") from error
         self._directory_dirty = False
         self._synced, self._synced_end = tip, end
+
+    def retract(self, tip: Position) -> None:
+        """Remove the last record, which nobody was told of, durably: the log ends at ``tip`` again.
+
+        It is overwritten with zeros, not cut off: another process may have the segment mapped. Raises
+        PositionMismatch if the log does not end with one record after ``tip``; OSError and LogSyncFailed,
+        then the record may be there or not, and nothing may be appended.
+        """
+        if self._sync_failed:
+            raise LogSyncFailed(f"{self._path}: a record cannot be taken out of a segment whose fsync failed")
+        last = None
+        with SegmentMap(self._path) as segment:
+            for extent in segment.extents(verify=False):
+                last = extent
+        if (
+            last is None
+            or last.end != self._end
+            or (last.txid_min, last.pre_apply)
+            != (
+                tip.txid + 1,
+                tip.checksum,
+            )
+        ):
+            raise PositionMismatch(f"{self._path}: does not end with one record after {tip}")
+        fileops.write_zeros(self._fd, last.offset, last.end)
+        self.tip, self._end = tip, last.offset
+        if self._synced.txid > tip.txid:
+            self._synced, self._synced_end = tip, last.offset
+        self._flush()
 
     def close(self) -> None:
         """Give the unused space back and close, without a sync; harmless if repeated."""

@@ -38,6 +38,15 @@ def decode_name(component: str) -> str:
     return name
 
 
+def super_journal_stem(name: str) -> str | None:
+    """The database whose super-journal would have this name: ``DIR/app.db`` for ``DIR/app.db-mj0A1B2C9D3``.
+
+    SQLite appends ``-mj`` and nine hexadecimal digits, the seventh of them a 9 (sqlite.org/tempfiles.html).
+    """
+    match = _SUPER_JOURNAL.search(name)
+    return name[: match.start()] if match and not name.startswith("-mj") else None
+
+
 def validate_name(name: str) -> str:
     """Return ``name`` if a database can have it; raises InvalidName with the reason.
 

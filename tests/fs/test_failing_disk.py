@@ -13,6 +13,7 @@ import pytest
 
 from litefs.capture.commit import BigCommit, Refused
 from litefs.capture.database import DatabaseCapture
+from litefs.capture.super import refuse_super
 from litefs.errors import CommitRefused, LogSyncFailed
 from litefs.fs.role import RoleState
 from litefs.link.messages import FOREVER
@@ -46,16 +47,26 @@ class Witness:
 class Primary:
     """The capture of one database, driven with the very operations of SQLite, without a mount."""
 
-    def __init__(self, directory: DatabaseDir) -> None:
+    def __init__(
+        self,
+        directory: DatabaseDir,
+        role: RoleState | None = None,
+        admit_super: Callable[[str, str], None] = refuse_super,
+    ) -> None:
         os.makedirs(directory.path, exist_ok=True)
         self.dir = directory
-        self.role = RoleState()
+        self.role = role or RoleState()
         self.role.role, self.role.deadline_ns = Role.PRIMARY, FOREVER
         self.fd = os.open(directory.database, os.O_RDWR | os.O_CREAT)
         self.journal_fd = self.wal_fd = -1
         self.watcher = Witness()
         self.capture = DatabaseCapture(
-            "a.db", Database.open(directory), self.role, self.watcher, lambda: self.fd
+            directory.name,
+            Database.open(directory),
+            self.role,
+            self.watcher,
+            lambda: self.fd,
+            admit_super=admit_super,
         )
 
     def do(self, job: BigCommit | None) -> None:
