@@ -16,9 +16,9 @@ from typing import Any
 from tests.model.client import Outcome
 from tests.model.statements import SCHEMA, Statements
 
-PAGE_SIZE_CHANGES = False
+PAGE_SIZE_CHANGES = True
 """VACUUM, backups and copies that give a database another page size."""
-SUPER_JOURNALS = False
+SUPER_JOURNALS = True
 """Transactions over several databases with rollback journals."""
 
 ROOT = "$ROOT"
