@@ -121,9 +121,11 @@ class RawCapture:
     # -- commits -----------------------------------------------------------------------------------
 
     def synced(self, fd: int, handle: int | None) -> BigCommit | None:
-        """``commit`` at the fsync of that handle, unless it comes amid the transaction of another one."""
-        foreign = self.pending and not self._copied and handle != self._writer
-        return None if foreign and self._exclusive_held() else self.commit(fd)
+        """``commit`` at the fsync of that handle, unless it comes amid a transaction or a copy by others."""
+        others = self.pending and handle != self._writer and handle not in self._copiers
+        if others and (self._copiers if self._copied else self._exclusive_held()):
+            return None
+        return self.commit(fd)
 
     def commit(self, fd: int) -> BigCommit | None:
         """What logs the pending changes; None if there are none, or a copy is not complete yet.

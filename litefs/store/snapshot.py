@@ -358,9 +358,12 @@ class SnapshotTarget:
             self._fd = -1
 
     def abort(self) -> None:
-        """Give up and remove what was received (not after ``seal``). Harmless if repeated."""
+        """Give up and remove what was received (not after ``seal``), the directory too if it was the first of
+        this database: none may follow. Harmless if repeated.
+        """
         self.close()
         discard(self.dir)
+        fileops.remove_empty_dir(self.dir.path)
 
 
 def _has_gap(sums: bytes) -> bool:

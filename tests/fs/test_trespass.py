@@ -97,6 +97,30 @@ def test_an_fsync_by_somebody_else_is_no_commit(tmp_path: Path, mode: str, flags
         agree(fs, tmp_path)
 
 
+def test_an_fsync_by_somebody_else_ends_no_copy(tmp_path: Path) -> None:
+    """Half of one in place of a database of the same size looks whole."""
+    script = """
+import os, sys
+data = open(sys.argv[1], "rb").read()
+with open(sys.argv[2], "r+b", buffering=0) as file:
+    file.write(data[:20 * 1024])
+    fd = os.open(sys.argv[2], os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    print(open(sys.argv[2] + "-pos").read()[:16])
+    file.write(data[20 * 1024:])
+"""
+    with serving(tmp_path) as fs:
+        path = fs.mount / "a.db"
+        for seed in (1, 2):
+            rows = sample(tmp_path / f"{seed}.db", "DELETE", 100, seed)
+        assert (tmp_path / "1.db").stat().st_size == (tmp_path / "2.db").stat().st_size
+        python(COPY, tmp_path / "1.db", path)
+        assert python(script, tmp_path / "2.db", path) == f"{1:016x}\n"
+        assert txid(fs) == 2
+        assert agree(fs, tmp_path) == rows
+
+
 def test_a_copy_over_a_database_whose_wal_is_in_use_is_turned_away(tmp_path: Path) -> None:
     """Natively the copy would succeed, and the next checkpoint would mix the two."""
     with serving(tmp_path) as fs:
