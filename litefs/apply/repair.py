@@ -13,7 +13,7 @@ from litefs.apply.applier import Applier
 from litefs.errors import FormatError, LiteFSError
 from litefs.store import fileops
 from litefs.store.damage import mark_damaged
-from litefs.store.lost import keep_diverged, keep_file
+from litefs.store.lost import keep_diverged
 from litefs.store.paths import DatabaseDir
 from litefs.store.snapshot import SnapshotTarget
 from litefs.store.sums import SumsFile, differing_pages
@@ -61,28 +61,26 @@ def can_attach(applier: Applier) -> bool:
     return True
 
 
-def keep_damaged(directory: DatabaseDir, *, log: bool) -> None:
-    """Copy a damaged database to ``lost/``, with its log where nobody else keeps that. Raises OSError."""
-    keep_file(directory.database, directory, "damaged")
-    if log:
-        keep_diverged(directory, 0, "damaged")
-
-
 def leave_to_recovery(directory: DatabaseDir, target: SnapshotTarget) -> None:
     """Have the next recovery put a verified snapshot in the place of files that cannot be attached to.
 
-    Closes ``target``. Raises OSError; then nothing is left to recovery.
+    The log, of which the primary may not know all, is copied to ``lost/`` before. Closes ``target``. Raises
+    OSError; then nothing is left to recovery.
     """
+    kept = None
     try:
+        kept = keep_diverged(directory, 0, "damaged")
         # Else the mark might say that what recovery is to replace holds the snapshot already.
         with contextlib.suppress(LiteFSError):
-            sums = SumsFile(directory.sums)
-            sums.sums.durable_txid = 0
-            sums.flush()
-            sums.close()
+            file = SumsFile(directory.sums)
+            file.sums.durable_txid = 0
+            file.flush()
+            file.close()
         target.seal()
     except BaseException:
         target.abort()
+        if kept is not None:  # it is tried again, and must not fill the disk; the log is still there
+            fileops.remove_tree(kept)
         raise
     target.close()
 

@@ -6,6 +6,7 @@ one database, side by side for several. Implements the ``Sink`` protocol of the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,12 +17,13 @@ import trio
 
 from litefs.apply.applier import SYNC_INTERVAL, Applier
 from litefs.apply.checkpoint import CheckpointPolicy
-from litefs.apply.repair import Scrubber, can_attach, describe, keep_damaged, leave_to_recovery
+from litefs.apply.repair import Scrubber, can_attach, describe, leave_to_recovery
 from litefs.apply.state import DatabaseState, lay_records, put_in_place, rebuild
 from litefs.apply.wal import Buffer
 from litefs.errors import LiteFSError, PositionMismatch
 from litefs.ltx import Header
 from litefs.store.dropped import drop
+from litefs.store.lost import keep_file
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotTarget
@@ -135,10 +137,8 @@ class ReplicaSink:
                         log.warning("%s: checkpoint failed, it is tried again: %s", name, error)
                 except Exception:
                     log.exception("%s: unexpected error in a checkpoint", name)
-            try:
+            with contextlib.suppress(OSError):  # whoever applies the next record meets it, too
                 await self._scrub(tick)
-            except OSError as error:
-                log.debug("scrubbing: %s", error)
 
     async def _keep(self, state: DatabaseState, *, durable: bool) -> None:
         applier = state.applier
@@ -356,7 +356,7 @@ class ReplicaSink:
         try:
             attached = applier is not None and await self._thread(can_attach, applier)
             if not state.kept:
-                await self._thread(keep_damaged, state.directory, log=not attached)
+                await self._thread(keep_file, state.directory.database, state.directory, "damaged")
                 state.kept = True
         except BaseException:
             target.abort()

@@ -14,9 +14,11 @@ from litefs.store.lost import keep_file
 from litefs.store.paths import DatabaseDir
 from litefs.store.recovery import recover
 from litefs.store.segments import list_segments
+from litefs.store.snapshot import SnapshotTarget
+from litefs.store.sums import SumsFile
 from litefs.types import ZERO
 from tests.apply.conftest import SourceMaker
-from tests.apply.test_sink import Replica, run, running, send_snapshot, stepped
+from tests.apply.test_sink import Replica, full_disk_once, run, running, send_snapshot, stepped
 
 
 def flip(path: Path, offset: int) -> None:
@@ -73,7 +75,9 @@ def test_a_log_that_cannot_be_read(tmp_path: Path, source: SourceMaker) -> None:
 
 
 @pytest.mark.parametrize("same_position", [True, False])
-def test_a_header_that_is_gone(tmp_path: Path, source: SourceMaker, same_position: bool) -> None:
+def test_a_header_that_is_gone(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch, same_position: bool
+) -> None:
     """Nothing can be attached to it. The snapshot may be of the very position at which the log begins."""
 
     async def scenario() -> None:
@@ -84,6 +88,7 @@ def test_a_header_that_is_gone(tmp_path: Path, source: SourceMaker, same_positio
             await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
             await replica.sink.snapshot_end("app.db", primary.position)
             directory = replica.data.database_dir("app.db")
+        ((_, segment),) = list_segments(directory.log)
         with directory.database.open("r+b") as file:
             file.write(bytes(4096))
         assert recover(directory).damaged
@@ -91,6 +96,14 @@ def test_a_header_that_is_gone(tmp_path: Path, source: SourceMaker, same_positio
             assert replica.sink.positions() == {"app.db": ZERO}
             if not same_position:
                 stepped(primary, 1)
+            for step in (SnapshotTarget, "seal"), (SumsFile, "flush"):
+                await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+                with monkeypatch.context() as patch:
+                    full_disk_once(patch, *step)
+                    with pytest.raises(OSError, match="No space"):
+                        await replica.sink.snapshot_end("app.db", primary.position)
+                assert [path.split("/")[1] for path in kept(replica)] == ["database"]
+                assert not replica.recoveries
             await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
             with pytest.raises(LiteFSError, match="takes the place"):
                 await replica.sink.snapshot_end("app.db", primary.position)
@@ -98,7 +111,7 @@ def test_a_header_that_is_gone(tmp_path: Path, source: SourceMaker, same_positio
             assert replica.sink.positions() == {"app.db": primary.position}
             assert await replica.sink.records("app.db", stepped(primary, 1)) == primary.position
             assert replica.steps("app.db") == (4 if same_position else 5)
-            assert kept(replica) == ["damaged/database"], "recovery kept it already"
+            assert [path.split("/")[1] for path in kept(replica)] == [segment.name, "database"]
 
     run(scenario)
 
