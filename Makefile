@@ -40,7 +40,7 @@ bench: setup
 	@set -e; for benchmark in kernels commit reads lag memory; do $(PYTHON) benchmarks/$$benchmark.py; done
 
 soak: setup
-	LITEFS_SOAK=$(SOAK_ROUNDS) $(BOUNDED) $(SOAK_SECONDS) $(PYTHON) -m pytest --timeout=0 tests/cluster </dev/null
+	LITEFS_SOAK=$(SOAK_ROUNDS) $(BOUNDED) $(SOAK_SECONDS) $(PYTHON) -m pytest --timeout=0 tests/cluster tests/model </dev/null
 	$(MAKE) fuzz
 
 # Three times FUZZ_SECONDS. Atheris is no development dependency: some versions of Python have no wheel of it.

@@ -179,6 +179,8 @@ class Connections:
             rows = operation()
         except (sqlite3.Error, apsw.Error, ShellError) as exc:
             error = f"{_name(exc)}: {exc}"
+        except KeyError:
+            error = "no such connection"
         connection = self._open.get(number)
         return {"rows": rows, "error": error, "open": connection is not None and connection.in_transaction}
 
@@ -203,10 +205,8 @@ class Connections:
         return self._outcome(connection, lambda: self._open[connection].backup(target, pages))
 
     def close(self, connection: int) -> Outcome:
-        made = self._open.pop(connection)
-
         def run() -> list[str]:
-            made.close()
+            self._open.pop(connection).close()
             return []
 
         return self._outcome(connection, run)

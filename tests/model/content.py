@@ -22,6 +22,8 @@ PRAGMAS = (
 )
 """``schema_version`` and ``page_count`` too: native and mount run the same statements."""
 
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
+
 VERSIONS_OFFSET = 18
 """Of the file format versions in the header: 2, 2 is WAL, 1, 1 a rollback journal."""
 
@@ -77,6 +79,7 @@ def content_of_image(path: Path) -> Content:
             found = content(connection)
         finally:
             connection.close()
+        found["wal"] = str(versions == b"\2\2")
     except sqlite3.Error as error:
         found = {"error": error_name(error)}
     finally:
@@ -84,7 +87,12 @@ def content_of_image(path: Path) -> Content:
             with path.open("r+b", buffering=0) as file:
                 file.seek(VERSIONS_OFFSET)
                 file.write(versions)
-    return {**found, "wal": str(versions == b"\2\2")}
+    return found
+
+
+def is_known(found: Content) -> bool:
+    """Whether this tells what the database holds; an error that is due to a lock does not."""
+    return "error" not in found or found["error"].startswith(_DAMAGED)
 
 
 def differences(one: Content, other: Content) -> list[str]:

@@ -6,8 +6,19 @@ import contextlib
 import sqlite3
 from urllib.parse import quote
 
-from tests.model.content import Content, content, error_name
+from tests.model.content import Content, content, error_name, is_known
 from tests.support.clients.protocol import serve
+
+
+def seen(connection: sqlite3.Connection) -> Content:
+    """The content, or that it is damaged. Raises sqlite3.Error for any other error."""
+    try:
+        return content(connection)
+    except sqlite3.Error as error:
+        found = {"error": error_name(error)}
+        if is_known(found):
+            return found
+        raise
 
 
 class Readers:
@@ -39,7 +50,7 @@ class Readers:
                 f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None, timeout=0, cached_statements=0
             )
             connection.execute("BEGIN")
-            self._open[path] = connection, content(connection)
+            self._open[path] = connection, seen(connection)
         return {"before": before, "held": held, "now": self._open[path][1], "error": error}
 
     def drop(self, path: str) -> None:
