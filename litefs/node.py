@@ -268,9 +268,9 @@ class Node:
             return
         raise LiteFSError(f"{name}: the fs process did not show the database")
 
-    async def _forget(self, name: str) -> None:
+    async def _forget(self, name: str, readers: bool) -> None:
         event = self._forgotten[name] = trio.Event()
-        self._guard.post(Forget(name))
+        self._guard.post(Forget(name, readers))
         with trio.move_on_after(EXPOSE_SECONDS):
             await event.wait()
             return
