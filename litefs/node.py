@@ -243,8 +243,8 @@ class Node:
         self._watch.opened(name)
         self._catalog.add(name)
 
-    async def _forget(self, name: str) -> None:
-        await self._acknowledged(Forget(name), self._forgotten, "did not let go of the database")
+    async def _forget(self, name: str, readers: bool) -> None:
+        await self._acknowledged(Forget(name, readers), self._forgotten, "did not let go of the database")
 
     async def _acknowledged(
         self, message: Exposed | Forget, waiting: dict[str, trio.Event], failure: str

@@ -34,7 +34,7 @@ class SinkHooks:
     """Whom a :class:`litefs.apply.sink.ReplicaSink` calls; see there."""
 
     on_database_ready: Callable[[str], Awaitable[None]]
-    on_drop: Callable[[str], Awaitable[None]]
+    on_drop: Callable[[str, bool], Awaitable[None]]
     on_applied: Callable[[str, Position], None]
     on_recovery_needed: Callable[[str], None]
 

@@ -60,7 +60,7 @@ class ReplicaSink:
         mountpoint: Path,
         *,
         on_database_ready: Callable[[str], Awaitable[None]],
-        on_drop: Callable[[str], Awaitable[None]] | None = None,
+        on_drop: Callable[[str, bool], Awaitable[None]] | None = None,
         on_applied: Callable[[str, Position], None] | None = None,
         on_recovery_needed: Callable[[str], None] | None = None,
         on_damage: Callable[[], None] | None = None,
@@ -69,12 +69,13 @@ class ReplicaSink:
         policy: CheckpointPolicy | None = None,
     ) -> None:
         """``on_database_ready(name)``: a database was installed in the data directory and has a WAL; the
-        mount shows it when this returns. ``on_drop(name)``: a database was removed on the primary; when this
-        returns the mount shows it no more. ``on_applied(name, position)`` follows every change, on the trio
-        thread; ZERO: it is gone. ``on_recovery_needed(reason)``: the mount must end and recovery run, which
-        puts in place what waits for it; told once per case. ``on_damage()``: the primary must be told the
-        positions anew, so that it sends a snapshot of what is damaged. ``locate(name)``: the path by which
-        clients reach a database, unless it is ``mountpoint / name``.
+        mount shows it when this returns. ``on_drop(name, readers)``: a database was removed on the primary,
+        or its page size changed and transactions that are open may end; when this returns the mount shows it
+        no more. ``on_applied(name, position)`` follows every change, on the trio thread; ZERO: it is gone.
+        ``on_recovery_needed(reason)``: the mount must end and recovery run, which puts in place what waits
+        for it; told once per case. ``on_damage()``: the primary must be told the positions anew, so that it
+        sends a snapshot of what is damaged. ``locate(name)``: the path by which clients reach a database,
+        unless it is ``mountpoint / name``.
         """
         self._datadir = datadir
         self._on_ready = on_database_ready
@@ -238,7 +239,7 @@ class ReplicaSink:
             await self._abort(state)
             if (applier := state.applier) is None:
                 return
-            await self._on_drop(name)
+            await self._on_drop(name, False)
             state.applier = None
             position = applier.position
             await self._thread(applier.close)
@@ -377,7 +378,7 @@ class ReplicaSink:
         name = state.directory.name
         with trio.CancelScope(shield=True):  # clients do not find it meanwhile
             try:
-                await self._on_drop(name)
+                await self._on_drop(name, True)
                 state.applier = None
                 await self._thread(applier.close)
                 await self._thread(rebuild, state.directory)
@@ -432,5 +433,5 @@ class ReplicaSink:
         return await trio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limiter)
 
 
-async def _nothing(name: str) -> None:
+async def _nothing(name: str, readers: bool) -> None:
     """Nobody shows the database."""

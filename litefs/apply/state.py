@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from litefs.apply.applier import Applier
+from litefs.apply.shm import follow_owner
 from litefs.apply.wal import Buffer, seed_wal
 from litefs.errors import LiteFSError, PositionMismatch
 from litefs.store import fileops
@@ -78,10 +80,17 @@ def put_in_place(directory: DatabaseDir, target: SnapshotTarget) -> None:
 
 
 def rebuild(directory: DatabaseDir) -> None:
-    """Bring a database to its log's tip, and put a received one in place before.
+    """Make a database's files anew, from a full record in its log or from a snapshot that was received.
 
-    Raises LiteFSError, OSError.
+    The old file stays as it is for those who have it open. Raises LiteFSError, OSError.
     """
+    if not directory.install.exists():
+        fd = fileops.open_file(directory.incoming, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            follow_owner(fd, os.stat(directory.database))
+        finally:
+            os.close(fd)
+        fileops.rename(directory.incoming, directory.database)
     for line in recover(directory).lines():
         log.info("%s: %s", directory.name, line)
     seed_wal(directory.database)

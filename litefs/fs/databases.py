@@ -38,8 +38,9 @@ class FsDatabase:
         """Why the primary cannot write this database's log."""
         self.removed = False
         """Clients may still have it open."""
-        self.forgotten = False
-        """Removed by the primary: what is still open on this replica must fail, not answer from before."""
+        self.forgotten_below = 0
+        """Taken from this replica's mount: reads from below this offset of what clients have open must fail,
+        so that nobody is answered from before."""
         self.database_fd = -1
         self.ino = 0
         """Inode of the database file on the mount, once a client opened it."""

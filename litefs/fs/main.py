@@ -235,7 +235,7 @@ class FsProcess:
                 databases.expose(message.name)
                 await self._channel.send(ExposedAck(message.name))
             case Forget():
-                inodes = operations.forget_database(message.name)
+                inodes = operations.forget_database(message.name, message.readers)
                 with trio.move_on_after(2):
                     await trio.to_thread.run_sync(_drop_caches, inodes, abandon_on_cancel=True)
                 await self._channel.send(Forgotten(message.name))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,10 @@ from litefs.store.paths import DataDir, validate_name
 from litefs.types import Role
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
+FIRST_PAGE = 4096
+"""Bytes at the start of a file that the kernel asks for together. Who begins a transaction needs those of the
+database, or after its wal-index header was zeroed those of the WAL.
+"""
 _CACHED = (Kind.DATABASE, Kind.WAL, Kind.SHM)
 
 
@@ -253,8 +258,9 @@ class Operations(SuperRequests):
         if handle.fd < 0:
             return control.content(handle.inode, self._role)[off : off + size]
         db = handle.inode.db
-        if db is not None and db.forgotten and handle.inode.kind is not Kind.SHM:
-            raise Refused(db.name, "it was removed on the primary")
+        if db is not None and off < db.forgotten_below and handle.inode.kind is not Kind.SHM:
+            # not EIO, which SQLite takes for a damaged file system and calls a malformed database
+            raise Refused(db.name, "it was removed on the primary, or replaced: open it again", errno.ESTALE)
         return os.pread(handle.fd, size, off)
 
     @answered
@@ -355,15 +361,16 @@ class Operations(SuperRequests):
         handles = self._handles.values()
         return [handle.closed for handle in handles if handle.inode.db is db and not handle.from_node]
 
-    def forget_database(self, name: str) -> list[tuple[int, Kind]]:
-        """The primary removed a database: show it no more, and answer no read of it.
+    def forget_database(self, name: str, readers: bool) -> list[tuple[int, Kind]]:
+        """Show a database no more, and let no connection to it begin another transaction; without ``readers``
+        answer no read of it at all.
 
         Returns what the kernel may hold pages of, as :meth:`invalidated_inodes`.
         """
         db = self._dbs.get(name)
         if db is None:
             return []
-        db.forgotten = True
+        db.forgotten_below = FIRST_PAGE if readers else sys.maxsize
         inodes = self.inodes.of_database(db)
         self._dbs.forget(db)
         for inode in inodes:

@@ -367,7 +367,8 @@ def test_a_snapshot_of_another_page_size_is_put_in_place_by_recovery(
 ) -> None:
     """At once, while the mount does not show the database; if it does not answer, before the next mount."""
 
-    async def hide(name: str) -> None:
+    async def hide(name: str, readers: bool) -> None:
+        assert readers
         dropped.append(name)
         if not hidden:
             raise LiteFSError("no answer from the fs process")
