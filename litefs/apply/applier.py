@@ -68,8 +68,7 @@ class Applier:
         self._sync_interval = sync_interval
         self._policy = policy
         self._database = Database.open(directory)
-        self.writer: WalWriter | None = None
-        """The WAL on the mount, once it is attached."""
+        self.writer: WalWriter | None = None  # the WAL on the mount, once it is attached
         self._checkpointer: Checkpointer | None = None
         self._old_readers = False
         self._unsynced_since: float | None = None
@@ -119,11 +118,13 @@ class Applier:
         FormatError."""
         self.check_usable()
         if self.writer is None:
-            self.writer = WalWriter(self._mounted, old_readers=self._old_readers)
-            if self.writer.page_size != self._database.page_size:
+            writer = WalWriter(self._mounted, old_readers=self._old_readers)
+            if writer.page_size != self._database.page_size:
+                writer.close()
                 raise FormatError(
-                    f"{self._mounted}: {self.writer.page_size}-byte pages, not {self._database.page_size}"
+                    f"{self._mounted}: pages of {writer.page_size} bytes are not what the log has"
                 )
+            self.writer = writer
             self._checkpointer = Checkpointer(self.writer, self.sync_log, self._policy)
             self._checkpointer.applied(self._database.position.txid)  # for what was left in the WAL, too
         if self.is_behind:
