@@ -65,8 +65,7 @@ class Applier:
         self._sync_interval = sync_interval
         self._policy = policy
         self._database = Database.open(directory)
-        self.writer: WalWriter | None = None
-        """The WAL on the mount, once it is attached."""
+        self.writer: WalWriter | None = None  # the WAL on the mount, once it is attached
         self._checkpointer: Checkpointer | None = None
         self._old_readers = False
         self._unsynced_since: float | None = None
@@ -123,11 +122,13 @@ class Applier:
 
     def _attach_wal(self) -> Checkpointer:
         if self.writer is None or self._checkpointer is None:
-            writer = self.writer = WalWriter(self._mounted, old_readers=self._old_readers)
+            writer = WalWriter(self._mounted, old_readers=self._old_readers)
             if writer.page_size != self._database.page_size:
+                writer.close()
                 raise FormatError(
-                    f"{self._mounted}: {writer.page_size}-byte pages, not {self._database.page_size}"
+                    f"{self._mounted}: pages of {writer.page_size} bytes are not what the log has"
                 )
+            self.writer = writer
             self._checkpointer = Checkpointer(writer, self.sync_log, self._policy)
             # What an earlier attachment left in the WAL counts as of now.
             self._checkpointer.applied(self._database.position.txid)

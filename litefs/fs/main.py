@@ -186,9 +186,10 @@ class FsProcess:
             except (LiteFSError, OSError) as exc:
                 # one database must not keep the others from being served
                 self._unrecovered[name] = str(exc)
-                if isinstance(exc, FormatError):
+                lines.append(f"{name}: not recovered: {exc}")
+                if isinstance(exc, FormatError):  # and no trouble of the disk, which may pass
                     mark_damaged(self._data.database_dir(name))
-                lines += [f"{name}: not recovered: {exc}", self._advice(name)]
+                    lines.append(self._advice(name))
         return lines
 
     def _advice(self, name: str) -> str:

@@ -39,9 +39,10 @@ def set_checksums(sums: PageSums, pgnos: Iterable[int], array: bytes) -> None:
 
 
 def mark_damaged(directory: DatabaseDir) -> None:
-    """Note in the checksums, if there are any, that the file cannot be trusted; recovery looks again."""
+    """Note in the checksums, if there are any, that the file is damaged: recovery looks, and keeps it."""
     with contextlib.suppress(LiteFSError, OSError):
         file = SumsFile(directory.sums)
+        file.sums.database_stat = (0, 0, 0)
         file.sums.damaged = True
         file.close()
 

@@ -74,9 +74,11 @@ def test_a_log_that_cannot_be_read(tmp_path: Path, source: SourceMaker) -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("same_position", [True, False])
-def test_a_header_that_is_gone(
-    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch, same_position: bool
+@pytest.mark.parametrize(
+    ("header", "same_position"), [("zeros", True), ("zeros", False), ("page size", True)]
+)
+def test_a_header_that_is_wrong(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch, header: str, same_position: bool
 ) -> None:
     """Nothing can be attached to it. The snapshot may be of the very position at which the log begins."""
 
@@ -90,7 +92,11 @@ def test_a_header_that_is_gone(
             directory = replica.data.database_dir("app.db")
         ((_, segment),) = list_segments(directory.log)
         with directory.database.open("r+b") as file:
-            file.write(bytes(4096))
+            if header == "zeros":
+                file.write(bytes(4096))
+            else:
+                file.seek(16)
+                file.write((primary.page_size * 2).to_bytes(2, "big"))
         assert recover(directory).damaged
         async with running(tmp_path / "data") as replica:
             assert replica.sink.positions() == {"app.db": ZERO}
