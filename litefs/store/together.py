@@ -3,7 +3,7 @@
 An *intent*, a file of its own, names the members and the position that each is at. It is durable before the
 first record is appended and goes when the last one is durable; only then is any of them published. A crash
 between leaves the intent, and what some logs have and others lack is taken out of them before the members are
-recovered (docs/concurrency.md, I16).
+recovered (docs/concurrency.md, I23).
 """
 
 from __future__ import annotations

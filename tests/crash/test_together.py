@@ -1,4 +1,4 @@
-"""Transactions over several databases, with faults and crashes at any operation, by seed (I16).
+"""Transactions over several databases, with faults and crashes at any operation, by seed (I23).
 
 ``LITEFS_SOAK`` and ``LITEFS_SEED`` as in ``test_crash``.
 """
