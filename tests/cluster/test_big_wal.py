@@ -1,4 +1,4 @@
-"""``wal_autocheckpoint=0``: a WAL that grows until one checkpoint empties it; to over 1 GB with ``LITEFS_SOAK``."""
+"""A WAL that only grows (``wal_autocheckpoint=0``) until one checkpoint empties it. In the soak: 1.1 GB."""
 
 from __future__ import annotations
 
