@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import resource
-import secrets
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -28,6 +28,9 @@ LOOK_SECONDS = 0.2
 
 STUCK_LOOKS = 5
 """Looks after which a WAL that cannot be emptied, and that blocks a client, is given up."""
+
+BLOCKED_SECONDS = 10.0
+"""How long a client that was turned away counts as waiting."""
 
 REFRESH_LOOKS = 5
 """Looks between two checks for ``-wal`` and ``-shm`` files that came or went."""
@@ -60,16 +63,12 @@ class Primary:
         self._new: set[str] = set()
         self._gone: set[str] = set()
         self._loose: dict[str, int] = {}
-        self._blocked: set[str] = set()
+        self._blocked: dict[str, float] = {}
         self._restart = restart
         self._look_under_way = False
         self._retired: list[SumsFile] = []
         """Maps that a look under way may still read."""
         self._pressing = trio.Event()
-        self._scratch_dir = data.path / "tmp"
-        self._scratch_dir.mkdir(exist_ok=True)
-        for leftover in self._scratch_dir.iterdir():
-            leftover.unlink()
 
     def opened(self, name: str) -> None:
         """A client opened that database, or it appeared."""
@@ -79,14 +78,14 @@ class Primary:
         """That database was removed; another one may take its name."""
         self._gone.add(name)
         self._new.discard(name)
-        self._blocked.discard(name)
+        self._blocked.pop(name, None)
         self._loose.pop(name, None)
         self._pressing.set()
 
     def unpublished(self, name: str) -> None:
         """A commit of that database stands in a client's way."""
         self._new.add(name)
-        self._blocked.add(name)
+        self._blocked[name] = time.monotonic()
         self._pressing.set()
 
     def loose(self, name: str) -> None:
@@ -150,11 +149,15 @@ class Primary:
             if empty_wal(self._mountpoint / name):
                 log.info("%s: emptied a WAL in which SQLite had left commits unsealed", name)
                 del self._loose[name]
-                self._blocked.discard(name)
+                self._blocked.pop(name, None)
             else:
                 self._loose[name] = failures + 1
-                if failures >= STUCK_LOOKS and name in self._blocked:
+                if failures >= STUCK_LOOKS and self._is_blocked(name):
                     self._restart(f"{name}: the WAL lost commits that the log has")
+
+    def _is_blocked(self, name: str) -> bool:
+        """Whether a client met a commit that nobody published a short while ago."""
+        return time.monotonic() - self._blocked.get(name, -BLOCKED_SECONDS) < BLOCKED_SECONDS
 
     def forget(self) -> None:
         """The mount is gone."""
@@ -170,19 +173,6 @@ class Primary:
 
     def close(self) -> None:
         self.forget()
-
-    def new_scratch(self) -> Path:
-        """A fresh path for a temporary file in the data directory."""
-        return self._scratch_dir / secrets.token_hex(8)
-
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A temporary file's path; the file is removed afterwards."""
-        path = self.new_scratch()
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
 
 
 class Retention:

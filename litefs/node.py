@@ -11,18 +11,16 @@ import logging
 import os
 import secrets
 import signal
-import time
 from collections.abc import AsyncIterable
 from pathlib import Path
 
 import trio
 
-from litefs.apply.sink import ReplicaSink
-from litefs.apply.transfer import export_file, import_file
-from litefs.cluster.follow import Callbacks, follow
+from litefs.cluster.follow import Callbacks
 from litefs.cluster.lease import StaticLease
 from litefs.config import Config
-from litefs.errors import DatabaseNotFound, LiteFSError, NotPrimary
+from litefs.copies import Copies
+from litefs.errors import LiteFSError, NotPrimary
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.housekeeping import Primary, Retention, raise_file_limit
 from litefs.link.channel import Wake
@@ -43,6 +41,7 @@ from litefs.link.messages import (
     Start,
     Unpublished,
 )
+from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
 from litefs.server.view import DatabaseInfo, Export
@@ -55,20 +54,14 @@ from litefs.types import ZERO, Position, Role
 
 log = logging.getLogger("litefs.node")
 
-EXPOSE_SECONDS = 10.0
-"""How long the fs process may take to show a database that was installed."""
+ANSWER_SECONDS = 10.0
+"""How long the fs process may take to show a database that was installed, or to let go of one."""
 
 LAG_SECONDS = 0.25
 """Between two updates of ``.lag``."""
 
 WAKE_PACE_SECONDS = 0.001
 """Between two wake-ups by the fs process: under load one serves several commits, a lone one never waits."""
-
-COPIES = 4
-"""Imports and exports that are worked on at a time; more of them wait, and hold up nothing else."""
-
-DETACH_SECONDS = 2.0
-"""How long the applier may take to checkpoint and let go of the mount at a stop."""
 
 
 class Node:
@@ -83,14 +76,10 @@ class Node:
         self._term = 0
         self._node_id = secrets.randbits(64)
         self._primary: str | None = None
-        self._sink: ReplicaSink | None = None
-        self._sink_ready = trio.Event()
-        self._follow_scope = trio.CancelScope()
         self._exposed: dict[str, trio.Event] = {}
         self._forgotten: dict[str, trio.Event] = {}
         self._ready = trio.Event()
         self._stop = trio.Event()
-        self._copies = trio.CapacityLimiter(COPIES)
         self._signal = signal.SIGTERM
         self._lease = StaticLease(
             candidate=config.lease.candidate,
@@ -101,6 +90,14 @@ class Node:
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._watch = Primary(data, self._mount, self._guard.mount_guard, self._guard.restart)
+        self._replica = Replica(
+            ReplicaSettings(data, self._mount, config.lease.reconnect_delay),
+            self._lease,
+            lambda: self.identity,
+            SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
+            Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
+        )
+        self._copies = Copies(data, self._mount, self._catalog)
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -128,7 +125,7 @@ class Node:
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
             if self._role is Role.REPLICA:
-                nursery.start_soon(self._replicate)
+                nursery.start_soon(self._replica.run, self._ready)
             else:
                 self._ready.set()
             code = await self._application(supervisor)
@@ -180,10 +177,7 @@ class Node:
     async def _leave(self, gone: trio.Event) -> None:
         """Let go of the mount, then have it removed; bounded, so that a stop never takes long."""
         self._guard.prepare_stop()
-        self._follow_scope.cancel()
-        if self._sink is not None:
-            with trio.move_on_after(DETACH_SECONDS):
-                await self._sink.close()
+        await self._replica.leave()
         self._watch.close()
         self._guard.stop()
         await gone.wait()
@@ -215,17 +209,7 @@ class Node:
             log.warning("recovery: %s", line)
         self._post_role()
         if self._role is Role.REPLICA:
-            sink = ReplicaSink(
-                self._data,
-                self._mount,
-                on_database_ready=self._expose,
-                on_drop=self._forget,
-                on_applied=self._applied,
-                on_recovery_needed=self._guard.restart,
-            )
-            await sink.start()
-            self._sink = sink
-            self._sink_ready.set()
+            await self._replica.mounted()
         self._catalog.rescan()
         self._catalog.notify()
 
@@ -237,7 +221,7 @@ class Node:
         match message:
             case Opened():
                 self._watch.opened(message.name)
-                self._catalog.rescan()
+                self._catalog.refresh(message.name)
             case Unpublished():
                 self._watch.unpublished(message.name)
             case Loose():
@@ -251,30 +235,26 @@ class Node:
 
     async def _died(self) -> None:
         """The mount is gone: everything that was a client of it ends."""
-        self._follow_scope.cancel()
-        sink, self._sink = self._sink, None
-        self._sink_ready = trio.Event()
-        if sink is not None:
-            await sink.close()
+        await self._replica.unmounted()
         self._watch.forget()
 
     async def _expose(self, name: str) -> None:
-        event = self._exposed[name] = trio.Event()
-        self._guard.post(Exposed(name))
-        with trio.move_on_after(EXPOSE_SECONDS):
-            await event.wait()
-            self._watch.opened(name)
-            self._catalog.add(name)
-            return
-        raise LiteFSError(f"{name}: the fs process did not show the database")
+        await self._acknowledged(Exposed(name), self._exposed, "did not show the database")
+        self._watch.opened(name)
+        self._catalog.add(name)
 
-    async def _forget(self, name: str) -> None:
-        event = self._forgotten[name] = trio.Event()
-        self._guard.post(Forget(name))
-        with trio.move_on_after(EXPOSE_SECONDS):
+    async def _forget(self, name: str, readers: bool) -> None:
+        await self._acknowledged(Forget(name, readers), self._forgotten, "did not let go of the database")
+
+    async def _acknowledged(
+        self, message: Exposed | Forget, waiting: dict[str, trio.Event], failure: str
+    ) -> None:
+        event = waiting[message.name] = trio.Event()
+        self._guard.post(message)
+        with trio.move_on_after(ANSWER_SECONDS):
             await event.wait()
             return
-        raise LiteFSError(f"{name}: the fs process did not let go of the database")
+        raise LiteFSError(f"{message.name}: the fs process {failure}")
 
     def _dropped(self, name: str) -> None:
         log.info("%s: removed", name)
@@ -282,36 +262,6 @@ class Node:
         self._watch.dropped(name)
 
     # -- replica --------------------------------------------------------------------------------------
-
-    async def _replicate(self) -> None:
-        """Follow the primary; with a new applier whenever the mount was made anew."""
-        while True:
-            await self._sink_ready.wait()
-            sink = self._sink
-            if sink is None:
-                await trio.lowlevel.checkpoint()
-                continue
-            primary = await self._lease.primary()
-            assert primary is not None
-            with trio.CancelScope() as self._follow_scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(sink.run)
-                    nursery.start_soon(self._note_ready, sink)
-                    callbacks = Callbacks(self._adopt_cluster_id, self._connected, self._disconnected)
-                    await follow(
-                        primary.advertise_url,
-                        sink,
-                        lambda: self.identity,
-                        callbacks,
-                        reconnect_delay=self._config.lease.reconnect_delay,
-                        spool_dir=self._data.path,
-                    )
-            if self._stop.is_set():
-                return
-
-    async def _note_ready(self, sink: ReplicaSink) -> None:
-        await sink.caught_up.wait()
-        self._ready.set()
 
     async def _adopt_cluster_id(self, cluster_id: str) -> None:
         self._data.set_cluster_id(cluster_id)
@@ -338,14 +288,12 @@ class Node:
             await trio.sleep(WAKE_PACE_SECONDS)
 
     async def _lag_loop(self) -> None:
-        shown: tuple[int | None, int] | None = None
+        shown: tuple[int, int] | None = None
         while True:
-            sink = self._sink
-            if sink is not None and sink.primary_time_ms:
-                now = (int(self.lag_seconds * 1000), sink.primary_time_ms)
-                if now != shown:
-                    shown = now
-                    self._guard.post(Lag(*now))
+            now = self._replica.lag()
+            if now is not None and now != shown:
+                shown = now
+                self._guard.post(Lag(*now))
             await trio.sleep(LAG_SECONDS)
 
     # -- NodeView -------------------------------------------------------------------------------------
@@ -377,44 +325,27 @@ class Node:
 
     @property
     def lag_seconds(self) -> float:
-        if self.is_primary or self._sink is None or not self._sink.primary_time_ms:
-            return 0.0
-        return max(0.0, time.time() - self._sink.primary_time_ms / 1000)
+        lag = None if self.is_primary else self._replica.lag()
+        return lag[0] / 1000 if lag is not None else 0.0
 
     def databases(self) -> list[DatabaseInfo]:
         found = []
         for name, source in self._catalog.sources().items():
-            position = source.position()
+            position, damaged = source.position(), self._catalog.damaged(name)
             sizes = []
             for path in self._data.database_dir(name).log.glob("*.seg"):
                 with contextlib.suppress(FileNotFoundError):  # retention was quicker
                     sizes.append(path.stat().st_size)
-            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes)))
+            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
         return found
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
-        """Replace or create *name* by the SQLite database in *chunks*; nothing changes unless all is well."""
         if not self.is_primary:
             raise NotPrimary("lease expired")
-        self._data.database_dir(name)  # the name is checked before anything is received
-        target = self._mount / name
-        with self._watch.scratch() as scratch:
-            async with await trio.open_file(scratch, "wb") as file:
-                async for chunk in chunks:
-                    await file.write(chunk)
-            await trio.to_thread.run_sync(import_file, scratch, target, limiter=self._copies)
+        await self._copies.import_database(name, chunks)
 
     async def export_database(self, name: str) -> Export:
-        """A consistent copy of *name*, of any node. Raises DatabaseNotFound."""
-        if self._data.database_dir(name).name not in self._catalog.sources():
-            raise DatabaseNotFound("database not found")
-        return await trio.to_thread.run_sync(self._export, name, limiter=self._copies)
-
-    def _export(self, name: str) -> Export:
-        with self._watch.scratch() as scratch:
-            export_file(self._mount / name, scratch)
-            file = scratch.open("rb")
-        return Export(file, os.fstat(file.fileno()).st_size)
+        return await self._copies.export_database(name)
 
 
 async def _main(config: Config, command: list[str] | None) -> int:

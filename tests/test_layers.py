@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"store", "link"}),
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "server", "supervise"}),
-    frozenset({"guard", "housekeeping"}),
+    frozenset({"copies", "guard", "housekeeping", "replica"}),
     frozenset({"node"}),
     frozenset({"cli"}),
 )

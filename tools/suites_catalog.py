@@ -144,7 +144,6 @@ def _diskcache(place: Place, quick: bool) -> list[str]:
 
 
 _SCRAMBLED = "the suite's VFS scrambles whole files, which on the mount are no databases then"
-_LISTED = "a directory lists NAME-pos beside a database"
 
 SUITES = (
     Suite(
@@ -156,15 +155,7 @@ SUITES = (
     Suite("django-delete", _django("delete"), seconds=1500),
     Suite("django-wal", _django("wal"), seconds=1500),
     Suite("sqlalchemy", _sqlalchemy, seconds=900),
-    Suite(
-        "sqlite-utils",
-        _sqlite_utils,
-        seconds=600,
-        explained={
-            "tests/test_cli.py::test_query_memory_does_not_create_file": _LISTED,
-            "tests/test_wal.py::test_enable_disable_wal": _LISTED,
-        },
-    ),
+    Suite("sqlite-utils", _sqlite_utils, seconds=600),
     Suite("diskcache", _diskcache, seconds=600, temporary_files_there=True),
 )
 QUICK = ("apsw", "django-wal", "sqlalchemy")

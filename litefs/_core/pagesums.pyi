@@ -107,6 +107,13 @@ class PageSums:
         Raises ValueError as they do, and if ``commit`` exceeds the capacity.
         """
 
+    def replace(self, page_size: int, sums_bytes: Buffer, txid: int, post: int, timestamp: int) -> None:
+        """Publish a transaction that replaces every page, with pages of another size.
+
+        ``sums_bytes``: the checksums (native u64) of all pages from 1 on, 0 for the lock page; ``timestamp``:
+        Unix ms. Raises ValueError for an impossible page size, or more checksums than the capacity.
+        """
+
     def reset(self, commit: int, txid: int, post: int, timestamp: int) -> None:
         """Set the position and page count alone, for checksums that ``load`` filled in.
 

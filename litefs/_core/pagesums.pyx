@@ -477,6 +477,33 @@ cdef class PageSums:
         finally:
             PyBuffer_Release(&numbers)
 
+    def replace(self, uint32_t page_size, sums_bytes, uint64_t txid, uint64_t post, int64_t timestamp):
+        cdef sums_header* h = self.header()
+        cdef Py_buffer view
+        cdef const uint64_t* values
+        cdef Py_ssize_t i, n, before = min(get32(h.page_count), self.capacity)
+        _check_page_size(page_size)
+        PyObject_GetBuffer(sums_bytes, &view, PyBUF_SIMPLE)
+        try:
+            n = view.len // 8
+            if view.len % 8 or (n and <size_t>view.buf % 8):
+                raise ValueError(f"{view.len} bytes are not whole and aligned 8-byte checksums")
+            self._check_range(1, n)
+            values = <const uint64_t*>view.buf
+            sums_enter(h)
+            for i in range(n):
+                set64(self.sums[i], values[i])
+            for i in range(n, before):
+                set64(self.sums[i], 0)
+            set32(h.page_size, page_size)
+            set32(h.page_count, <uint32_t>n)
+            set64(h.txid, txid)
+            set64(h.checksum, post)
+            seti64(h.timestamp, timestamp)
+            sums_leave(h)
+        finally:
+            PyBuffer_Release(&view)
+
     def reset(self, uint32_t commit, uint64_t txid, uint64_t post, int64_t timestamp):
         cdef sums_header* h = self.header()
         cdef uint32_t pgno, before = min(get32(h.page_count), self.capacity)

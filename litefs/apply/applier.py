@@ -8,17 +8,16 @@ next mount.
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from litefs._core.pagesums import checksums_of
 from litefs.apply.checkpoint import Checkpointer, CheckpointPolicy
-from litefs.apply.records import merge, reader_of, stream_of
-from litefs.apply.wal import Buffer, WalWriter
-from litefs.errors import ChecksumMismatch, FormatError, LiteFSError, NotSupported, PositionMismatch
+from litefs.apply.pagesize import FullRecord, write_in_place
+from litefs.apply.records import Incoming, merge, page_sums, wrong_sum
+from litefs.apply.wal import PAGE_1, Buffer, WalWriter
+from litefs.errors import FormatError, LiteFSError, NotSupported, PositionMismatch
 from litefs.ltx import Decoder, Header, Record, decode
 from litefs.store import fileops
 from litefs.store.database import Database
@@ -39,8 +38,6 @@ MERGE_BYTES = 16 << 20
 SYNC_INTERVAL = 0.1
 """Seconds that appended records may stay unsynced; what a power failure takes from a replica, its primary
 still has."""
-
-_PAGE_1 = struct.pack("=I", 1)
 
 
 class Applier:
@@ -68,7 +65,8 @@ class Applier:
         self._sync_interval = sync_interval
         self._policy = policy
         self._database = Database.open(directory)
-        self._writer: WalWriter | None = None
+        self.writer: WalWriter | None = None
+        """The WAL on the mount, once it is attached."""
         self._checkpointer: Checkpointer | None = None
         self._old_readers = False
         self._unsynced_since: float | None = None
@@ -76,6 +74,9 @@ class Applier:
         self._closing = threading.Lock()
         self._received: SnapshotTarget | None = None
         self._failed: str | None = None
+        self.must_reopen = False
+        """The page size changes in a way that no open connection can follow: make all of them fail,
+        ``close``, recover the database, and make a new applier."""
 
     @property
     def position(self) -> Position:
@@ -94,8 +95,7 @@ class Applier:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the log holds what readers cannot see yet, because a call failed half way: ``attach``
-        again."""
+        """Whether the log holds what readers cannot see yet: a call failed half way, ``attach`` again."""
         return self._database.log.tip != self._database.position
 
     @property
@@ -114,54 +114,65 @@ class Applier:
             raise LiteFSError(self._failed)
 
     def attach(self) -> None:
-        """Attach to the WAL, if that is not done, and apply what the log holds beyond it. Raises OSError,
-        FormatError."""
+        """Attach to the WAL, if that is not done, and apply what the log holds beyond it: look whether
+        ``must_reopen`` then. Raises OSError, FormatError."""
         self.check_usable()
-        if self._writer is None:
-            self._writer = WalWriter(self._mounted, old_readers=self._old_readers)
-            if self._writer.page_size != self._database.page_size:
-                raise FormatError(
-                    f"{self._mounted}: {self._writer.page_size}-byte pages, not {self._database.page_size}"
-                )
-            self._checkpointer = Checkpointer(self._writer, self.sync_log, self._policy)
-            # What an earlier attachment left in the WAL counts as of now.
-            self._checkpointer.applied(self._database.position.txid)
+        self._attach_wal()
         if self.is_behind:
             self._catch_up()
 
+    def _attach_wal(self) -> Checkpointer:
+        if self.writer is None or self._checkpointer is None:
+            writer = self.writer = WalWriter(self._mounted, old_readers=self._old_readers)
+            if writer.page_size != self._database.page_size:
+                raise FormatError(
+                    f"{self._mounted}: {writer.page_size}-byte pages, not {self._database.page_size}"
+                )
+            self._checkpointer = Checkpointer(writer, self.sync_log, self._policy)
+            # What an earlier attachment left in the WAL counts as of now.
+            self._checkpointer.applied(self._database.position.txid)
+        return self._checkpointer
+
     def apply(self, bodies: Sequence[Buffer]) -> Position:
         """Check, log and apply contiguous whole LTX records; returns the new position. All become visible
-        at once.
+        at once, except that nothing is done behind a record after which ``must_reopen`` is true.
 
         Raises PositionMismatch, ChecksumMismatch or FormatError for a record that does not belong here:
-        those before it were applied, it and those after it were not even logged. NotSupported: the page
-        size changes, or the database is dropped. OSError: a full disk, or a dead mount.
+        those before it were applied, it and those after it were not even logged. NotSupported: the database
+        is dropped. OSError: a full disk, or a dead mount.
         """
         self.attach()
-        batch: list[tuple[Buffer, Record]] = []
+        self._take(map(Incoming, bodies))
+        self._maintain()
+        return self._database.position
+
+    def _take(self, records: Iterable[Incoming]) -> None:
+        """Apply records up to the one after which ``must_reopen`` is true. Raises as ``apply``."""
+        batch: list[tuple[Incoming, Record]] = []
         size = 0
-        at = self.position
-        for body in bodies:
-            if len(body) > BIG_RECORD:
+        at = self._database.position
+        for item in records:
+            if self.must_reopen:
+                return
+            full = item.page_size != self._database.page_size
+            if full or item.size > BIG_RECORD:
                 self._flush(batch)
                 batch, size = [], 0
-                self._apply_big(lambda body=body: reader_of(body), body)  # type: ignore[misc]
-                at = self.position
+                (self._apply_full if full else self._apply_big)(item)
+                at = self._database.position
                 continue
             try:
-                record = decode(body)
+                record = decode(item.body)
                 at = self._check(record.header, record.trailer.post_apply, at)
             except (FormatError, PositionMismatch, NotSupported):
                 self._flush(batch)
                 raise
-            batch.append((body, record))
+            batch.append((item, record))
             size += len(record.images)
             if size >= MERGE_BYTES:
                 self._flush(batch)
                 batch, size = [], 0
         self._flush(batch)
-        self._maintain()
-        return self._database.position
 
     def _check(self, header: Header, post_apply: int, at: Position) -> Position:
         """Whether a record follows position ``at`` in this database; returns the position after it."""
@@ -170,15 +181,11 @@ class Applier:
                 f"{self.dir.name}: record {header.min_txid:016x} follows "
                 f"{Position(header.min_txid - 1, header.pre_apply)}, this replica is at {at}"
             )
-        if header.page_size != self._database.page_size:
-            raise NotSupported(
-                f"{self.dir.name}: page size changes from {self._database.page_size} to {header.page_size}"
-            )
         if header.commit == 0:
             raise NotSupported(f"{self.dir.name}: record {header.min_txid:016x} leaves no pages")
         return Position(header.max_txid, post_apply)
 
-    def _flush(self, batch: Sequence[tuple[Buffer, Record]], *, logged: bool = False) -> None:
+    def _flush(self, batch: Sequence[tuple[Incoming, Record]]) -> None:
         """Apply records that chain on the published position as one change of the database."""
         if not batch:
             return
@@ -192,28 +199,31 @@ class Applier:
             raise FormatError(f"{self.dir.name}: record {last.header.max_txid:016x}: {error}") from error
         if post != last.trailer.post_apply:
             if len(batch) > 1:  # find the one that is wrong; those before it are good
-                for item in batch:
-                    self._flush([item], logged=logged)
-            raise self._wrong_sum(last.header, post, last.trailer.post_apply)
-        if not logged:
-            for body, record in batch:
-                self._append(body, record.header, record.trailer.post_apply)
+                for single in batch:
+                    self._flush([single])
+            raise wrong_sum(self.dir.name, last.header, post, last.trailer.post_apply)
+        for item, record in batch:
+            self._append(item, record.header, record.trailer.post_apply)
         self._write(pgnos, images, commit)
         sums.commit(pgnos, new, commit, last.header.max_txid, post, last.header.timestamp)
         self._published()
-
-    def _wrong_sum(self, header: Header, post: int, expected: int) -> ChecksumMismatch:
-        return ChecksumMismatch(
-            f"{self.dir.name}: record {header.max_txid:016x} leads to {post:016x}, not to {expected:016x}"
-        )
 
     def _make_room(self, pages: int) -> None:
         if pages > self._room:
             with self._closing:  # the map may move under ``sync_database``
                 self._room = self._database.sums_file.ensure(pages)
 
-    def _append(self, body: Buffer, header: Header, post: int) -> None:
-        self._database.log.append(body, header.max_txid, post)
+    def _append(self, item: Incoming, header: Header, post: int) -> None:
+        """Log a record, unless it is in the log already; a full one in a segment of its own."""
+        if item.entry is not None:
+            return
+        database = self._database
+        if header.page_size != database.page_size:
+            with database.log.begin_segment(header.page_size) as append:
+                append.write(item.body)
+                append.commit(header.max_txid, post)
+        else:
+            database.log.append(item.body, header.max_txid, post)
         if self._unsynced_since is None:
             self._unsynced_since = time.monotonic()
 
@@ -223,27 +233,20 @@ class Applier:
             if commit == self._database.sums.page_count:
                 return
             # A change of size alone still needs a frame to carry it.
-            pgnos, images = _PAGE_1, writer.read_page(1)
+            pgnos, images = PAGE_1, writer.read_page(1)
         writer.apply([(pgnos, images, commit)])
 
     def _attached(self) -> WalWriter:
-        if self._writer is None:
+        if self.writer is None:
             raise RuntimeError(f"{self._mounted}: not attached")
-        return self._writer
+        return self.writer
 
-    def _apply_big(self, source: Callable[[], Callable[[int], bytes]], body: Buffer | None) -> None:
-        """Apply a record in bounded memory: one pass for its checksums, one into the log, one into the WAL.
-
-        ``source()`` gives a function that reads the record from its start; ``body`` is None if it is in the
-        log already.
-        """
-        decoder = Decoder(source())
+    def _apply_big(self, item: Incoming) -> None:
+        """Apply a record in bounded memory: a pass for its checksums, one into the log, one into the WAL."""
+        decoder = Decoder(item.open())
         header = decoder.header
         self._check(header, 0, self._database.position)
-        pgnos, new = bytearray(), bytearray()
-        for some, images in decoder:
-            pgnos += some
-            new += checksums_of(some, images, header.page_size)
+        pgnos, new = page_sums(decoder)
         expected = decoder.trailer.post_apply
         self._make_room(header.commit)
         try:
@@ -251,13 +254,12 @@ class Applier:
         except ValueError as error:
             raise FormatError(f"{self.dir.name}: record {header.max_txid:016x}: {error}") from error
         if post != expected:
-            raise self._wrong_sum(header, post, expected)
-        if body is not None:
-            self._append(body, header, post)
+            raise wrong_sum(self.dir.name, header, post, expected)
+        self._append(item, header, post)
         if pgnos:
             left = len(pgnos)
             with self._attached().writing() as append:
-                for some, images in Decoder(source()):
+                for some, images in Decoder(item.open()):
                     left -= len(some)
                     append.add(some, images, 0 if left else header.commit)
         else:
@@ -265,15 +267,25 @@ class Applier:
         self._database.sums.commit(pgnos, new, header.commit, header.max_txid, post, header.timestamp)
         self._published()
 
-    def _write_pages(self, batches: Iterable[tuple[Buffer, Buffer]], commit: int) -> None:
-        """Write page images to the WAL as one transaction that leaves ``commit`` pages."""
-        held: tuple[Buffer, Buffer] | None = None
-        with self._attached().writing() as append:
-            for batch in batches:
-                if held is not None:
-                    append.add(*held, 0)
-                held = batch
-            append.add(*(held or (_PAGE_1, self._attached().read_page(1))), commit)
+    def _apply_full(self, item: Incoming) -> None:
+        """Apply a record of another page size; ``must_reopen`` may be true then."""
+        record = FullRecord.read(self.dir.name, item)
+        header, post = record.header, record.post_apply
+        self._check(header, post, self._database.position)
+        self._make_room(header.commit)
+        self._append(item, header, post)
+        if not write_in_place(self._attached(), record):
+            self._reopen(header.page_size)
+            return
+        self._database.sums.replace(header.page_size, record.sums, header.max_txid, post, header.timestamp)
+        self.detach()
+        self._attach_wal().backfilled_txid = header.max_txid
+        self._published()
+
+    def _reopen(self, page_size: int) -> None:
+        self._checkpointer = None  # it would give up the locks that keep readers out
+        self._failed = f"{self.dir.name}: page size becomes {page_size}, which takes a recovery"
+        self.must_reopen = True
 
     def replace(self, target: SnapshotTarget) -> None:
         """Make a received and verified snapshot the content of this database, as one transaction of its
@@ -282,7 +294,7 @@ class Applier:
         The log that ends here is set aside under ``lost/`` before: some of it may be unknown to the
         primary. Raises FormatError, OSError; then this database is as before, unless ``needs_recovery`` is
         true: every later call raises LiteFSError then, and recovery completes the change from what was
-        received. A snapshot of another page size always ends so, since no open connection could follow it.
+        received. ``must_reopen`` is true after a snapshot of another page size.
         """
         try:
             self._seal(target)
@@ -290,11 +302,11 @@ class Applier:
             target.abort()
             raise
         if target.page_size != self._database.page_size:
-            self._failed = f"{self.dir.name}: page size becomes {target.page_size}, which takes a recovery"
+            self._reopen(target.page_size)
             target.close()
-            self.check_usable()
+            return
         try:
-            self._write_pages(target.differing(self._database.sums), target.commit)
+            self._attached().apply_batches(target.differing(self._database.sums), target.commit)
         except BaseException:
             target.abort()  # no reader saw anything of it
             raise
@@ -337,16 +349,8 @@ class Applier:
         with LogReader(self.dir.log) as reader:
             if not reader.seek(self._database.position):
                 raise PositionMismatch(f"{self.dir.log}: does not hold {self._database.position}")
-            while entries := reader.read(tip.txid, MERGE_BYTES // 4):
-                small: list[tuple[Buffer, Record]] = []
-                for entry in entries:
-                    if entry.size > BIG_RECORD:
-                        self._flush(small, logged=True)
-                        small = []
-                        self._apply_big(lambda entry=entry: stream_of(entry), None)  # type: ignore[misc]
-                    else:
-                        small.append((entry.body, decode(entry.body)))
-                self._flush(small, logged=True)
+            while not self.must_reopen and (entries := reader.read(tip.txid, MERGE_BYTES // 4)):
+                self._take(Incoming(entry.body, entry) for entry in entries)
 
     def _published(self) -> None:
         self.last_used = time.monotonic()
@@ -375,8 +379,7 @@ class Applier:
         self._database.sync()
 
     def checkpoint(self) -> bool:
-        """Move all frames into the database file that readers allow; True if none is left. Raises OSError,
-        LockTimeout."""
+        """Backfill what readers allow; True if no frame is left. Raises OSError, LockTimeout."""
         return self._checkpointer is None or self._checkpointer.run()
 
     def sync_database(self) -> None:
@@ -397,25 +400,23 @@ class Applier:
                 self._received = None
 
     def rest(self) -> None:
-        """Nothing came for a while: sync the log, and checkpoint. Raises LogSyncFailed, OSError,
-        LockTimeout."""
+        """Nothing came for a while: sync the log, and checkpoint. Raises LiteFSError, OSError."""
         if self.has_unsynced:
             self.sync_log()
         self.checkpoint()
 
     def finish(self) -> None:
-        """The last work before ``close`` at an orderly stop: everything durable that readers allow. Raises
-        as ``rest``."""
+        """The last work before ``close``: everything durable that readers allow. Raises as ``rest``."""
         self.rest()
         self.sync_database()
 
     def detach(self) -> None:
         """Let go of the mount: the WAL and every lock. The next use attaches again."""
         with self._closing:
-            if self._writer is not None:
-                self._old_readers = self._writer.old_readers
-                self._writer.close()
-                self._writer = self._checkpointer = None
+            if self.writer is not None:
+                self._old_readers = self.writer.old_readers
+                self.writer.close()
+                self.writer = self._checkpointer = None
 
     def close(self) -> None:
         """Let go of everything, without a sync; harmless if repeated."""

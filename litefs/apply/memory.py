@@ -33,10 +33,11 @@ def pin(view: mmap.mmap) -> bool:
 
 
 def map_shared(fd: int, length: int) -> mmap.mmap:
-    """Map the first ``length`` bytes (a multiple of the memory page) of an open file for reading and writing.
+    """Map the first ``length`` bytes of an open file, which must have as many, for reading and writing.
 
     Asks nothing of the file system but the pages themselves, so it also works on a dead mount for what is
-    still cached. Raises OSError: EFAULT if a page cannot be had, or lies wholly beyond the end of the file.
+    still cached. Raises OSError: EFAULT if a page cannot be had, or lies wholly beyond the end of the file;
+    ValueError if the file is known to be shorter.
     """
     view = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     try:

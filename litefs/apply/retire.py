@@ -73,8 +73,13 @@ def drop_cache(fd: int) -> None:
 def spoil_database(fd: int) -> bool:
     """Zero page 1 of a database on a *dead* mount in the page cache. False if it is not cached, or ``fd``
     is read-only."""
+    size = mmap.PAGESIZE
+    with contextlib.suppress(OSError):  # the mount is dead, but its attributes may be cached
+        size = min(size, os.fstat(fd).st_size)  # a database may be smaller than a page of memory
+    if not size:
+        return False
     try:
-        view = map_shared(fd, mmap.PAGESIZE)
+        view = map_shared(fd, size)
     except OSError:
         return False
     with view:

@@ -6,10 +6,10 @@ one database, side by side for several. Implements the ``Sink`` protocol of the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -17,11 +17,13 @@ import trio
 
 from litefs.apply.applier import SYNC_INTERVAL, Applier
 from litefs.apply.checkpoint import CheckpointPolicy
-from litefs.apply.wal import Buffer, seed_wal
+from litefs.apply.repair import Scrubber, can_attach, describe, leave_to_recovery
+from litefs.apply.state import DatabaseState, lay_records, put_in_place, rebuild
+from litefs.apply.wal import Buffer
 from litefs.errors import LiteFSError, PositionMismatch
 from litefs.ltx import Header
-from litefs.store import fileops
 from litefs.store.dropped import drop
+from litefs.store.lost import keep_file
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotTarget
@@ -45,20 +47,6 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-@dataclass(slots=True)
-class _State:
-    """One database: its order of work, and what it is made of so far."""
-
-    directory: DatabaseDir
-    applier: Applier | None = None
-    target: SnapshotTarget | None = None
-    broken: str | None = None
-    """Why nothing can be applied here before the next recovery."""
-    complaint: str = ""
-    """What was last said about its checkpoints."""
-    lock: trio.Lock = field(default_factory=trio.Lock)
-
-
 class ReplicaSink:
     """Applies what the receiver hands it. ``start`` first, ``run`` beside the receiver, ``close`` last.
 
@@ -72,29 +60,34 @@ class ReplicaSink:
         mountpoint: Path,
         *,
         on_database_ready: Callable[[str], Awaitable[None]],
-        on_drop: Callable[[str], Awaitable[None]] | None = None,
+        on_drop: Callable[[str, bool], Awaitable[None]] | None = None,
         on_applied: Callable[[str, Position], None] | None = None,
         on_recovery_needed: Callable[[str], None] | None = None,
+        on_damage: Callable[[], None] | None = None,
         locate: Callable[[str], Path] | None = None,
         sync_interval: float = SYNC_INTERVAL,
         policy: CheckpointPolicy | None = None,
     ) -> None:
         """``on_database_ready(name)``: a database was installed in the data directory and has a WAL; the
-        mount shows it when this returns. ``on_drop(name)``: a database was removed on the primary; when this
-        returns the mount shows it no more. ``on_applied(name, position)`` follows every change, on the trio
-        thread; ZERO: it is gone. ``on_recovery_needed(reason)``: the mount must end and recovery run, which
-        puts in place what waits for it; told once per case. ``locate(name)``: the path by which clients reach
-        a database, unless it is ``mountpoint / name``.
+        mount shows it when this returns. ``on_drop(name, readers)``: a database was removed on the primary,
+        or its page size changed and transactions that are open may end; when this returns the mount shows it
+        no more. ``on_applied(name, position)`` follows every change, on the trio thread; ZERO: it is gone.
+        ``on_recovery_needed(reason)``: the mount must end and recovery run, which puts in place what waits
+        for it; told once per case. ``on_damage()``: the primary must be told the positions anew, so that it
+        sends a snapshot of what is damaged. ``locate(name)``: the path by which clients reach a database,
+        unless it is ``mountpoint / name``.
         """
         self._datadir = datadir
         self._on_ready = on_database_ready
         self._on_drop = on_drop or _nothing
         self._on_applied = on_applied
         self._on_recovery_needed = on_recovery_needed
+        self._on_damage = on_damage
+        self._scrubber = Scrubber()
         self._locate = locate or (lambda name: mountpoint / name)
         self._sync_interval = sync_interval
         self._policy = policy
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, DatabaseState] = {}
         self._limiter = trio.CapacityLimiter(THREADS)
         self.primary_time_ms = 0
         """The primary's clock, Unix ms, up to which all its commits are here; 0 before the first contact."""
@@ -113,13 +106,15 @@ class ReplicaSink:
                 try:
                     applier = await self._thread(self._open, state.directory)
                 except LiteFSError as error:
-                    state.broken = f"{name}: cannot be applied to before a recovery: {error}"
-                    log.error("%s", state.broken)
+                    self._damaged(state, f"its log cannot be read: {error}")
                     continue
                 if applier.position == ZERO:  # its first transaction was refused
                     applier.close()
                     continue
                 state.applier = applier
+                if applier.database.sums.damaged:
+                    state.kept = True  # by recovery
+                    self._damaged(state, "recovery found the file unlike its log")
                 try:
                     await self._thread(applier.attach)
                 except (OSError, LiteFSError) as error:
@@ -143,8 +138,10 @@ class ReplicaSink:
                         log.warning("%s: checkpoint failed, it is tried again: %s", name, error)
                 except Exception:
                     log.exception("%s: unexpected error in a checkpoint", name)
+            with contextlib.suppress(OSError):  # whoever applies the next record meets it, too
+                await self._scrub(tick)
 
-    async def _keep(self, state: _State, *, durable: bool) -> None:
+    async def _keep(self, state: DatabaseState, *, durable: bool) -> None:
         applier = state.applier
         if applier is None:
             return
@@ -152,6 +149,9 @@ class ReplicaSink:
             # A full disk, say, came between its log and its readers; perhaps no other record follows.
             async with state.lock:
                 await self._thread(applier.attach)
+                if applier.must_reopen:
+                    await self._reopen(state, applier)
+            applier = state.applier or applier
             self._applied(state.directory.name, applier.position)
         idle = time.monotonic() - applier.last_used > IDLE
         if idle and not state.lock.locked() and (applier.pending_frames or applier.has_unsynced):
@@ -163,21 +163,20 @@ class ReplicaSink:
     # The Sink protocol.
 
     def positions(self) -> Mapping[str, Position]:
-        """What this replica holds, database by database."""
-        return {
-            name: state.applier.position for name, state in self._states.items() if state.applier is not None
-        }
+        """What this replica holds, database by database; ZERO if it takes nothing but a snapshot."""
+        found = {name: state.position for name, state in self._states.items()}
+        return {name: position for name, position in found.items() if position is not None}
 
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
         """Apply contiguous whole LTX records. Raises as :meth:`Applier.apply`, InvalidName."""
         state = self._state(name)
         async with state.lock:
             if state.target is not None:
-                return await self._thread(_lay_records, state.target, bodies)
-            _check(state)
+                return await self._thread(lay_records, state.target, bodies)
+            state.check()
             if state.applier is None:
                 return await self._first_records(state, bodies)
-            position = await self._thread(state.applier.apply, bodies)
+            position = await self._apply(state, bodies)
         self._applied(name, position)
         return position
 
@@ -188,7 +187,7 @@ class ReplicaSink:
         state = self._state(name)
         async with state.lock:
             await self._abort(state)
-            _check(state)
+            state.check()
             state.target = await self._thread(
                 SnapshotTarget, state.directory, page_size, commit, at, timestamp
             )
@@ -197,7 +196,7 @@ class ReplicaSink:
         """Pages of the snapshot: native u32 numbers, contiguous images. Raises FormatError, OSError."""
         state = self._state(name)
         async with state.lock:
-            await self._thread(_target(state).pages, pgnos, images)
+            await self._thread(state.incoming().pages, pgnos, images)
 
     async def snapshot_end(self, name: str, position: Position) -> None:
         """Check the snapshot, and make it this replica's database.
@@ -208,13 +207,15 @@ class ReplicaSink:
         """
         state = self._state(name)
         async with state.lock:
-            target = _target(state)
+            target = state.incoming()
             await self._thread(target.verify, position)
             state.target = None
-            if state.applier is None:
+            if state.damage is not None:
+                await self._repair(state, target)
+            elif state.applier is None:
                 await self._install(state, target)
             else:
-                await self._replace(state.applier, target)
+                await self._replace(state, state.applier, target)
         self._applied(name, position)
 
     async def snapshot_abort(self, name: str) -> None:
@@ -238,7 +239,7 @@ class ReplicaSink:
             await self._abort(state)
             if (applier := state.applier) is None:
                 return
-            await self._on_drop(name)
+            await self._on_drop(name, False)
             state.applier = None
             position = applier.position
             await self._thread(applier.close)
@@ -251,8 +252,9 @@ class ReplicaSink:
 
         Passed over while a database's readers cannot see all that its log holds.
         """
-        if any(state.applier is not None and state.applier.is_behind for state in self._states.values()):
-            return
+        for state in self._states.values():
+            if state.damage is not None or (state.applier is not None and state.applier.is_behind):
+                return
         self.primary_time_ms = timestamp_ms
 
     def ready(self) -> None:
@@ -287,10 +289,10 @@ class ReplicaSink:
 
     # Parts.
 
-    def _state(self, name: str) -> _State:
+    def _state(self, name: str) -> DatabaseState:
         state = self._states.get(name)
         if state is None:
-            state = self._states[name] = _State(self._datadir.database_dir(name))
+            state = self._states[name] = DatabaseState(self._datadir.database_dir(name))
         return state
 
     def _open(self, directory: DatabaseDir) -> Applier:
@@ -301,10 +303,21 @@ class ReplicaSink:
             policy=self._policy,
         )
 
-    async def _first_records(self, state: _State, bodies: Sequence[Buffer]) -> Position:
+    async def _apply(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:
+        assert state.applier is not None
+        position = await self._thread(state.applier.apply, bodies)
+        while state.applier.must_reopen:
+            await self._reopen(state, state.applier)
+            position = state.applier.position
+            bodies = [body for body in bodies if Header.unpack(body).min_txid > position.txid]
+            if bodies:
+                position = await self._thread(state.applier.apply, bodies)
+        return position
+
+    async def _first_records(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:
         """A database that begins with its first transaction: its first record holds all its pages."""
         header = Header.unpack(bodies[0])
-        if header.min_txid != 1:
+        if header.min_txid != 1 or state.damage is not None:
             raise PositionMismatch(
                 f"{state.directory.name}: record {header.min_txid:016x} offered, but nothing of it is here"
             )
@@ -312,7 +325,7 @@ class ReplicaSink:
             SnapshotTarget, state.directory, header.page_size, header.commit, ZERO, header.timestamp
         )
         try:
-            position = await self._thread(_lay_records, target, bodies)
+            position = await self._thread(lay_records, target, bodies)
             await self._thread(target.verify, position)
         except BaseException:
             target.abort()
@@ -321,9 +334,13 @@ class ReplicaSink:
         self._applied(state.directory.name, position)
         return position
 
-    async def _install(self, state: _State, target: SnapshotTarget) -> None:
+    async def _install(self, state: DatabaseState, target: SnapshotTarget) -> None:
         """Put a received database in place, have the mount show it, and attach to it."""
-        await self._thread(_put_in_place, state.directory, target)
+        await self._thread(put_in_place, state.directory, target)
+        await self._show(state)
+
+    async def _show(self, state: DatabaseState) -> None:
+        """Have the mount show what recovery or an installation left, and attach to it."""
         try:
             await self._on_ready(state.directory.name)
             state.applier = await self._thread(self._open, state.directory)
@@ -334,19 +351,76 @@ class ReplicaSink:
             raise
         await self._thread(state.applier.attach)
 
-    async def _replace(self, applier: Applier, target: SnapshotTarget) -> None:
+    async def _repair(self, state: DatabaseState, target: SnapshotTarget) -> None:
+        """Put a snapshot in the place of damaged files, after they were kept."""
+        applier, name = state.applier, state.directory.name
+        try:
+            attached = applier is not None and await self._thread(can_attach, applier)
+            if not state.kept:
+                await self._thread(keep_file, state.directory.database, state.directory, "damaged")
+                state.kept = True
+        except BaseException:
+            target.abort()
+            raise
+        if attached and applier is not None:
+            await self._replace(state, applier, target)
+        else:
+            await self._thread(leave_to_recovery, state.directory, target)
+            state.broken = f"{name}: a snapshot takes the place of its damaged files"
+            self._need_recovery(state.broken)
+            state.check()
+        state.damage, state.kept = None, False
+        log.warning("%s: repaired from the primary's snapshot", name)
+
+    async def _reopen(self, state: DatabaseState, applier: Applier) -> None:
+        """Make every connection to a database fail, recover it, and show it anew: its page size changed while
+        readers stayed inside, or by a snapshot."""
+        name = state.directory.name
+        with trio.CancelScope(shield=True):  # clients do not find it meanwhile
+            try:
+                await self._on_drop(name, True)
+                state.applier = None
+                await self._thread(applier.close)
+                await self._thread(rebuild, state.directory)
+            except (OSError, LiteFSError) as error:
+                state.broken = f"{name}: could not be made anew with another page size: {error}"
+                self._need_recovery(state.broken)
+                raise
+            await self._show(state)
+
+    async def _replace(self, state: DatabaseState, applier: Applier, target: SnapshotTarget) -> None:
         try:
             await self._thread(applier.replace, target)
+            if applier.must_reopen:
+                await self._reopen(state, applier)
         except (OSError, LiteFSError) as error:
-            if applier.needs_recovery:
+            if applier.needs_recovery and not applier.must_reopen:
                 self._need_recovery(str(error))
             raise
+
+    def _damaged(self, state: DatabaseState, what: str) -> None:
+        state.damage = what
+        name, lost = state.directory.name, self._datadir.path / "lost"
+        log.error("%s: damaged: %s; it is kept in %s and fetched from the primary", name, what, lost)
+
+    async def _scrub(self, tick: int) -> None:
+        """Look at a piece of one database file, of each in its turn."""
+        states = [state for state in self._states.values() if state.applier is not None]
+        state = states[tick % len(states)] if states else None
+        if state is None or state.damage or state.broken or state.lock.locked():
+            return
+        async with state.lock:
+            wrong = await self._thread(self._scrubber.step, state.applier) if state.applier else None
+        if wrong:
+            self._damaged(state, describe(wrong))
+            if self._on_damage is not None:
+                self._on_damage()
 
     def _need_recovery(self, reason: str) -> None:
         if self._on_recovery_needed is not None:
             self._on_recovery_needed(reason)
 
-    async def _abort(self, state: _State) -> None:
+    async def _abort(self, state: DatabaseState) -> None:
         if state.target is not None:
             target, state.target = state.target, None
             await self._thread(target.abort)
@@ -359,34 +433,5 @@ class ReplicaSink:
         return await trio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limiter)
 
 
-async def _nothing(name: str) -> None:
+async def _nothing(name: str, readers: bool) -> None:
     """Nobody shows the database."""
-
-
-def _check(state: _State) -> None:
-    """Raises LiteFSError if nothing can be applied here before a recovery."""
-    if state.broken is not None:
-        raise LiteFSError(state.broken)
-    if state.applier is not None:
-        state.applier.check_usable()
-
-
-def _target(state: _State) -> SnapshotTarget:
-    if state.target is None:
-        raise PositionMismatch(f"{state.directory.name}: snapshot pages without the beginning of a snapshot")
-    return state.target
-
-
-def _lay_records(target: SnapshotTarget, bodies: Sequence[Buffer]) -> Position:
-    for body in bodies:
-        target.record(body)
-    return target.position
-
-
-def _put_in_place(directory: DatabaseDir, target: SnapshotTarget) -> None:
-    """Install a database that no mount shows; a file that lies there without a history is set aside
-    before."""
-    if directory.database.exists():
-        fileops.rename(directory.database, directory.lost("replaced") / "database")
-    target.install()
-    seed_wal(directory.database)

@@ -106,7 +106,7 @@ def _spoil(held: _Descriptor) -> bool:
 def _clear(fd: int) -> bool:
     try:
         view = map_header(fd)
-    except OSError:
+    except (OSError, ValueError):  # not cached; or its client had just cut it
         return False
     with view:
         clear_headers(view)

@@ -38,6 +38,8 @@ def import_file(source: Path, target: Path) -> None:
                 raise FormatError(f"not imported, the database is damaged: {problem}")
             target.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as mounted:
+                if mounted.execute("PRAGMA page_size").fetchone()[0] != header.page_size:
+                    mounted.execute("PRAGMA journal_mode=DELETE")  # no WAL can change the page size
                 origin.backup(mounted)
                 if header.is_wal:
                     mounted.execute("PRAGMA journal_mode=WAL")

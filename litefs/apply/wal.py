@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,9 @@ OPEN_TIMEOUT = 10.0
 KEEP_BYTES = 32 << 20
 """A WAL that a long reader let grow beyond this is cut when it starts again; never to nothing (see
 ``old_readers``)."""
+
+PAGE_1 = struct.pack("=I", 1)
+"""The number of the page that carries a change of size alone."""
 
 _U32 = 0xFFFFFFFF
 
@@ -249,6 +253,19 @@ class WalWriter:
             for pgnos, images, commit in transactions:
                 append.add(pgnos, images, commit)
 
+    def apply_batches(self, batches: Iterable[tuple[Buffer, Buffer]], commit: int) -> None:
+        """Append and publish (pgnos, images) batches as one transaction that leaves ``commit`` pages.
+
+        Raises as :meth:`writing`.
+        """
+        held: tuple[Buffer, Buffer] | None = None
+        with self.writing() as append:
+            for batch in batches:
+                if held is not None:
+                    append.add(*held, 0)
+                held = batch
+            append.add(*(held or (PAGE_1, self.read_page(1))), commit)
+
     def may_checkpoint(self) -> bool:
         """Whether no reader from before the WAL can be left: once nobody else holds SHARED, all later ones
         see the WAL.
@@ -258,6 +275,10 @@ class WalWriter:
         if self.old_readers and locks.is_free(self.db_fd, SHARED_FIRST, SHARED_SIZE):
             self.old_readers = False
         return not self.old_readers
+
+    def has_frame(self, pgno: int) -> bool:
+        """Whether the WAL has an image of a page, so that readers do not look at the database file for it."""
+        return bool(self._header.mx_frame and self.shm.index.find(pgno, self._header.mx_frame))
 
     def read_page(self, pgno: int) -> bytes:
         """The newest image of a page, from the WAL or the database file. Raises FormatError if there is

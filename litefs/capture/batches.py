@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from litefs._core.walcursor import Transaction
 from litefs.capture.unsealed import FrameSet
+from litefs.ltx.format import lock_pgno
 
 
 class FrameBatches:
@@ -62,3 +63,14 @@ class FrameBatches:
         whole = bytearray(page.ljust(self._page_size, b"\0"))
         whole[low - offset : high - offset] = self._data[low - self._offset : high - self._offset]
         return bytes(whole)
+
+
+def grown(txn: Transaction | FrameSet, page_count: int, page_size: int) -> list[int]:
+    """Pages that a database of *page_count* pages grows by and that SQLite did not write: they are on its
+    free list.
+    """
+    if txn.commit <= page_count:
+        return []
+    given = {pgno for pgno in memoryview(txn.pgnos).cast("I") if pgno > page_count}
+    given.add(lock_pgno(page_size))
+    return [pgno for pgno in range(page_count + 1, txn.commit + 1) if pgno not in given]

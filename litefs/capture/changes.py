@@ -8,15 +8,28 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from litefs.capture.commit import BIG_COMMIT, now_ms
-from litefs.errors import FormatError, NotSupported
+from litefs.errors import FormatError
 from litefs.ltx.format import lock_pgno
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 from litefs.store.database import Database
+from litefs.store.together import Part
 
 _BATCH_PAGES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a transaction made of a database file."""
+
+    commit: int
+    """Its size in pages by its header; 0: empty as it was before a first transaction."""
+    pgnos: array[int]
+    """The pages that differ from the last transaction (native u32, ascending), or all of another size."""
+    page_size: int
 
 
 class FileChanges:
@@ -26,34 +39,40 @@ class FileChanges:
         self._name = name
         self._db = db
 
-    def find(self, fd: int, candidates: Iterable[int], page_size: int) -> tuple[int, array[int]]:
-        """The database's size in pages by its header, and the pages that differ (native u32, ascending).
+    def find(self, fd: int, candidates: Iterable[int], unit: int) -> Change:
+        """What changed in the file, whose own header is believed about its page size.
 
-        ``candidates``: pages that may differ; those that the database grew by are looked at anyway.
-        ``page_size``: of whom wrote; 0 if only the header tells, which is believed for a first transaction.
-        Raises FormatError for a file that is no database, NotSupported for another page size, OSError.
+        ``candidates``: pages that may differ, numbered in pages of ``unit`` bytes; those that the database
+        grew by are looked at anyway, and all of them if ``unit`` is not the page size of the log. Raises
+        FormatError for a file that is no database, OSError.
         """
         size = os.fstat(fd).st_size
         sums = self._db.sums
         if not size and not sums.txid:
-            return 0, array("I")  # the very first transaction was rolled back
+            return Change(0, array("I"), 0)  # the very first transaction was rolled back
         header = self._header(fd)
-        expected = self._db.page_size or page_size or header.page_size
-        if header.page_size != expected:
-            raise NotSupported(f"{self._name}: change of page size from {expected} to {header.page_size}")
+        page_size, before = header.page_size, self._db.page_size
         commit = header.trusted_page_count(size)
+        full = before not in (0, page_size)
+        if full or (before and unit != before):
+            candidates = range(1, commit + 1)
         pages = set(candidates).union(range(sums.page_count + 1, commit + 1))
-        pages.discard(lock_pgno(expected))
-        differing = (pgno for pgno in sorted(pages) if pgno <= commit and not self._same(fd, pgno, expected))
-        return commit, array("I", differing)
+        pages.discard(lock_pgno(page_size))
+        inside = (pgno for pgno in sorted(pages) if pgno <= commit)
+        found = (pgno for pgno in inside if full or not self._same(fd, pgno, page_size))
+        return Change(commit, array("I", found), page_size)
 
-    def differs(self, commit: int, pgnos: array[int]) -> bool:
+    def differs(self, change: Change) -> bool:
         """Whether what ``find`` found is a transaction at all."""
-        return bool(pgnos) or commit != self._db.sums.page_count
+        return bool(change.pgnos) or change.commit != self._db.sums.page_count
 
-    def append(self, fd: int, commit: int, pgnos: array[int], page_size: int) -> None:
-        """Log and publish these pages as they are in the file; raises as ``Database.commit``."""
-        if len(pgnos) * page_size > BIG_COMMIT:
+    def append(self, fd: int, change: Change) -> None:
+        """Log and publish what ``find`` found, as it is in the file.
+
+        Raises as ``Database.commit`` and ``Database.commit_stream``.
+        """
+        commit, pgnos, page_size = change.commit, change.pgnos, change.page_size
+        if len(pgnos) * page_size > BIG_COMMIT or self._db.page_size not in (0, page_size):
             self._db.commit_stream(
                 pgnos.tobytes(), lambda: self._batches(fd, pgnos, page_size), commit, now_ms(), page_size
             )
@@ -61,9 +80,17 @@ class FileChanges:
         images = b"".join(_page(fd, pgno, page_size) for pgno in pgnos)
         self._db.commit(pgnos.tobytes(), images, commit, now_ms(), page_size=page_size)
 
-    def page_size(self, fd: int) -> int:
-        """The log's page size, of a first transaction the header's. Raises FormatError."""
-        return self._db.page_size or self._header(fd).page_size
+    def part(self, fd: int, change: Change) -> Part:
+        """What ``find`` found, as what this database logs of a transaction over several."""
+        pgnos, page_size = change.pgnos, change.page_size
+        return Part(
+            self._db,
+            pgnos.tobytes(),
+            lambda: self._batches(fd, pgnos, page_size),
+            change.commit,
+            now_ms(),
+            page_size,
+        )
 
     def _header(self, fd: int) -> DatabaseHeader:
         try:

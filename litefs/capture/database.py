@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
-from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
+from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, log
 from litefs.capture.journal import JournalCapture
 from litefs.capture.raw import RawCapture
+from litefs.capture.super import refuse_super
 from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
 from litefs.store import fileops
 from litefs.store.database import Database
+from litefs.store.together import Part
 
 
 class DatabaseCapture:
@@ -29,10 +32,12 @@ class DatabaseCapture:
         watcher: Watcher,
         open_database: Callable[[], int],
         exclusive_held: Callable[[], bool] = lambda: False,
+        admit_super: Callable[[str, str], None] = refuse_super,
     ) -> None:
         """``open_database``: a descriptor of the backing database file, kept open by its owner.
 
         ``exclusive_held``: whether a client holds SQLite's EXCLUSIVE lock on the database now.
+        ``admit_super``: as of ``JournalCapture``.
         """
 
         def read_page(pgno: int, page_size: int) -> bytes:
@@ -41,7 +46,7 @@ class DatabaseCapture:
         self.db = db
         self.wal = WalCapture(name, db, gate, watcher, read_page)
         self.raw = RawCapture(name, db, gate, watcher, exclusive_held)
-        self.journal = JournalCapture(name, db, gate, watcher, self.raw)
+        self.journal = JournalCapture(name, db, gate, watcher, self.raw, admit_super)
         self._open_database = open_database
         self._name = name
         self._gate = gate
@@ -52,14 +57,16 @@ class DatabaseCapture:
         """Raises Refused unless this node may change the database.
 
         A transaction that is open when the database is stopped may still be rolled back, or nobody could read
-        it; its commit is refused by the store.
+        it; its commit is refused by the store. What is committed may end its journal whatever happened since.
         """
+        if self.journal.committed and file == self._name + "-journal":
+            return
         if not self._gate.writable():
             raise Refused(file, "this node is not the primary")
         if self.db.stopped is not None and not (self.journal.hot or self.raw.pending):
             raise Refused(file, f"the database is stopped: {self.db.stopped}")
         if self.db.sums.damaged:
-            raise Refused(file, "the database is damaged and served for reading only")
+            raise Refused(file, "the database is damaged, served for reading only: rename a good one over it")
         if file != self._name:
             self.raw.check(file)
 
@@ -90,7 +97,11 @@ class DatabaseCapture:
         self.check_writable(self._name)
         db = self.db
         if self.wal.holds_logged_frames:
-            self.wal.checkpoint_truncate(size)
+            if not size:  # as SQLite never does
+                raise Refused(
+                    self._name, "cannot be copied over while its WAL is in use: close it first", errno.EBUSY
+                )
+            self.wal.backfill.truncate(size)
         elif self.journal.hot:
             self.journal.database_truncated(size)
         elif size < db.sums.page_count * db.page_size:
@@ -98,9 +109,9 @@ class DatabaseCapture:
             return
         fileops.truncate(fd, size)
 
-    def database_sync(self, fd: int) -> BigCommit | None:
+    def database_sync(self, fd: int, handle: int | None = None) -> BigCommit | None:
         """Sync log and database; for a writer without a journal this is the commit."""
-        logged = None if self.journal.hot else self.raw.commit(fd)
+        logged = None if self.journal.hot else self.raw.synced(fd, handle)
         pending = self.raw.pending_bytes if logged is not None else 0
 
         def run() -> None:
@@ -166,6 +177,8 @@ class DatabaseCapture:
         Raises LiteFSError, OSError.
         """
         txid = self._complete_txid()
+        if self.db.stopped is not None and self.db.resume():
+            log.warning("%s: its log could be synced again, commits are taken again", self._name)
         if self.db.stopped is not None or self.db.sums.durable_txid >= txid:
             return None
         self._sync_log()
@@ -221,11 +234,15 @@ class DatabaseCapture:
 
         return _synced(self._take_file_bytes(), run, _reraise)
 
+    def super_part(self) -> Part | None:
+        """``journal.part`` of the database's file."""
+        return self.journal.part(self._open_database())
+
     def _sync_log(self) -> None:
         try:
             self.db.sync()
         except (OSError, LiteFSError) as exc:
-            self.db.stop(f"{self._name}: the log could not be synced: {exc}")
+            self.db.stop(f"{self._name}: the log could not be synced: {exc}", until_synced=True)
             raise
 
 

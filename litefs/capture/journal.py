@@ -15,9 +15,10 @@ from litefs.capture.changes import FileChanges
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher
 from litefs.capture.raw import RawCapture
 from litefs.errors import LiteFSError
-from litefs.sqlite.journal import HEADER_SIZE, MAGIC
+from litefs.sqlite.journal import HEADER_SIZE, MAGIC, MAX_SUPER_TAIL, may_end_super_name, super_journal_name
 from litefs.store import fileops
 from litefs.store.database import Database
+from litefs.store.together import Part
 
 
 class JournalCapture:
@@ -26,9 +27,21 @@ class JournalCapture:
     Owned by the request loop.
     """
 
-    def __init__(self, name: str, db: Database, gate: Gate, watcher: Watcher, raw: RawCapture) -> None:
-        """``raw``: what of its pending writes the next transaction has to log too."""
+    def __init__(
+        self,
+        name: str,
+        db: Database,
+        gate: Gate,
+        watcher: Watcher,
+        raw: RawCapture,
+        admit_super: Callable[[str, str], None],
+    ) -> None:
+        """``raw``: what of its pending writes the next transaction has to log too.
+
+        ``admit_super(name, super-journal)`` raises Refused if the transaction must not belong to that one.
+        """
         self._name = name
+        self._admit_super = admit_super
         self._raw = raw
         self._takes_raw = False
         self._changes = FileChanges(name, db)
@@ -43,6 +56,8 @@ class JournalCapture:
         """Database writes since then."""
         self.hot = False
         """The journal has a valid header: SQLite would roll it back, and may write to the database."""
+        self.committed = False
+        """Hot, but its transaction is logged: its super-journal is gone, so that nobody plays it back."""
         self.named = False
         """The name of the journal, as it is now, is durable."""
 
@@ -53,6 +68,8 @@ class JournalCapture:
         transaction.
         """
         if offset >= HEADER_SIZE:
+            if may_end_super_name(data) and (named := self._super_named(fd, offset, data)) is not None:
+                self._admit_super(self._name, named)
             fileops.pwrite_all(fd, data, offset)
             return None
         header = bytearray(os.pread(fd, HEADER_SIZE, 0).ljust(HEADER_SIZE, b"\0"))
@@ -69,6 +86,15 @@ class JournalCapture:
         if hot and not self.hot:
             self._begin(int.from_bytes(header[24:28], "big"))
         return None
+
+    @staticmethod
+    def _super_named(fd: int, offset: int, data: bytes) -> str | None:
+        """The super-journal that the journal names if it ends with this write."""
+        end = offset + len(data)
+        start = max(0, end - MAX_SUPER_TAIL)
+        tail = os.pread(fd, max(0, offset - start), start) + data
+        start = end - len(tail)
+        return super_journal_name(lambda at, size: tail[max(0, at - start) :][:size], end)
 
     def truncate(self, fd: int, size: int, database_fd: int | None) -> BigCommit | None:
         """Truncate the journal; to less than a header (TRUNCATE mode: to 0) ends the transaction."""
@@ -88,7 +114,8 @@ class JournalCapture:
     # -- the database file under it ----------------------------------------------------------------
 
     def database_write(self, fd: int, offset: int, data: bytes) -> None:
-        """A database write while the journal is hot."""
+        """A database write while the journal is hot. Raises Refused once it is committed."""
+        self._check_open()
         page_size = self._page_size
         self._unsynced = True
         self._dirty.update(range(offset // page_size + 1, (offset + len(data) - 1) // page_size + 2))
@@ -96,8 +123,9 @@ class JournalCapture:
 
     def database_truncated(self, size: int) -> None:
         """The database file is cut to *size* bytes under a hot journal: what it grows again is not what was
-        there.
+        there. Raises Refused once it is committed.
         """
+        self._check_open()
         self._unsynced = True
         self._dirty.update(range(size // self._page_size + 1, self._db.sums.page_count + 1))
 
@@ -105,6 +133,27 @@ class JournalCapture:
         """The database was fsynced."""
         self._synced = True
         self._unsynced = False
+
+    def _check_open(self) -> None:
+        if self.committed:
+            raise Refused(self._name, "its transaction over several databases is committed: end its journal")
+
+    # -- a transaction over several databases (litefs.capture.super) -----------------------------------
+
+    def part(self, fd: int) -> Part | None:
+        """What this database logs of it; None if nothing changed here. May run in a thread.
+
+        Raises FormatError, NotSupported, OSError.
+        """
+        change = self._changes.find(fd, self._dirty, self._page_size)
+        if not self._changes.differs(change):
+            return None
+        return self._changes.part(fd, change)
+
+    def commit_logged(self) -> None:
+        """The transaction is in the logs of all its members; what SQLite still does is to end the journal."""
+        self.committed = True
+        self._watcher.logged(self._name)
 
     # -- the end of a transaction ------------------------------------------------------------------
 
@@ -119,23 +168,29 @@ class JournalCapture:
             self._dirty = self._raw.take()
 
     def _clear(self) -> None:
-        self.hot = self._synced = self._unsynced = False
+        self.hot = self.committed = self._synced = self._unsynced = False
         self._dirty = set()
         if self._takes_raw:
             self._takes_raw = False
             self._raw.clear()
 
     def _end(self, fd: int | None, finalise: Callable[[], object]) -> BigCommit | None:
+        if self.committed:
+            finalise()
+            if self._synced and not self._unsynced:
+                self._db.sums.durable_txid = self._db.position.txid
+            self._clear()
+            return None
         if fd is None or not self._dirty:
             finalise()
             self._clear()
             return None
         if len(self._dirty) * self._page_size > BIG_COMMIT:
             return self._big_end(fd, finalise)
-        commit, pgnos = self._changes.find(fd, self._dirty, self._page_size)
-        if self._changes.differs(commit, pgnos):
+        change = self._changes.find(fd, self._dirty, self._page_size)
+        if self._changes.differs(change):
             self._gate.check()
-            self._changes.append(fd, commit, pgnos, self._page_size)
+            self._changes.append(fd, change)
             self._ended(finalise)
         else:
             finalise()
@@ -146,10 +201,10 @@ class JournalCapture:
         changed: list[bool] = []
 
         def run() -> None:
-            commit, pgnos = self._changes.find(fd, self._dirty, self._page_size)
-            if self._changes.differs(commit, pgnos):
+            change = self._changes.find(fd, self._dirty, self._page_size)
+            if self._changes.differs(change):
                 self._gate.check()
-                self._changes.append(fd, commit, pgnos, self._page_size)
+                self._changes.append(fd, change)
                 changed.append(True)
                 if self._synced:  # here it holds nobody up; what fails is tried again, in a new segment
                     with contextlib.suppress(OSError, LiteFSError):
@@ -175,7 +230,7 @@ class JournalCapture:
             try:
                 db.sync()
             except (OSError, LiteFSError) as exc:
-                db.stop(f"{self._name}: the log could not be synced: {exc}")
+                db.stop(f"{self._name}: the log could not be synced: {exc}", until_synced=True)
                 failed = exc
         self._clear()
         try:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from litefs.capture.changes import FileChanges
 from litefs.capture.commit import BigCommit, Gate, Refused, Watcher
-from litefs.errors import FormatError, LiteFSError, NotSupported
+from litefs.errors import FormatError, LiteFSError
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 from litefs.store import fileops
@@ -120,6 +120,13 @@ class RawCapture:
 
     # -- commits -----------------------------------------------------------------------------------
 
+    def synced(self, fd: int, handle: int | None) -> BigCommit | None:
+        """``commit`` at the fsync of that handle, unless it comes amid a transaction or a copy by others."""
+        others = self.pending and handle != self._writer and handle not in self._copiers
+        if others and (self._copiers if self._copied else self._exclusive_held()):
+            return None
+        return self.commit(fd)
+
     def commit(self, fd: int) -> BigCommit | None:
         """What logs the pending changes; None if there are none, or a copy is not complete yet.
 
@@ -130,10 +137,10 @@ class RawCapture:
         changed: list[bool] = []
 
         def run() -> None:
-            commit, pgnos = self._changes.find(fd, self._pages, 0)
-            if self._changes.differs(commit, pgnos):
+            change = self._changes.find(fd, self._pages, self._db.page_size)
+            if self._changes.differs(change):
                 self._gate.check()
-                self._changes.append(fd, commit, pgnos, self._changes.page_size(fd))
+                self._changes.append(fd, change)
                 changed.append(True)
 
         def finish(error: Exception | None) -> None:
@@ -158,7 +165,7 @@ class RawCapture:
 
     def refused(self, error: Exception) -> None:
         """A sweep failed: what can succeed later is tried again."""
-        if isinstance(error, FormatError | NotSupported):
+        if isinstance(error, FormatError):
             self._break(str(error).removeprefix(f"{self._name}: "))
         elif str(error) != self._told:
             self._told = str(error)

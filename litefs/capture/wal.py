@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from litefs._core.pagesums import checksums_of, page_checksum
+from litefs._core.pagesums import checksums_of
 from litefs._core.walcursor import NEED, LoggedFrames, Transaction, WalCursor
-from litefs.capture.batches import FrameBatches
+from litefs.capture.backfill import Backfill
+from litefs.capture.batches import FrameBatches, grown
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, now_ms
 from litefs.capture.unsealed import FrameSet, completes_commit, frame_set, only_seals
 from litefs.errors import LiteFSError
-from litefs.ltx.format import lock_pgno
 from litefs.sqlite.wal import FRAME_HEADER
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
@@ -41,14 +41,13 @@ class WalCapture:
         self._watcher = watcher
         self._cursor = WalCursor()
         self._frames = LoggedFrames()
+        self.backfill = Backfill(name, db, self._frames, watcher)
         self.complete_txid = 0
         """The last transaction at which the database file held every page; it never falls behind that."""
         self._size = 0
         self._secured = 0
         self._unsealed = self._unsealed_before = 0
         """Last frame of a commit that was logged before SQLite sealed its headers; 0: none."""
-        self._outdated: set[int] = set()
-        """Pages that the kernel caches older than the database file has them; see checkpoint_write."""
         self._loose = 0
         """Logged frames of a WAL whose chain SQLite broke: from here on commits are found by position."""
 
@@ -61,11 +60,6 @@ class WalCapture:
     def pending(self) -> int:
         """Pages whose newest logged image is not in the database file."""
         return self._frames.pending
-
-    @property
-    def _unfinished(self) -> bool:
-        """Whether ending this WAL would lose sight of a logged page."""
-        return self._frames.pending > 0 or bool(self._outdated)
 
     # -- the WAL file ------------------------------------------------------------------------------
 
@@ -108,7 +102,7 @@ class WalCapture:
         """Cut the WAL to *size* bytes (0: checkpoint TRUNCATE; otherwise journal_size_limit)."""
         cursor = self._cursor
         if cursor.active and size < self._tip_offset:
-            if self._unfinished:
+            if self.backfill.unfinished:
                 raise self._unpublished("truncation below frames that are in the log")
             if size >= WAL_HEADER_SIZE and self._frames.frames:
                 raise Refused(
@@ -124,7 +118,7 @@ class WalCapture:
 
         Raises Refused while it holds the only copy of a logged page (SQLite ignores that).
         """
-        if self._unfinished:
+        if self.backfill.unfinished:
             raise self._unpublished("unlink of a WAL with pages that are not in the database file")
         self._forget()
         self._size = self._secured = 0
@@ -139,7 +133,7 @@ class WalCapture:
         self._frames.clear()
         self.complete_txid = self._db.position.txid
         self._unsealed = self._loose = 0
-        self._outdated.clear()
+        self.backfill.outdated.clear()
         self._db.sums.set_wal(0, 0, 0)
 
     def _write_header(self, fd: int, offset: int, data: bytes) -> BigCommit | None:
@@ -148,7 +142,7 @@ class WalCapture:
         new = bytearray(old.ljust(WAL_HEADER_SIZE, b"\0"))
         new[offset : offset + len(head)] = head
         if bytes(new) != old or not self._cursor.active:
-            if self._unfinished:
+            if self.backfill.unfinished:
                 raise self._unpublished("new header over a WAL with pages that are not in the database file")
             self._lay(fd, offset, head)
             self._forget()
@@ -238,18 +232,10 @@ class WalCapture:
     def _log_big(self, fd: int, offset: int, data: bytes, txn: Transaction | FrameSet) -> bytes:
         """Append a transaction of any size, read from the WAL; returns the checksums of ``txn.pgnos``."""
         page_size = self._cursor.page_size
-        batches = FrameBatches(fd, page_size, txn, offset, data, self._grown(txn), self._read_page)
+        filled = grown(txn, self._db.sums.page_count, page_size)
+        batches = FrameBatches(fd, page_size, txn, offset, data, filled, self._read_page)
         new_sums = self._db.commit_stream(batches.pgnos, batches, txn.commit, now_ms(), page_size)
         return batches.sums_of_frames(new_sums)
-
-    def _grown(self, txn: Transaction | FrameSet) -> list[int]:
-        """Pages that the database grows by and that SQLite did not write: they are on its free list."""
-        old = self._db.sums.page_count
-        if txn.commit <= old:
-            return []
-        given = {pgno for pgno in memoryview(txn.pgnos).cast("I") if pgno > old}
-        given.add(lock_pgno(self._cursor.page_size))
-        return [pgno for pgno in range(old + 1, txn.commit + 1) if pgno not in given]
 
     def _further(self, fd: int) -> None:
         """Log the commits that the same write completed beyond the first, then confirm."""
@@ -398,73 +384,14 @@ class WalCapture:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def checkpoint_write(self, fd: int, offset: int, data: bytes) -> None:
-        """A write to the database file while the WAL holds logged frames. Raises Refused if it is no
+        """A write to the database file while the WAL holds logged frames; raises Refused if it is no
         checkpoint.
-
-        Log first (I5): what it overwrites must be recoverable.
         """
-        page_size = self._db.page_size
-        self._db.sync()
-        end = offset + len(data)
-        newest: list[int] = []
-        older: list[int] = []
-        for pgno in range(offset // page_size + 1, (end - 1) // page_size + 2):
-            start = (pgno - 1) * page_size
-            piece = data[max(0, start - offset) : start + page_size - offset]
-            if len(piece) == page_size:
-                page = piece
-            else:
-                page = self._overlaid(fd, pgno, max(offset, start) - start, piece)
-            total = page_checksum(pgno, page)
-            if total == self._db.sums.get(pgno):
-                newest.append(pgno)
-            elif self._frames.knows(pgno, total):
-                older.append(pgno)
-            else:
-                raise Refused(
-                    self._name,
-                    f"write to page {pgno} that is no checkpoint while the WAL holds logged frames",
-                )
-        # A checkpointer that died before it said how far it came leaves newer images than the next may copy.
-        # They stay: the log may lack them, and every reader of now may see them, or they would not be there.
-        # The kernel caches the older ones until the newest are copied, as they are before SQLite ends this
-        # WAL. A page beyond the end is none of these: the database shrank since the checkpoint began.
-        pages = self._db.sums.page_count
-        backfilled = [pgno for pgno in older if pgno <= pages and not self._frames.is_pending(pgno)]
-        if not backfilled:
-            fileops.pwrite_all(fd, data, offset)
-        for pgno in newest + older if backfilled else ():
-            start = max(offset, (pgno - 1) * page_size)
-            if pgno not in backfilled:
-                fileops.pwrite_all(fd, data[start - offset : pgno * page_size - offset], start)
-        self._outdated.update(backfilled)
-        self._outdated.difference_update(newest)
-        for pgno in newest:
-            self._frames.backfilled(pgno)
+        self.backfill.write(fd, offset, data)
         if not self.pending:
             self.complete_txid = self._db.position.txid
             # nothing is left that a publisher would have to care for
             self._db.sums.set_wal(self._cursor.salt1, self._cursor.salt2, 0)
-
-    def _overlaid(self, fd: int, pgno: int, at: int, piece: bytes) -> bytes:
-        """The page as it would be after a write that covers it only in part."""
-        page_size = self._db.page_size
-        page = bytearray(os.pread(fd, page_size, (pgno - 1) * page_size).ljust(page_size, b"\0"))
-        page[at : at + len(piece)] = piece
-        return bytes(page)
-
-    def checkpoint_truncate(self, size: int) -> None:
-        """Allow a checkpoint to cut the database to *size* bytes; the kernel's cache of it is cut as well.
-
-        Raises Refused if logged pages would be lost.
-        """
-        kept = size // self._db.page_size
-        for pgno in range(kept + 1, self._db.sums.page_count + 1):
-            if not self._frames.is_pending(pgno):
-                raise Refused(
-                    self._name, f"truncation to {kept} pages, page {pgno} is only in the database file"
-                )
-        self._outdated = {pgno for pgno in self._outdated if pgno <= kept}
 
     # -- refusals ----------------------------------------------------------------------------------
 

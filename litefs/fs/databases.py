@@ -9,15 +9,17 @@ import trio
 
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Watcher
 from litefs.capture.database import DatabaseCapture
+from litefs.capture.super import SuperJournals
 from litefs.errors import LiteFSError
 from litefs.fs.locktable import LockTable
 from litefs.fs.role import RoleState
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
-from litefs.store.dropped import drop, rename, tidy
+from litefs.store.dropped import drop, rename, replace, tidy
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.sums import SumsFile
+from litefs.store.together import super_dir
 from litefs.types import ZERO, Position
 
 
@@ -36,8 +38,9 @@ class FsDatabase:
         """Why the primary cannot write this database's log."""
         self.removed = False
         """Clients may still have it open."""
-        self.forgotten = False
-        """Removed by the primary: what is still open on this replica must fail, not answer from before."""
+        self.forgotten_below = 0
+        """Taken from this replica's mount: reads from below this offset of what clients have open must fail,
+        so that nobody is answered from before."""
         self.database_fd = -1
         self.ino = 0
         """Inode of the database file on the mount, once a client opened it."""
@@ -146,6 +149,7 @@ class Databases:
         self._watcher = watcher
         self._node_id = node_id
         self._locks: LockTable | None = None
+        self.supers = SuperJournals(super_dir(data), role, self._capture_of)
         self._by_name: dict[str, FsDatabase] = {}
         for name in data.names():
             directory = data.database_dir(name)
@@ -161,6 +165,10 @@ class Databases:
 
     def get(self, name: str) -> FsDatabase | None:
         return self._by_name.get(name)
+
+    def _capture_of(self, name: str) -> DatabaseCapture | None:
+        db = self._by_name.get(name)
+        return db.capture if db is not None else None
 
     def expose(self, name: str) -> FsDatabase:
         """A database that the node process installed is there now (or was replaced)."""
@@ -198,13 +206,14 @@ class Databases:
     def rename(self, db: FsDatabase, new: str) -> FsDatabase:
         """The database by its new name, durably, in place of the one that has it. Nobody may have it open.
 
-        Raises OSError; then it has its old name, but what it was to replace may be under ``lost/``.
+        Raises OSError; then nothing has changed.
         """
         replaced, kept = self._by_name.get(new), None
-        if replaced is not None:
-            kept = drop(self._data, new, replaced.position()[0], keep_file=True)
+        if replaced is None:
+            rename(self._data, db.name, db.position()[0], new)
+        else:
+            kept = replace(self._data, db.name, db.position()[0], new, replaced.position()[0])
             self.forget(replaced)
-        rename(self._data, db.name, db.position()[0], new)
         self.forget(db)
         renamed = self._by_name[new] = FsDatabase(self._data.database_dir(new))
         try:
@@ -216,7 +225,9 @@ class Databases:
         return renamed
 
     def forget(self, db: FsDatabase) -> None:
-        """Let go of a database that is gone, or will be."""
+        """Let go of a database that is gone, or will be: what is not in its log goes with it."""
+        if db.capture is not None:
+            db.capture.raw.clear()
         db.close()
         db.removed = True
         del self._by_name[db.name]
@@ -234,6 +245,7 @@ class Databases:
             self._watcher,
             db.open_database,
             lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
+            self.supers.admit,
         )
         if not store.position.txid and os.path.getsize(db.dir.database):
             db.capture.raw.found()

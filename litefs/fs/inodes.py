@@ -13,6 +13,7 @@ import posixpath
 from dataclasses import dataclass
 
 from litefs.fs.databases import FsDatabase
+from litefs.store.paths import super_journal_stem
 
 ROOT_INO = 1
 
@@ -25,6 +26,7 @@ class Kind(enum.Enum):
     WAL = "wal"
     SHM = "shm"
     JOURNAL = "journal"
+    SUPER = "super-journal"
     POS = "pos"
     PRIMARY = ".primary"
     LAG = ".lag"
@@ -146,4 +148,6 @@ def split_suffix(path: str) -> tuple[str, Kind]:
     for suffix, kind in SUFFIXES.items():
         if path.endswith(suffix) and len(posixpath.basename(path)) > len(suffix):
             return path[: -len(suffix)], kind
+    if (stem := super_journal_stem(path)) is not None:
+        return stem, Kind.SUPER
     return path, Kind.DATABASE

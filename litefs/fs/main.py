@@ -22,7 +22,7 @@ import trio
 
 from litefs import logs
 from litefs.apply.wal import seed_wal
-from litefs.errors import LiteFSError, MountError
+from litefs.errors import FormatError, LiteFSError, MountError
 from litefs.fs.databases import Databases
 from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
@@ -51,8 +51,11 @@ from litefs.link.messages import (
     Unpublished,
 )
 from litefs.store import fileops
+from litefs.store.damage import advice, mark_damaged
+from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
+from litefs.store.together import resolve
 from litefs.types import Role
 
 log = logging.getLogger("litefs.fs")
@@ -172,21 +175,34 @@ class FsProcess:
         )
 
     def _recover(self) -> list[str]:
-        lines: list[str] = []
+        complete_replacing(self._data)
+        lines, self._unrecovered = resolve(self._data)
         for name in self._data.names():
+            if name in self._unrecovered:
+                lines.append(f"{name}: not recovered: {self._unrecovered[name]}")
+                continue
             try:
                 lines += self._recover_one(name)
             except (LiteFSError, OSError) as exc:
                 # one database must not keep the others from being served
                 self._unrecovered[name] = str(exc)
-                lines.append(f"{name}: not recovered: {exc}")
+                if isinstance(exc, FormatError):
+                    mark_damaged(self._data.database_dir(name))
+                lines += [f"{name}: not recovered: {exc}", self._advice(name)]
         return lines
+
+    def _advice(self, name: str) -> str:
+        """What becomes of a database that may only be read."""
+        if self._start.replica:
+            return f"{name}: the primary is asked for a snapshot of it"
+        return f"{name}: {advice(self._data.database_dir(name))}"
 
     def _recover_one(self, name: str) -> list[str]:
         report: Report = recover(self._data.database_dir(name), node_id=self._start.node_id)
         if self._start.replica and report.position.txid:
             seed_wal(self._data.database_dir(name).database)
-        return [f"{name}: {line}" for line in report.lines()]
+        lines = [f"{name}: {line}" for line in report.lines()]
+        return [*lines, self._advice(name)] if report.damaged else lines
 
     async def _serve_link(self, databases: Databases, operations: Operations, mounted: Mounted) -> bool:
         """Handle the node's messages; True when told to stop, False when the node process is gone."""
@@ -206,6 +222,8 @@ class FsProcess:
                     for db in databases:
                         await db.idle()
                         await db.sweep()
+                    while busy := [db for db in databases if db.busy]:  # since another one was waited for
+                        await busy[0].idle()
                 self._set_role(message, databases)
                 await self._channel.send(RoleSet(message.term))
             case Deadline():
@@ -217,7 +235,7 @@ class FsProcess:
                 databases.expose(message.name)
                 await self._channel.send(ExposedAck(message.name))
             case Forget():
-                inodes = operations.forget_database(message.name)
+                inodes = operations.forget_database(message.name, message.readers)
                 with trio.move_on_after(2):
                     await trio.to_thread.run_sync(_drop_caches, inodes, abandon_on_cancel=True)
                 await self._channel.send(Forgotten(message.name))
@@ -291,7 +309,10 @@ class FsProcess:
 
     def _settle(self) -> None:
         """Bring the database files to their logs' tips, so that the next start reads nothing."""
+        _, failed = resolve(self._data)
         for name in self._data.names():
+            if name in failed:
+                continue
             directory = self._data.database_dir(name)
             try:
                 settle(directory)

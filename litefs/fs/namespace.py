@@ -6,10 +6,12 @@ exist follows from the data directory, so nothing has to be kept in step.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import logging
 import os
+import posixpath
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -75,6 +77,16 @@ class Ownership:
     mode: int | None
 
 
+@dataclass(slots=True)
+class OpenDirectory:
+    """An open directory. It is listed when it is read first, and anew from its begin: SQLite opens it at each
+    commit with a journal, to sync it, and reads nothing.
+    """
+
+    path: str
+    listing: list[str] = dataclasses.field(default_factory=list)
+
+
 class Namespace(pyfuse3.Operations):
     """The requests about names and attributes.
 
@@ -103,7 +115,7 @@ class Namespace(pyfuse3.Operations):
         self._root_mode = root_mode
         self._node_pid = node_pid
         self._dirs = Directories(data)
-        self._listings: dict[int, list[str]] = {}
+        self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         self._born_ns = time.time_ns()
         self._refusals: dict[str, float] = {}
@@ -157,6 +169,10 @@ class Namespace(pyfuse3.Operations):
                 else None
             )
         stem, kind = split_suffix(path)
+        if kind is Kind.SUPER:
+            supers = self._dbs.supers
+            there = path in supers
+            return self.inodes.get_or_make(path, kind, None, str(supers.backing(path))) if there else None
         db = self._dbs.get(stem)
         if db is not None:
             if kind is Kind.POS:
@@ -204,7 +220,9 @@ class Namespace(pyfuse3.Operations):
     def _attributes(self, inode: Inode) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = inode.ino
-        entry.entry_timeout = entry.attr_timeout = 0.0 if inode.is_control else TIMEOUT
+        # of a super-journal SQLite must see at once that it is gone, also when the unlink gave an error
+        asked = inode.is_control or inode.kind is Kind.SUPER
+        entry.entry_timeout = entry.attr_timeout = 0.0 if asked else TIMEOUT
         mtime = self._born_ns
         if inode.kind is Kind.DIRECTORY:
             entry.st_mode = stat.S_IFDIR | self._root_mode
@@ -250,24 +268,34 @@ class Namespace(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        path = self.inodes[inode].path
+        handle = self._new_handle()
+        self._directories[handle] = OpenDirectory(self.inodes[inode].path)
+        return handle
+
+    def _list(self, path: str) -> list[str]:
+        """What is in a directory, as paths. NAME-pos only in the root, where Go LiteFS has it: it goes with
+        its database, and were it listed elsewhere ``rm -r`` would stumble over it.
+        """
         names = self._names()
         directories, databases = self._dirs.children(path, names)
         found = sorted(directories)
         prefix = path + "/" if path else ""
+        suffixes = ("", "-journal", "-shm", "-wal") if path else ("", "-journal", "-pos", "-shm", "-wal")
         for base in sorted(databases):
-            for suffix in ("", "-journal", "-pos", "-shm", "-wal"):
+            for suffix in suffixes:
                 if self._find(prefix + base + suffix) is not None:
                     found.append(base + suffix)
+        found += [posixpath.basename(name) for name in self._dbs.supers if posixpath.dirname(name) == path]
         if not path:
             found += [name for name, kind in CONTROL.items() if control.exists(kind, self._role, None)]
-        handle = self._new_handle()
-        self._listings[handle] = [prefix + name for name in found]
-        return handle
+        return [prefix + name for name in found]
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        listing = self._listings[fh]
+        directory = self._directories[fh]
+        if not start_id:
+            directory.listing = self._list(directory.path)
+        listing = directory.listing
         for index in range(start_id, len(listing)):
             inode = self._find(listing[index])
             if inode is None:
@@ -278,7 +306,7 @@ class Namespace(pyfuse3.Operations):
             inode.lookups += 1
 
     async def releasedir(self, fh: int) -> None:
-        self._listings.pop(fh, None)
+        self._directories.pop(fh, None)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
@@ -291,7 +319,7 @@ class Namespace(pyfuse3.Operations):
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         path = self._path(parent_inode, name)
-        self._dirs.remove(path, self._names())
+        self._dirs.remove(path, [*self._names(), *self._dbs.supers])
         self.inodes.unlink(path)
 
     def _new_handle(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,27 +24,32 @@ from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
 from litefs.fs.namespace import Ownership, answered
-from litefs.fs.renaming import Renaming
 from litefs.fs.role import RoleState
+from litefs.fs.supers import SuperRequests
 from litefs.store import fileops
 from litefs.store.paths import DataDir, validate_name
 from litefs.types import Role
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
+FIRST_PAGE = 4096
+"""Bytes at the start of a file that the kernel asks for together. Who begins a transaction needs those of the
+database, or after its wal-index header was zeroed those of the WAL.
+"""
 _CACHED = (Kind.DATABASE, Kind.WAL, Kind.SHM)
 
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """An open file. ``captured``: changes are judged, because a client of the primary makes them."""
+    """An open file. ``closed``: a client closed a descriptor of it; it may have others."""
 
     inode: Inode
     fd: int
     writable: bool
     from_node: bool
+    closed: bool = False
 
 
-class Operations(Renaming):
+class Operations(SuperRequests):
     """The request handlers. ``on_open`` is told the name of each database at its first open by a client,
     ``on_drop`` of each one that a client removed.
     """
@@ -117,9 +123,10 @@ class Operations(Renaming):
                 os.close(fd)
 
     def _is_applied(self, shm: Inode) -> bool:
-        """Whether the node process, as a replica, has a wal-index mapped: to cut it would kill that process.
+        """Whether the node process, as a replica, has a wal-index mapped: to cut it would kill that process;
+        were it removed, readers would make one of their own, in which no commit is announced.
 
-        SQLite never does, since the node process holds DMS shared.
+        SQLite does neither, since the node process holds DMS shared.
         """
         return self._role.role is not Role.PRIMARY and any(
             handle.inode is shm and handle.from_node for handle in self._handles.values()
@@ -194,6 +201,8 @@ class Operations(Renaming):
     def _create(self, path: str, stem: str, kind: Kind, mode: int) -> Inode:
         if path in CONTROL or kind is Kind.POS:
             raise InvalidName(f"{path}: the name of a control file")
+        if kind is Kind.SUPER:
+            return self._create_super(path, stem, mode)
         if self._owner.mode is not None:
             mode = self._owner.mode
         db = self._dbs.get(stem)
@@ -233,6 +242,7 @@ class Operations(Renaming):
     @answered
     async def flush(self, fh: int) -> None:
         handle = self._handles[fh]
+        handle.closed = True
         db = handle.inode.db
         if db is None or handle.inode.kind is not Kind.DATABASE or not handle.writable:
             return
@@ -248,8 +258,9 @@ class Operations(Renaming):
         if handle.fd < 0:
             return control.content(handle.inode, self._role)[off : off + size]
         db = handle.inode.db
-        if db is not None and db.forgotten and handle.inode.kind is not Kind.SHM:
-            raise Refused(db.name, "it was removed on the primary")
+        if db is not None and off < db.forgotten_below and handle.inode.kind is not Kind.SHM:
+            # not EIO, which SQLite takes for a damaged file system and calls a malformed database
+            raise Refused(db.name, "it was removed on the primary, or replaced: open it again", errno.ESTALE)
         return os.pread(handle.fd, size, off)
 
     @answered
@@ -291,7 +302,7 @@ class Operations(Renaming):
         elif handle.inode.kind is Kind.WAL:
             await db.run(db.capture.wal_sync())
         elif handle.inode.kind is Kind.DATABASE:
-            await db.run(db.capture.database_sync(handle.fd))
+            await db.run(db.capture.database_sync(handle.fd, fh))
         else:
             await db.run(db.capture.journal_sync(handle.fd))
 
@@ -307,11 +318,14 @@ class Operations(Renaming):
         if inode is None:
             raise FUSEError(errno.ENOENT)
         db = inode.db
+        if inode.kind is Kind.SUPER:
+            await self._unlink_super(parent_inode, inode)
+            return
         if inode.is_control or db is None:
             raise FUSEError(errno.EPERM)
         try:
             await db.idle()
-            if inode.kind is Kind.SHM:
+            if inode.kind is Kind.SHM and not self._is_applied(inode):
                 os.unlink(inode.backing)
             elif self._role.role is not Role.PRIMARY:
                 raise FUSEError(errno.EROFS)
@@ -327,31 +341,36 @@ class Operations(Renaming):
                 self._vanished(parent_inode, companion)
 
     async def _unlink_captured(self, db: FsDatabase, inode: Inode) -> None:
+        if inode.kind is Kind.DATABASE:  # also one that is damaged: its owner has nothing else left to do
+            if db.removed:
+                raise FUSEError(errno.ENOENT)
+            self._role.check()
+            self._dbs.remove(db)
+            self._on_drop(db.name)
+            self._role.confirm()
+            return
         capture = self._capture(db)
         capture.check_writable(inode.path)
         if inode.kind is Kind.WAL:
             capture.wal.unlink()
             os.unlink(inode.backing)
-        elif inode.kind is Kind.JOURNAL:
-            await db.run(capture.journal.unlink(inode.backing, db.open_database()))
         else:
-            self._role.check()
-            self._dbs.remove(db)
-            self._on_drop(db.name)
-            self._role.confirm()
+            await db.run(capture.journal.unlink(inode.backing, db.open_database()))
 
-    def _in_use(self, db: FsDatabase) -> bool:
-        return any(handle.inode.db is db and not handle.from_node for handle in self._handles.values())
+    def _users(self, db: FsDatabase) -> list[bool]:
+        handles = self._handles.values()
+        return [handle.closed for handle in handles if handle.inode.db is db and not handle.from_node]
 
-    def forget_database(self, name: str) -> list[tuple[int, Kind]]:
-        """The primary removed a database: show it no more, and answer no read of it.
+    def forget_database(self, name: str, readers: bool) -> list[tuple[int, Kind]]:
+        """Show a database no more, and let no connection to it begin another transaction; without ``readers``
+        answer no read of it at all.
 
         Returns what the kernel may hold pages of, as :meth:`invalidated_inodes`.
         """
         db = self._dbs.get(name)
         if db is None:
             return []
-        db.forgotten = True
+        db.forgotten_below = FIRST_PAGE if readers else sys.maxsize
         inodes = self.inodes.of_database(db)
         self._dbs.forget(db)
         for inode in inodes:

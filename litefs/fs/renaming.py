@@ -33,8 +33,8 @@ class Renaming(Namespace):
     _on_open: Callable[[str], None]
     _on_drop: Callable[[str], None]
 
-    def _in_use(self, db: FsDatabase) -> bool:
-        """Whether a client has a file of the database open."""
+    def _users(self, db: FsDatabase) -> list[bool]:
+        """For each file of the database that a client has open, whether that client closed it once."""
         raise NotImplementedError
 
     @answered
@@ -69,10 +69,14 @@ class Renaming(Namespace):
             self._move(parent_inode_old, inode, db, parent_inode_new, new)
 
     async def _closed(self, db: FsDatabase) -> None:
-        """Wait until no client has it open. Raises Refused with EBUSY."""
+        """Wait until no client has it open. Raises Refused with EBUSY.
+
+        At once if one is not even about to close it: the kernel holds up every other change to the
+        directories meanwhile.
+        """
         until = trio.current_time() + CLOSE_SECONDS
-        while self._in_use(db) or db.busy:
-            if trio.current_time() >= until:
+        while (users := self._users(db)) or db.busy:
+            if not all(users) or trio.current_time() >= until:
                 raise Refused(db.name, "cannot be renamed while a client has it open", errno.EBUSY)
             await trio.sleep(0.002)
         if db.dir.wal.exists() and db.dir.wal.stat().st_size:

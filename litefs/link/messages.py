@@ -85,12 +85,15 @@ class Exposed(Message, frozen=True):
 
 
 class Forget(Message, frozen=True):
-    """A replica's database was removed on the primary: show it no more, and make open connections fail.
+    """A replica's database was removed on the primary, or will be shown anew with another page size: show it
+    no more, and make open connections fail.
 
-    Answered by :class:`Forgotten`; its files are moved away afterwards.
+    Answered by :class:`Forgotten`; its files are moved away or replaced afterwards, never changed.
     """
 
     name: str
+    readers: bool = False
+    """Read transactions that are open may end before their connections fail."""
 
 
 class Stop(Message, frozen=True):

@@ -32,6 +32,9 @@ def render(node: NodeView, subscribers: Subscribers) -> bytes:
             txid = GaugeMetricFamily("litefs_db_txid", "Last transaction.", labels=["db"])
             segments = GaugeMetricFamily("litefs_db_log_segments", "Files of the log.", labels=["db"])
             size = GaugeMetricFamily("litefs_db_log_bytes", "Bytes of the log.", labels=["db"])
+            damaged = GaugeMetricFamily(
+                "litefs_db_damaged", "1 while a database is served for reading only.", labels=["db"]
+            )
             commits = CounterMetricFamily(
                 "litefs_db_commit_count", "Transactions committed here since the start.", labels=["db"]
             )
@@ -41,7 +44,8 @@ def render(node: NodeView, subscribers: Subscribers) -> bytes:
                 segments.add_metric(labels, database.log_segments)
                 size.add_metric(labels, database.log_bytes)
                 commits.add_metric(labels, database.commits)
-            yield from (txid, segments, size, commits)
+                damaged.add_metric(labels, float(database.damaged))
+            yield from (txid, segments, size, commits, damaged)
             yield CounterMetricFamily(
                 "litefs_stream_sent_bytes", "Bytes sent to replicas.", value=subscribers.bytes_sent
             )

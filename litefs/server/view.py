@@ -12,13 +12,15 @@ from litefs.types import Position
 
 @dataclass(frozen=True, slots=True)
 class DatabaseInfo:
-    """One database in figures: sizes in bytes, ``log_segments`` files of log, commits since the start."""
+    """One database in figures: sizes in bytes, ``log_segments`` files of log, commits since the start;
+    ``damaged``: it is served for reading only."""
 
     name: str
     position: Position
     commits: int = 0
     log_segments: int = 0
     log_bytes: int = 0
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ MAX_SUPER_NAME = 512
 _HEADER = struct.Struct(">8s5I")
 _U32 = struct.Struct(">I")
 _SUPER_TAIL = struct.Struct(">II8s")
+MAX_SUPER_TAIL = MAX_SUPER_NAME + _SUPER_TAIL.size
+"""What of the end of a journal `super_journal_name` looks at, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,14 @@ def super_journal_name(read: Read, size: int) -> str | None:
         return None
     name = name.split(b"\0", 1)[0]
     return name.decode("utf-8", "surrogateescape") or None
+
+
+def may_end_super_name(data: bytes | bytearray | memoryview) -> bool:
+    """Whether a write of ``data`` can be the last one of a super-journal's name at the end of a journal.
+
+    The magic number ends it, which SQLite writes by itself; it may arrive in two pieces.
+    """
+    return MAGIC.endswith(bytes(data[-len(MAGIC) :]))
 
 
 def rollback_plan(read: Read, size: int, *, page_size: int = 0, live: bool = False) -> RollbackPlan | None:

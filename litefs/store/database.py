@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from litefs._core.pageblock import encode_record
-from litefs._core.pagesums import PageSums, checksums_of
+from litefs._core.pagesums import HEADER_SIZE, PageSums, checksums_of
 from litefs.errors import CommitRefused, FormatError, LogCorrupt, LogSyncFailed, NotSupported
 from litefs.ltx.encoder import Encoder
 from litefs.ltx.format import Header, lock_pgno
@@ -36,10 +36,13 @@ class Prepared:
     new_sums: bytes
     """Checksums of its pages, native u64."""
     record: bytes
+    """Empty if it came in pieces (``append_stream``)."""
     commit: int
     position: Position
     """The position after it."""
     timestamp: int
+    full_page_size: int = 0
+    """Of a full record: the page size that the database changes to."""
 
 
 class Database:
@@ -54,6 +57,7 @@ class Database:
         self.node_id = node_id
         self.stopped: str | None = None
         """Why nothing more can be committed here, once ``stop`` was called."""
+        self._until_synced = False
         self._file = sums
         self._log = log
         self._room = 0
@@ -113,9 +117,24 @@ class Database:
         """The last published transaction."""
         return self._file.position
 
-    def stop(self, reason: str) -> None:
-        """Refuse all commits from now on; the first reason stays."""
+    def stop(self, reason: str, *, until_synced: bool = False) -> None:
+        """Refuse all commits from now on; the first reason stays.
+
+        ``until_synced``: nothing but a sync of the log failed, so ``resume`` may end it.
+        """
+        self._until_synced = until_synced and (self.stopped is None or self._until_synced)
         self.stopped = self.stopped or reason
+
+    def resume(self) -> bool:
+        """Whether the log, whose sync failed, is durable now in a new segment: then commits go on."""
+        if not self._until_synced:
+            return False
+        try:
+            self.sync()
+        except (LogSyncFailed, OSError):
+            return False
+        self.stopped, self._until_synced = None, False
+        return True
 
     def prepare(
         self,
@@ -172,14 +191,13 @@ class Database:
 
     def publish(self, prepared: Prepared) -> None:
         """Show a transaction that is in the log to everybody who reads the position. Cannot fail."""
-        self._file.sums.commit(
-            prepared.pgnos,
-            prepared.new_sums,
-            prepared.commit,
-            prepared.position.txid,
-            prepared.position.checksum,
-            prepared.timestamp,
+        sums, full, at = self._file.sums, prepared.full_page_size, prepared.position
+        after = empty_sums(full, prepared.commit) if full else sums
+        after.commit(
+            prepared.pgnos, prepared.new_sums, prepared.commit, at.txid, at.checksum, prepared.timestamp
         )
+        if full:
+            sums.replace(full, after.array(1, prepared.commit), at.txid, at.checksum, prepared.timestamp)
 
     def commit(
         self,
@@ -213,25 +231,43 @@ class Database:
         page_size: int = 0,
     ) -> bytes:
         """Commit a transaction of any size in memory bounded by its batches; returns its pages' checksums
-        (native u64).
+        (native u64). As ``append_stream``, and published.
+        """
+        prepared = self.append_stream(pgnos, batches, commit, timestamp, page_size)
+        self.publish(prepared)
+        return prepared.new_sums
+
+    def append_stream(
+        self,
+        pgnos: Buffer,
+        batches: Iterable[Batch] | Callable[[], Iterable[Batch]],
+        commit: int,
+        timestamp: int,
+        page_size: int = 0,
+    ) -> Prepared:
+        """Append a transaction of any size, in memory bounded by its batches, without publishing it.
 
         ``batches`` (or what it returns, if callable) is iterated twice and yields the pages of ``pgnos`` in
-        order, first for the checksums, then for the record. Runs in a worker thread: the kernels drop the
-        GIL. Raises as ``prepare`` and ``append``, FormatError also if the second pass gives other pages than
-        the first.
+        order, first for the checksums, then for the record. Another ``page_size`` than the database's makes a
+        full record: ``pgnos`` are then all pages of the database. Runs in a worker thread: the kernels drop
+        the GIL. Raises as ``append``, CommitRefused after ``stop``, FormatError for pages that do not fit,
+        also if the second pass gives other pages than the first.
         """
-        sums = self._begin(commit, page_size)
+        sums = self._file.sums
+        full = bool(sums.txid and page_size and page_size != sums.page_size)
+        sums = self._begin(commit, 0 if full else page_size)
         repeat: Callable[[], Iterable[Batch]] = batches if callable(batches) else lambda: batches
-        size = sums.page_size
+        size = page_size if full else sums.page_size
+        after = empty_sums(size, commit) if full else sums
         try:
             new = b"".join(checksums_of(some, images, size) for some, images in repeat())
-            post = sums.post(pgnos, new, commit)
+            post = after.post(pgnos, new, commit)
         except ValueError as error:
             raise FormatError(f"{self.dir.name}: not a transaction: {error}") from error
         position = Position(sums.txid + 1, post)
         stamp = max(timestamp, sums.timestamp)
-        encoder = Encoder(self._fields(commit, position.txid, stamp))
-        with self.log.begin() as record:
+        encoder = Encoder(self._fields(commit, position.txid, stamp, size))
+        with self.log.begin_segment(size) if full else self.log.begin() as record:
             record.write(encoder.begin())
             for some, images, expected in _aligned(repeat(), new):
                 if checksums_of(some, images, size) != expected:
@@ -239,8 +275,15 @@ class Database:
                 record.write(encoder.add(some, images))
             record.write(encoder.finish(post))
             record.commit(position.txid, post)
-        self._file.sums.commit(pgnos, new, commit, position.txid, post, stamp)
-        return new
+        return Prepared(pgnos, new, b"", commit, position, stamp, size if full else 0)
+
+    def retract(self, position: Position) -> None:
+        """Take the last record, not published yet, out of the log, so that it ends at ``position``.
+
+        Durable on return. Raises as ``Log.retract``.
+        """
+        self.log.retract(position)
+        self._file.sums.synced_txid = min(self._file.sums.synced_txid, position.txid)
 
     def sync(self) -> None:
         """Make the log durable, if need be in a new segment. Raises LogSyncFailed; see ``Log.sync``."""
@@ -287,16 +330,26 @@ class Database:
         fileops.remove_tree(self.dir.log)
         self._log = Log.create(self.dir.log, ZERO, page_size)
 
-    def _fields(self, commit: int, txid: int, timestamp: int) -> Header:
-        sums = self._file.sums
-        return Header(0, sums.page_size, commit, txid, txid, timestamp, sums.checksum, node_id=self.node_id)
+    def _fields(self, commit: int, txid: int, timestamp: int, page_size: int) -> Header:
+        pre_apply = self._file.sums.checksum
+        return Header(0, page_size, commit, txid, txid, timestamp, pre_apply, node_id=self.node_id)
 
     def _header(self, commit: int, txid: int, timestamp: int) -> bytes:
-        """The bytes of ``_fields(...).pack()`` without its checks, which all hold here."""
+        """The bytes of ``_fields(..., sums.page_size).pack()`` without its checks, which all hold here."""
         sums = self._file.sums
         return _HEADER.pack(
             b"LTX1", 0, sums.page_size, commit, txid, txid, timestamp, sums.checksum, 0, 0, 0, 0, self.node_id
         )
+
+
+def empty_sums(page_size: int, pages: int) -> PageSums:
+    """Checksums of a database without pages, with room for that many: what a full record is laid over.
+
+    Raises ValueError for an impossible page size.
+    """
+    sums = PageSums(bytearray(HEADER_SIZE + 8 * pages))
+    sums.format(page_size)
+    return sums
 
 
 def _infer_page_size(pgnos: Buffer, images: Buffer) -> int:

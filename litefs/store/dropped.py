@@ -26,15 +26,15 @@ def drop(data: DataDir, name: str, position: Position, *, keep_file: bool) -> Pa
     """Remove a database durably; returns the directory that keeps its log.
 
     ``keep_file``: keep the database file as well, else its space is free once the last client closed it.
-    A crash leads to the whole database or to none. Raises OSError, and then nothing is removed, unless a
-    directory could not be synced.
+    Three syncs: of the tombstone and of its name, or replicas that are away would keep what is gone here; and
+    of the name that goes. That of the log in ``lost/`` may be lost with it. A crash leads to the whole
+    database or to none. Raises OSError, and then nothing is removed, unless the last sync failed.
     """
-    directory = data.database_dir(name)
     _mark(data, name, position)
-    target = directory.lost("dropped")
-    fileops.rename(directory.path, target)
-    fileops.sync_dir(target.parent)
-    fileops.sync_dir(directory.path.parent)
+    target = _lost(data, name)
+    source = data.database_dir(name).path
+    fileops.rename(source, target)
+    fileops.sync_dir(source.parent)
     if not keep_file:
         tidy(target)
     return target
@@ -59,10 +59,71 @@ def rename(data: DataDir, name: str, position: Position, new: str) -> None:
     fileops.sync_dir(source.parent)
 
 
+def replace(data: DataDir, name: str, position: Position, new: str, replaced: Position) -> Path:
+    """``rename`` in place of the database that has the name ``new`` and is at ``replaced``; returns the
+    directory that keeps that one whole.
+
+    A directory with files in it cannot be replaced by one rename(2). An intent file tells of a crash between
+    the two that it takes, so that ``complete_replacing`` makes it all or nothing. Raises OSError; then both
+    are as they were, unless what failed was a sync.
+    """
+    source, target = data.database_dir(name).path, data.database_dir(new).path
+    kept = _lost(data, new)
+    _mark(data, name, position)
+    _mark(data, new, replaced)
+    intent = _intent(data)
+    data.part("dropped")
+    fileops.write_file_atomic(intent, f"{source.name}\0{target.name}".encode())
+    try:
+        fileops.rename(target, kept)
+        try:
+            fileops.rename(source, target)
+        except OSError:
+            fileops.rename(kept, target)
+            raise
+        fileops.sync_dir(source.parent)
+    finally:
+        if target.exists():
+            _forget(intent)
+    return kept
+
+
+def complete_replacing(data: DataDir) -> None:
+    """End a ``replace`` that a crash cut short; before any database is looked at. Raises OSError."""
+    intent = _intent(data)
+    try:
+        source, target = (data.path / "dbs" / part for part in intent.read_text().split("\0"))
+    except FileNotFoundError:
+        return
+    if source.exists() and not target.exists():
+        fileops.rename(source, target)
+        fileops.sync_dir(source.parent)
+    _forget(intent)
+
+
+def _intent(data: DataDir) -> Path:
+    return data.path / "dropped" / "renaming"  # no tombstone: these end in .pos
+
+
+def _lost(data: DataDir, name: str) -> Path:
+    """Where a database's directory may be moved to. Raises OSError."""
+    data.part("lost")
+    for path in data.database_dir(name).lost_names("dropped"):
+        if not path.exists():
+            return path
+    raise FileExistsError(f"{name}: removed too often within this second")
+
+
+def _forget(intent: Path) -> None:
+    """Durably: what it tells of would come to pass again, once both names had other databases."""
+    fileops.unlink(intent)
+    fileops.sync_dir(intent.parent)
+
+
 def _mark(data: DataDir, name: str, position: Position) -> None:
     known = tombstone(data, name)
     if position.txid and (known is None or known.txid < position.txid):
-        fileops.make_dir(data.path / "dropped")
+        data.part("dropped")
         fileops.write_file_atomic(_path(data, name), f"{position}\n".encode())
 
 

@@ -136,6 +136,15 @@ def remove_tree(path: Path) -> None:
     os.rmdir(path)
 
 
+def remove_empty_dir(path: Path) -> None:
+    """Remove a directory if there is nothing in it."""
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+
+
 def truncate(fd: int, size: int) -> None:
     """ftruncate(2)."""
     os.ftruncate(fd, size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from litefs.errors import FormatError, LiteFSError
+from litefs.errors import FormatError, LiteFSError, LogCorrupt
 from litefs.store import fileops
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
@@ -77,8 +77,11 @@ def _is_based(log: Path, base: Position) -> bool:
     segments = list_segments(log)
     if not segments:
         return False
-    with SegmentMap(segments[0][1]) as segment:
-        return segment.header.base == base
+    try:
+        with SegmentMap(segments[0][1]) as segment:
+            return segment.header.base == base
+    except LogCorrupt:
+        return False  # the snapshot is to replace what is damaged
 
 
 def _is_durable(directory: DatabaseDir, base: Position) -> bool:
@@ -91,6 +94,6 @@ def _is_durable(directory: DatabaseDir, base: Position) -> bool:
         live = SumsFile(directory.sums)
     except LiteFSError:
         return False
-    durable = live.sums.durable_txid
+    is_durable = live.sums.durable_txid >= base.txid and not live.sums.damaged
     live.close()
-    return durable >= base.txid
+    return is_durable

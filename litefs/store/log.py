@@ -7,6 +7,7 @@ filled with zeros before, so that a full disk is met before anything of the reco
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import xxhash
 
 from litefs.errors import LogSyncFailed, PositionMismatch
 from litefs.store import fileops
+from litefs.store.append import LogAppend
 from litefs.store.segments import (
     LENGTH,
     PREALLOCATE_MIN,
@@ -160,7 +162,23 @@ class Log:
         if self._open_append is not None:
             raise RuntimeError(f"{self.directory}: another record is being written")
         self._make_room(RECORD_HEAD_SIZE)
-        self._open_append = LogAppend(self)
+        self._open_append = LogAppend(self._fd, self._end, self.tip.txid, self._finish_append)
+        return self._open_append
+
+    def begin_segment(self, page_size: int) -> LogAppend:
+        """As ``begin``, for a full record, which changes the page size: the first one of a new segment.
+
+        The segment gets its name with the record, so that there is never one of a page size that the database
+        does not have. What the log has is synced before. Raises LogSyncFailed, OSError.
+        """
+        if self._open_append is not None:
+            raise RuntimeError(f"{self.directory}: another record is being written")
+        with contextlib.suppress(LogSyncFailed):
+            self.sync()
+        self.sync()  # after a failure in another file
+        fd, header = self._new_segment(page_size)
+        finish = functools.partial(self._finish_segment, fd, header)
+        self._open_append = LogAppend(fd, SEGMENT_HEADER_SIZE, self.tip.txid, finish)
         return self._open_append
 
     def sync(self) -> None:
@@ -170,8 +188,10 @@ class Log:
         """
         if self._sync_failed:
             self._supersede()
-        if self._synced == self.tip:
-            return
+        if self._synced != self.tip:
+            self._flush()
+
+    def _flush(self) -> None:
         tip, end = self.tip, self._end
         try:
             fileops.fdatasync(self._fd)
@@ -182,6 +202,35 @@ class Log:
             raise LogSyncFailed(f"{self._path}: {error}") from error
         self._directory_dirty = False
         self._synced, self._synced_end = tip, end
+
+    def retract(self, tip: Position) -> None:
+        """Remove the last record, which nobody was told of, durably: the log ends at ``tip`` again.
+
+        It is overwritten with zeros, not cut off: another process may have the segment mapped. Raises
+        PositionMismatch if the log does not end with one record after ``tip``; OSError and LogSyncFailed,
+        then the record may be there or not, and nothing may be appended.
+        """
+        if self._sync_failed:
+            raise LogSyncFailed(f"{self._path}: a record cannot be taken out of a segment whose fsync failed")
+        last = None
+        with SegmentMap(self._path) as segment:
+            for extent in segment.extents(verify=False):
+                last = extent
+        if (
+            last is None
+            or last.end != self._end
+            or (last.txid_min, last.pre_apply)
+            != (
+                tip.txid + 1,
+                tip.checksum,
+            )
+        ):
+            raise PositionMismatch(f"{self._path}: does not end with one record after {tip}")
+        fileops.write_zeros(self._fd, last.offset, last.end)
+        self.tip, self._end = tip, last.offset
+        if self._synced.txid > tip.txid:
+            self._synced, self._synced_end = tip, last.offset
+        self._flush()
 
     def close(self) -> None:
         """Give the unused space back and close, without a sync; harmless if repeated."""
@@ -230,23 +279,39 @@ class Log:
         except LogSyncFailed:
             self._supersede()
             return
-        header = SegmentHeader(self.tip.txid + 1, self.tip.checksum, self.page_size)
-        path = segment_path(self.directory, header.first_txid)
-        temporary = path.with_name(path.name + ".tmp")
+        fd, header = self._new_segment(self.page_size)
+        self._enter(fd, header, PREALLOCATE_MIN)
+
+    def _new_segment(self, page_size: int) -> tuple[int, SegmentHeader]:
+        """A segment that begins after the tip, but has only its temporary name yet."""
+        header = SegmentHeader(self.tip.txid + 1, self.tip.checksum, page_size)
+        temporary = _temporary(segment_path(self.directory, header.first_txid))
         fd = fileops.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             fileops.pwrite_all(fd, header.pack(), 0)
             fileops.write_zeros(fd, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, header
+
+    def _enter(self, fd: int, header: SegmentHeader, allocated: int) -> None:
+        """Give a new segment its name and go on in it.
+
+        Raises OSError; then ``fd`` is closed, and nothing else has changed.
+        """
+        path = segment_path(self.directory, header.first_txid)
+        try:
             # A header that missed the disk while records behind it reached it would look like damage; and a
             # segment that this log does not go on in would hide the records that follow in the present one.
             fileops.fdatasync(fd)
-            fileops.rename(temporary, path)
+            fileops.rename(_temporary(path), path)
         except BaseException:
             os.close(fd)
             raise
         with contextlib.suppress(OSError):
             fileops.truncate(self._fd, self._end)
-        self._adopt(fd, header, SEGMENT_HEADER_SIZE, PREALLOCATE_MIN)
+        self._adopt(fd, header, SEGMENT_HEADER_SIZE, allocated)
         self._directory_dirty = True
 
     def _supersede(self) -> None:
@@ -256,7 +321,7 @@ class Log:
         """
         header = SegmentHeader(self._synced.txid + 1, self._synced.checksum, self.page_size)
         path = segment_path(self.directory, header.first_txid)
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = _temporary(path)
         fd = fileops.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             fileops.pwrite_all(fd, header.pack(), 0)
@@ -284,19 +349,17 @@ class Log:
 
     def _adopt(self, fd: int, header: SegmentHeader, end: int, allocated: int) -> None:
         os.close(self._fd)
-        self._fd, self._header = fd, header
+        self._fd, self._header, self.page_size = fd, header, header.page_size
         self._end, self._allocated = end, allocated
         self._synced, self._synced_end = self.tip, end
         self._expires = time.monotonic() + SEGMENT_SECONDS
 
-    def _finish_append(self, offset: int | None, tip: Position | None) -> None:
-        """Called by ``LogAppend``: the record ended at ``offset`` and leads to ``tip``, or (None) it was
-        given up.
-        """
+    def _finish_append(self, end: int | None, tip: Position | None) -> None:
+        """The record of ``begin`` ended at ``end`` and leads to ``tip``, or (None) it was given up."""
         self._open_append = None
-        if offset is not None and tip is not None:
-            self._end, self.tip = offset, tip
-            self._allocated = max(self._allocated, offset)
+        if end is not None and tip is not None:
+            self._end, self.tip = end, tip
+            self._allocated = max(self._allocated, end + RECORD_HEAD_SIZE)
         else:
             # What the record left behind its missing head must not lie under the end marks of later records.
             self._allocated = self._end
@@ -305,59 +368,18 @@ class Log:
             except OSError:
                 self._expires = 0.0
 
+    def _finish_segment(self, fd: int, header: SegmentHeader, end: int | None, tip: Position | None) -> None:
+        """The same for that of ``begin_segment``. Raises OSError; then it was given up."""
+        self._open_append = None
+        if end is None or tip is None:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                fileops.unlink(_temporary(segment_path(self.directory, header.first_txid)))
+            return
+        self._enter(fd, header, max(end + RECORD_HEAD_SIZE, PREALLOCATE_MIN))
+        self._end, self.tip = end, tip
 
-class LogAppend:
-    """A record written in pieces; its head, which makes it exist, comes last.
 
-    As a context it aborts unless committed.
-    """
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self._offset = log._end
-        self._at = log._end + RECORD_HEAD_SIZE
-        self._state = xxhash.xxh3_64()
-        self._done = False
-
-    @property
-    def size(self) -> int:
-        """Bytes of the body so far."""
-        return self._at - self._offset - RECORD_HEAD_SIZE
-
-    def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Add to the body. Raises OSError; abort then."""
-        fileops.pwrite_all(self._log._fd, chunk, self._at)
-        self._state.update(chunk)
-        self._at += len(chunk)
-
-    def commit(self, txid: int, post: int) -> None:
-        """End the body and make the record exist. Raises OSError; then the log is as before ``begin``."""
-        if self._done:
-            raise RuntimeError("the record is finished already")
-        if txid <= self._log.tip.txid:
-            raise PositionMismatch(f"TXID {txid:016x} offered after {self._log.tip.txid:016x}")
-        size = self.size
-        self._state.update(LENGTH.pack(size))
-        end = self._at + (-size & 7)
-        try:
-            # The end mark behind it; inside the preallocated space it may hold no bytes of this record.
-            fileops.write_zeros(self._log._fd, self._at, end + RECORD_HEAD_SIZE)
-            fileops.pwrite_all(self._log._fd, RECORD_HEAD.pack(size, self._state.intdigest()), self._offset)
-        except OSError:
-            self.abort()
-            raise
-        self._done = True
-        self._log._allocated = max(self._log._allocated, end + RECORD_HEAD_SIZE)
-        self._log._finish_append(end, Position(txid, post))
-
-    def abort(self) -> None:
-        """Give the record up; harmless after ``commit``."""
-        if not self._done:
-            self._done = True
-            self._log._finish_append(None, None)
-
-    def __enter__(self) -> LogAppend:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.abort()
+def _temporary(path: Path) -> Path:
+    """What a segment is called until it is whole; ``Log.open`` removes it."""
+    return path.with_name(path.name + ".tmp")

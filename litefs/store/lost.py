@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from litefs.store import fileops
@@ -24,13 +25,7 @@ def keep_diverged(directory: DatabaseDir, after_txid: int, reason: str) -> Path 
     if not kept:
         return None
     target = directory.lost(reason)
-    try:
-        for path in kept:
-            fileops.copy_file(path, target / path.name)
-    except BaseException:
-        # What is tried again on a full disk must not fill it further; the log itself is still there.
-        fileops.remove_tree(target)
-        raise
+    _copy(kept, target)
     return target
 
 
@@ -42,5 +37,15 @@ def keep_file(source: Path, directory: DatabaseDir, reason: str) -> Path | None:
     if not source.exists():
         return None
     target = directory.lost(reason)
-    fileops.copy_file(source, target / source.name)
+    _copy([source], target)
     return target
+
+
+def _copy(paths: Iterable[Path], target: Path) -> None:
+    try:
+        for path in paths:
+            fileops.copy_file(path, target / path.name)
+    except BaseException:
+        # What is tried again on a full disk must not fill it further; the files themselves are still there.
+        fileops.remove_tree(target)
+        raise

@@ -38,6 +38,15 @@ def decode_name(component: str) -> str:
     return name
 
 
+def super_journal_stem(name: str) -> str | None:
+    """The database whose super-journal would have this name: ``DIR/app.db`` for ``DIR/app.db-mj0A1B2C9D3``.
+
+    SQLite appends ``-mj`` and nine hexadecimal digits, the seventh of them a 9 (sqlite.org/tempfiles.html).
+    """
+    match = _SUPER_JOURNAL.search(name)
+    return name[: match.start()] if match and not name.startswith("-mj") else None
+
+
 def validate_name(name: str) -> str:
     """Return ``name`` if a database can have it; raises InvalidName with the reason.
 
@@ -126,19 +135,23 @@ class DatabaseDir:
         fileops.make_dir(self.path)
 
     def lost(self, reason: str) -> Path:
-        """Make a new directory ``DATA/lost/NAME-TIME-REASON`` for what must be set aside."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        base = self.path.parent.parent / "lost"
-        fileops.make_dir(base)
-        for attempt in range(1000):
-            suffix = f"-{attempt}" if attempt else ""
-            target = base / f"{self.path.name}-{stamp}-{reason}{suffix}"
+        """Make a new directory ``DATA/lost/NAME-TIME-REASON`` for what must be set aside, durably."""
+        fileops.make_dir(self.path.parent.parent / "lost")
+        for target in self.lost_names(reason):
             try:
                 fileops.new_dir(target)
             except FileExistsError:
                 continue
             return target
-        raise FileExistsError(f"too many lost directories for {self.name} at {stamp}")
+        raise FileExistsError(f"too many lost directories for {self.name} at this second")
+
+    def lost_names(self, reason: str) -> Iterator[Path]:
+        """The paths that ``lost`` tries, one after the other."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        first = self.path.parent.parent / "lost" / f"{self.path.name}-{stamp}-{reason}"
+        yield first
+        for attempt in range(1, 1000):
+            yield first.with_name(f"{first.name}-{attempt}")
 
 
 class DataDir:
@@ -150,7 +163,8 @@ class DataDir:
     def __init__(self, path: Path | str) -> None:
         """Raises OSError if the directory cannot be made."""
         self.path = Path(path)
-        fileops.make_dir(self.path / "dbs")
+        self._parts: set[str] = set()
+        self.part("dbs")
 
     def lock(self) -> int:
         """Take the lock of this directory; returns the descriptor that holds it.
@@ -173,6 +187,17 @@ class DataDir:
             os.close(fd)
             raise
         return fd
+
+    def part(self, name: str) -> Path:
+        """The directory of that name directly in this one, there and durable on return. Raises OSError.
+
+        It is synced once for each of these objects: who made it may have been killed before that.
+        """
+        path = self.path / name
+        if name not in self._parts:
+            fileops.make_dir(path)
+            self._parts.add(name)
+        return path
 
     def database_dir(self, name: str) -> DatabaseDir:
         """Where database ``name`` is kept, whether it exists or not. Raises InvalidName."""

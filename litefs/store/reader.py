@@ -349,17 +349,26 @@ class LogReader:
 
 
 def newest_images(
-    directory: Path, after_txid: int, upto_txid: int | None = None, *, images: dict[int, Image] | None = None
+    directory: Path,
+    after_txid: int,
+    upto_txid: int | None = None,
+    *,
+    page_size: int,
+    images: dict[int, Image] | None = None,
 ) -> dict[int, Image]:
     """By page number, where the newest image logged after ``after_txid`` is; found through the records' page
     indexes.
 
-    With ``images``, a map that an earlier call returned is brought up to date instead. Pages that a later
-    transaction cut off are in it too. Raises LogCorrupt if the log does not reach from ``after_txid`` to
-    ``upto_txid``.
+    ``page_size``: of the database at ``upto_txid``. A record of another one voids all images before it: the
+    next record holds every page anew. With ``images``, a map that an earlier call returned is brought up to
+    date instead. Pages that a later transaction cut off are in it too. Raises LogCorrupt if the log does not
+    reach from ``after_txid`` to ``upto_txid``.
     """
     found = {} if images is None else images
     for extent in extents(directory, after_txid, upto_txid):
+        if extent.page_size != page_size:
+            found.clear()
+            continue
         for pgno, offset, size in _page_index(extent):
             found[pgno] = Image(extent.path, extent.body_offset + offset, size)
     return found

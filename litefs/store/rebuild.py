@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import ItemsView
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Overlay:
     """
 
     def __init__(self, log: Path, page_size: int, commit: int) -> None:
-        """``commit``: pages of the database at the log's tip."""
+        """``page_size``, ``commit``: bytes per page and pages of the database at the log's tip."""
         self._log = log
         self._page_size = page_size
         self._commit = commit
@@ -68,7 +69,7 @@ class Overlay:
         ``sums`` gets the images' checksums. Raises LogCorrupt, FormatError, OSError; nothing is written to
         the file.
         """
-        for pgno, image in newest_images(self._log, after_txid, upto_txid).items():
+        for pgno, image in self._newest(after_txid, upto_txid):
             if pgno <= self._commit:
                 self.logged.add(pgno)
                 wanted = page_checksum(pgno, self._reader.page(pgno, image, self._page_size))
@@ -84,11 +85,14 @@ class Overlay:
         """
         size = self._page_size
         with path.open("rb", buffering=0) as file:
-            for pgno, image in newest_images(self._log, after_txid, upto_txid).items():
+            for pgno, image in self._newest(after_txid, upto_txid):
                 if pgno <= self._commit:
                     page = os.pread(file.fileno(), size, (pgno - 1) * size)
                     if len(page) < size or not sums.matches(pgno, page):
                         self._images[pgno] = image
+
+    def _newest(self, after_txid: int, upto_txid: int) -> ItemsView[int, Image]:
+        return newest_images(self._log, after_txid, upto_txid, page_size=self._page_size).items()
 
     def page(self, pgno: int, fd: int) -> bytes:
         """A page as it will be after ``write`` to the file open as ``fd``. Raises FormatError, OSError."""

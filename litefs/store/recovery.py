@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litefs.errors import LiteFSError
-from litefs.ltx.format import Header, lock_pgno
+from litefs.ltx.format import lock_pgno
 from litefs.sqlite.journal import is_hot, rollback_plan
 from litefs.store import fileops
+from litefs.store.damage import set_checksums, wrong_pages
 from litefs.store.database import Database
 from litefs.store.install import complete_install
 from litefs.store.log import Log
@@ -25,9 +26,10 @@ from litefs.store.lost import keep_file
 from litefs.store.offline import offline_database
 from litefs.store.paths import DatabaseDir
 from litefs.store.rebuild import Overlay, file_checksums
-from litefs.store.segments import extents, list_segments
-from litefs.store.sums import SumsFile, differing_pages
-from litefs.store.unused import relog, stored_checksums, unused_pages
+from litefs.store.segments import list_segments
+from litefs.store.sums import SumsFile
+from litefs.store.tip import Tip, tip_of
+from litefs.store.unused import are_unused, relog, stored_checksums
 from litefs.types import ZERO, Position
 
 _BATCH = 1 << 20
@@ -58,7 +60,7 @@ class Report:
     damaged: bool = False
     """The file is not as the log says, and the log no longer has the images: served for reading only."""
     damaged_pages: tuple[int, ...] = ()
-    """Which pages are wrong, as far as the stored checksums tell."""
+    """Which pages are wrong, if the stored checksums tell."""
     lost: Path | None = None
     """Where the file was copied before it was changed."""
 
@@ -86,16 +88,6 @@ class Report:
                 f"damaged: the file does not match {self.position} (pages: {pages}), reading only{where}"
             )
         return lines
-
-
-@dataclass(frozen=True, slots=True)
-class _Tip:
-    """The state that the log ends with."""
-
-    position: Position
-    page_size: int
-    commit: int
-    timestamp: int
 
 
 def recover(directory: DatabaseDir, *, clean_allowed: bool = True, node_id: int = 0) -> Report:
@@ -151,31 +143,30 @@ def _as_stored(directory: DatabaseDir, file: SumsFile, tip: Position) -> bool:
 def _rebuild(directory: DatabaseDir, file: SumsFile, log: Log, installed: bool, node_id: int) -> Report:
     """Lay what the log has over the file; the whole file is read once, in parallel."""
     log.sync()
-    trusted = file.sums.checksum if file.position == log.tip else None
-    tip = _tip(directory, file, log, known=trusted is not None)
+    is_current = file.position == log.tip
+    tip = tip_of(directory, file, log)
     rolled_back = _roll_back(directory.database, directory.journal, tip.page_size)
     stored = stored_checksums(file, tip.commit)
     known_damage = file.sums.damaged and directory.database.exists()
     seen_before = known_damage and file.same_stat(os.stat(directory.database))
     first = log.first_txid - 1
-    durable = max(first, min(file.sums.durable_txid, tip.position.txid)) if trusted is not None else first
+    durable = max(first, min(file.sums.durable_txid, tip.position.txid)) if is_current else first
 
     found = file_checksums(directory.database, tip.page_size, tip.commit)
     _refill(file, found, tip)
     with Overlay(directory.log, tip.page_size, tip.commit) as overlay:
         overlay.collect(durable, tip.position.txid, file.sums)
-        if file.sums.recompute_total() != tip.position.checksum and durable > first:
+        wrong = wrong_pages(overlay, file.sums, stored)
+        if wrong != [] and durable > first:
             overlay.collect(first, tip.position.txid, file.sums)
-        damaged = file.sums.recompute_total() != tip.position.checksum
-        unused: list[int] = []
-        if damaged and rolled_back:
-            unused = unused_pages(overlay, directory.database, file, stored)
-            damaged = not unused
+            wrong = wrong_pages(overlay, file.sums, stored)
+        unused = []
+        if wrong and rolled_back and are_unused(overlay, directory.database, file, wrong):
+            unused = wrong
+        damaged = wrong != unused
+        set_checksums(file.sums, wrong or (), stored)  # as they should be: the next recovery compares again
         lost = keep_file(directory.database, directory, "damaged") if damaged and not seen_before else None
         overlay.write(directory.database)
-    pages: tuple[int, ...] = ()
-    if damaged and trusted is not None:
-        pages = tuple(differing_pages(stored, file.sums.array(1, tip.commit)))
     if unused:
         relog(Database(directory, file, log, node_id), unused)
     _remove_companions(directory)
@@ -189,26 +180,12 @@ def _rebuild(directory: DatabaseDir, file: SumsFile, log: Log, installed: bool, 
         relogged=len(unused),
         restored=overlay.count,
         damaged=damaged,
-        damaged_pages=pages,
+        damaged_pages=tuple(wrong or ()) if damaged else (),
         lost=lost,
     )
 
 
-def _tip(directory: DatabaseDir, file: SumsFile, log: Log, *, known: bool) -> _Tip:
-    """What the last record says; for a log without one, what the checksums or the file say."""
-    for extent in extents(directory.log, max(log.first_txid - 1, log.tip.txid - 1)):
-        if extent.txid_max == log.tip.txid:
-            with extent.path.open("rb") as segment:
-                segment.seek(extent.body_offset)
-                header = Header.unpack(segment.read(100))
-            return _Tip(log.tip, header.page_size, header.commit, header.timestamp)
-    if known:
-        return _Tip(log.tip, log.page_size, file.sums.page_count, file.sums.timestamp)
-    size = directory.database.stat().st_size if directory.database.exists() else 0
-    return _Tip(log.tip, log.page_size, size // log.page_size, 0)
-
-
-def _refill(file: SumsFile, found: bytes, tip: _Tip) -> None:
+def _refill(file: SumsFile, found: bytes, tip: Tip) -> None:
     """Make the checksums those of the file as it is, under the tip's position; nothing counts as durable."""
     file.sums.clean = False
     file.ensure(tip.commit)

@@ -39,10 +39,13 @@ _HEADER = struct.Struct("<8sQQII24x")
 _HASH = struct.Struct("<Q")
 _NAME = re.compile(r"([0-9a-f]{16})\.seg\Z")
 _LTX_HEADER_SIZE = 100
+_LTX_PAGE_SIZE = struct.Struct(">I")
+_LTX_PAGE_SIZE_AT = 8
 _LTX_TXIDS = struct.Struct(">QQ")
 _LTX_TXIDS_AT = 16
 _LTX_CHECKSUM = struct.Struct(">Q")
 _LTX_PRE_AT = 40
+_PAGE_SIZES = frozenset(512 << n for n in range(8))
 _SECTOR = 512
 """The least that disks write as one."""
 _ZERO_TAIL = 16
@@ -52,7 +55,7 @@ _ZERO_SCAN = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """What a segment says about itself: the position before its first record, and the page size."""
+    """What a segment says about itself: the position before its first record, and its records' page size."""
 
     first_txid: int
     pre_apply: int
@@ -68,14 +71,31 @@ class SegmentHeader:
         head = _HEADER.pack(_MAGIC, self.first_txid, self.pre_apply, self.page_size, 0)
         return head + _HASH.pack(xxhash.xxh3_64_intdigest(head))
 
+    @staticmethod
+    def is_whole(data: bytes) -> bool:
+        """Whether these 64 bytes were written as a segment header, which a crash may cut short."""
+        return (
+            len(data) == SEGMENT_HEADER_SIZE
+            and data[:8] == _MAGIC
+            and _HASH.unpack_from(data, 56)[0] == xxhash.xxh3_64_intdigest(data[:56])
+        )
+
     @classmethod
-    def unpack(cls, data: bytes, where: object) -> SegmentHeader:
-        """Raises LogCorrupt naming ``where`` if these are not the 64 bytes of a segment header."""
-        if len(data) != SEGMENT_HEADER_SIZE or data[:8] != _MAGIC:
-            raise LogCorrupt(f"{where}: offset 0: not a log segment")
-        if _HASH.unpack_from(data, 56)[0] != xxhash.xxh3_64_intdigest(data[:56]):
-            raise LogCorrupt(f"{where}: offset 0: segment header checksum is wrong")
+    def unpack(cls, data: bytes, path: Path) -> SegmentHeader:
+        """Raises LogCorrupt naming ``path`` if these are not the 64 bytes of the header that belongs there.
+
+        A segment must begin with the TXID in its file's name, by which readers choose it.
+        """
+        if not cls.is_whole(data):
+            raise LogCorrupt(f"{path}: offset 0: not the header of a log segment, or its checksum is wrong")
         _, first, pre, page_size, _ = _HEADER.unpack_from(data)
+        name = _NAME.match(path.name)
+        if name is not None and int(name[1], 16) != first:
+            raise LogCorrupt(f"{path}: offset 8: the header says that TXID {first:016x} is the first")
+        if not first or (first == 1) != (pre == 0):
+            raise LogCorrupt(f"{path}: offset 8: TXID {first:016x} cannot follow checksum {pre:016x}")
+        if page_size not in _PAGE_SIZES:
+            raise LogCorrupt(f"{path}: offset 24: pages of {page_size} bytes")
         return cls(first, pre, page_size)
 
 
@@ -92,6 +112,7 @@ class Extent:
     txid_max: int
     pre_apply: int
     post_apply: int
+    page_size: int
 
     @property
     def body_offset(self) -> int:
@@ -136,10 +157,11 @@ def read_extent(
     """The extent of a record whose body of ``size`` bytes begins at ``buffer[at]``; ``offset``: of its head
     in the file.
     """
+    (page_size,) = _LTX_PAGE_SIZE.unpack_from(buffer, at + _LTX_PAGE_SIZE_AT)
     txid_min, txid_max = _LTX_TXIDS.unpack_from(buffer, at + _LTX_TXIDS_AT)
     (pre,) = _LTX_CHECKSUM.unpack_from(buffer, at + _LTX_PRE_AT)
     (post,) = _LTX_CHECKSUM.unpack_from(buffer, at + size - 16)
-    return Extent(path, offset, size, txid_min, txid_max, pre, post)
+    return Extent(path, offset, size, txid_min, txid_max, pre, post, page_size)
 
 
 class SegmentMap:

@@ -20,6 +20,7 @@ from litefs.store.install import complete_install, discard, write_intent
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import Image, ImageReader, newest_images
+from litefs.store.rebuild import file_checksums
 from litefs.store.sums import SumsFile, differing_pages
 from litefs.types import Position
 
@@ -62,13 +63,16 @@ class SnapshotSource:
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         """Batches of page numbers (native u32, ascending within a batch) and their images.
 
-        Pages that cannot be had yet come last. Raises LiteFSError after ``RETRY_SECONDS`` without progress,
-        LogCorrupt.
+        Pages that cannot be had yet come last. If the page size changes meanwhile the walk ends: among the
+        records that follow, one holds every page anew. Raises LiteFSError after ``RETRY_SECONDS`` without
+        progress, LogCorrupt.
         """
         per_batch = max(1, BATCH_BYTES // (self.page_size or 1))
         late: list[int] = []
         for first in range(1, self.commit + 1, per_batch):
             batch = self._batch(first, min(per_batch, self.commit - first + 1), late)
+            if self._ended:
+                return
             if batch[0]:
                 yield batch
         deadline = time.monotonic() + RETRY_SECONDS
@@ -81,6 +85,8 @@ class SnapshotSource:
                     waiting.append(pgno)
                 elif page:
                     pages.append((pgno, page))
+            if self._ended:
+                return
             for start in range(0, len(pages), per_batch):
                 yield _joined(pages[start : start + per_batch])
             if len(waiting) < len(late):
@@ -122,6 +128,11 @@ class SnapshotSource:
                 pages.append((pgno, page))
         return _joined(pages)
 
+    @property
+    def _ended(self) -> bool:
+        """Whether the page size has changed since this snapshot began."""
+        return self._file.sums.page_size != self.page_size
+
     def _refresh(self) -> None:
         if max(self._file.sums.page_count, self.commit) > self._file.sums.capacity:
             self._file.refresh()
@@ -144,13 +155,15 @@ class SnapshotSource:
     def _image(self, pgno: int) -> bytes | None:
         """The newest image in the log of a page that the database file does not durably hold, or None."""
         sums = self._file.sums
-        txid = sums.snapshot()[0]
+        txid, _, _, page_size, _ = sums.snapshot()
+        if page_size != self.page_size:
+            return None
         # Retention may remove what has become durable meanwhile, here too between two steps: then
         # try again later.
         start = max(self._mapped_txid, sums.durable_txid)
         try:
             if txid > start:
-                newest_images(self._dir.log, start, txid, images=self._images)
+                newest_images(self._dir.log, start, txid, page_size=page_size, images=self._images)
                 self._mapped_txid = txid
             image = self._images.get(pgno)
             return self._reader.page(pgno, image, self.page_size) if image is not None else None
@@ -216,7 +229,7 @@ class SnapshotTarget:
             )
 
     def record(self, body: Buffer) -> None:
-        """Lay a later record over the file.
+        """Lay a later record over the file; one of another page size is a full record, and takes its place.
 
         Raises PositionMismatch, FormatError, ChecksumMismatch, OSError.
         """
@@ -230,19 +243,23 @@ class SnapshotTarget:
 
         decoder = Decoder(lambda size: bytes(read(size)))
         header = decoder.header
-        if header.page_size != self.page_size:
-            raise FormatError(
-                f"{self.dir.name}: record of page size {header.page_size}, not {self.page_size}"
-            )
         if header.min_txid != self.position.txid + 1 or header.pre_apply != self.position.checksum:
             raise PositionMismatch(
                 f"{self.dir.name}: record {header.min_txid:016x} does not follow {self.position}"
             )
+        if header.page_size != self.page_size:
+            self._empty(header.page_size)
         self._resize(header.commit)
         for pgnos, images in decoder:
             self.pages(pgnos, images)
         self.position = Position(header.max_txid, decoder.trailer.post_apply)
         self.timestamp = header.timestamp
+
+    def _empty(self, page_size: int) -> None:
+        """Forget all pages: a full record follows. Whether it was one, ``verify`` tells."""
+        self._file.sums.format(page_size)
+        fileops.truncate(self._fd, 0)
+        self.page_size, self.commit = page_size, 0
 
     def _resize(self, commit: int) -> None:
         if commit > self.commit:
@@ -285,12 +302,16 @@ class SnapshotTarget:
         complete_install(self.dir)
 
     def differing(self, sums: PageSums) -> Iterator[tuple[bytes, bytes]]:
-        """The pages (native u32 ascending, images) that are not as in ``sums``, in batches; ``commit`` is the
-        new size.
+        """The pages (native u32 ascending, images) that are not as in ``sums``, or that the database file has
+        otherwise, in batches; ``commit`` is the new size.
+
+        The checksums are right also for pages in the WAL, but the file may be damaged.
         """
         size = self.page_size
+        new = self._file.sums.array(1, self.commit)
         old = sums.array(1, min(sums.page_count, self.commit))
-        pgnos = differing_pages(old, self._file.sums.array(1, self.commit))
+        found = file_checksums(self.dir.database, size, self.commit)
+        pgnos = sorted({*differing_pages(old, new), *differing_pages(found, new)})
         skip = lock_pgno(size)
         per_batch = max(1, BATCH_BYTES // size)
         for start in range(0, len(pgnos), per_batch):
@@ -321,6 +342,7 @@ class SnapshotTarget:
         sums.page_size = self.page_size
         sums.reset(self.commit, self.position.txid, self.position.checksum, self.timestamp)
         sums.synced_txid = self.position.txid
+        sums.damaged = False
         return fresh
 
     def finish(self) -> None:
@@ -336,9 +358,12 @@ class SnapshotTarget:
             self._fd = -1
 
     def abort(self) -> None:
-        """Give up and remove what was received (not after ``seal``). Harmless if repeated."""
+        """Give up and remove what was received (not after ``seal``), the directory too if it was the first of
+        this database: none may follow. Harmless if repeated.
+        """
         self.close()
         discard(self.dir)
+        fileops.remove_empty_dir(self.dir.path)
 
 
 def _has_gap(sums: bytes) -> bool:

@@ -35,15 +35,14 @@ def remove_unborn(path: Path, first_txid: int) -> Cut | None:
     """
     with path.open("rb") as file:
         data = file.read(PREALLOCATE_MIN + 1)
-    try:
-        SegmentHeader.unpack(data[:SEGMENT_HEADER_SIZE], path)
-    except LogCorrupt:
-        if any(data[SEGMENT_HEADER_SIZE:]) or len(data) > PREALLOCATE_MIN:
-            raise
-        fileops.unlink(path)
-        fileops.sync_dir(path.parent)
-        return Cut(path, 0, len(data), first_txid - 1)
-    return None
+    header = data[:SEGMENT_HEADER_SIZE]
+    if SegmentHeader.is_whole(header):
+        return None
+    if any(data[SEGMENT_HEADER_SIZE:]) or len(data) > PREALLOCATE_MIN:
+        SegmentHeader.unpack(header, path)
+    fileops.unlink(path)
+    fileops.sync_dir(path.parent)
+    return Cut(path, 0, len(data), first_txid - 1)
 
 
 def scan(path: Path, synced_txid: int, trusted: Position | None) -> tuple[Position, int, int, SegmentHeader]:

@@ -7,7 +7,6 @@ rollback; recovery does the same for a journal that it played back itself.
 
 from __future__ import annotations
 
-import sys
 import time
 from array import array
 from pathlib import Path
@@ -24,30 +23,15 @@ def stored_checksums(file: SumsFile, page_count: int) -> bytes:
     return file.sums.array(1, min(page_count, file.sums.capacity)) if file.sums.page_size else b""
 
 
-def unused_pages(overlay: Overlay, database: Path, file: SumsFile, stored: bytes) -> list[int]:
-    """The leaves of the free list with another content than at the log's tip, if nothing else is wrong.
+def are_unused(overlay: Overlay, database: Path, file: SumsFile, pgnos: list[int]) -> bool:
+    """Whether these pages, which are not as at the log's tip, all are leaves of the free list.
 
-    ``file`` has the checksums of the pages as they will be after ``overlay.write``, and the position of the
-    tip; ``stored``: those from before, right for every page that the log has no image of (``reap`` sees to
-    that). Then it gets the checksums that the leaves had at the tip; otherwise nothing changes and the answer
-    is empty. Raises FormatError, OSError.
+    ``file`` has the size of the database; pages are looked at as they will be after ``overlay.write``.
+    Raises FormatError, OSError.
     """
-    known = memoryview(stored).cast("Q")
-    sums = file.sums
     with database.open("rb", buffering=0) as source:
-        leaves = free_leaves(lambda pgno: overlay.page(pgno, source.fileno()), sums.page_count)
-    found = {
-        pgno: sums.get(pgno)
-        for pgno in sorted(leaves - overlay.logged)
-        if pgno <= len(known) and known[pgno - 1] not in (0, sums.get(pgno))
-    }
-    for pgno in found:
-        sums.load(pgno, known[pgno - 1].to_bytes(8, sys.byteorder))
-    if sums.recompute_total() == sums.checksum:
-        return list(found)
-    for pgno, checksum in found.items():
-        sums.load(pgno, checksum.to_bytes(8, sys.byteorder))
-    return []
+        leaves = free_leaves(lambda pgno: overlay.page(pgno, source.fileno()), file.sums.page_count)
+    return leaves.issuperset(pgnos)
 
 
 def relog(db: Database, pgnos: list[int]) -> None:

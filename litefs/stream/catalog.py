@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from litefs.errors import DatabaseNotFound, FormatError
 from litefs.store.dropped import tombstone
@@ -60,25 +58,23 @@ class StoreSource:
         self.directory = directory
         self.name = directory.name
         self.pins: list[PinnedPages] = []
-        self._inode = _inode(directory.sums)
         self._file = SumsFile(directory.sums)
 
     @property
     def page_size(self) -> int:
         return self._file.sums.page_size
 
+    @property
+    def damaged(self) -> bool:
+        return self._file.sums.damaged
+
     def is_current(self) -> bool:
-        """Whether this is still the database of that name; one without a transaction can be removed."""
-        return self.position() != ZERO or self._file.is_current()
+        """False once the files are gone, also if another database has the name."""
+        return self._file.is_current()
 
     def position(self) -> Position:
         txid, checksum, *_ = self._file.sums.snapshot()
         return Position(txid, checksum)
-
-    @property
-    def current(self) -> bool:
-        """False once the files are gone, also if another database has the name."""
-        return _inode(self.directory.sums) == self._inode
 
     def is_at(self, position: Position) -> bool:
         sums = self._file.sums
@@ -133,18 +129,20 @@ class StoreCatalog:
 
     def rescan(self) -> None:
         """Take in what the directory holds and was not known or made anew, let go what is gone."""
-        names = self._datadir.names()
-        for name, source in list(self._sources.items()):
-            if name not in names or not source.current:
-                self.remove(name)
-        for name in names:
-            if name not in self._sources or not self._sources[name].is_current():
-                try:
-                    self.add(name)
-                except DatabaseNotFound:
-                    self.remove(name)  # nothing was committed to it yet
-                except (FormatError, OSError) as error:
-                    logger.warning("%s: not replicated: %s", name, error)
+        for name in {*self._sources, *self._datadir.names()}:
+            self.refresh(name)
+
+    def refresh(self, name: str) -> None:
+        """As ``rescan``, of one database: to look at all at each one's first open adds up."""
+        source = self._sources.get(name)
+        if source is not None and source.is_current():
+            return
+        try:
+            self.add(name)
+        except DatabaseNotFound:
+            self.remove(name)  # it is gone, or nothing was committed to it yet
+        except (FormatError, OSError) as error:
+            logger.warning("%s: not replicated: %s", name, error)
 
     def dropped(self, name: str) -> int:
         """The TXID at which ``name`` was removed on purpose; 0 if it was not, or is in use again."""
@@ -152,6 +150,11 @@ class StoreCatalog:
             return 0
         position = tombstone(self._datadir, name)
         return 0 if position is None else position.txid
+
+    def damaged(self, name: str) -> bool:
+        """Whether ``name`` was found damaged and has not been mended yet."""
+        source = self._sources.get(name)
+        return source is not None and source.damaged
 
     def pinned_txid(self, name: str) -> int | None:
         """The lowest TXID that a running snapshot of ``name`` began at, None without one.
@@ -192,11 +195,3 @@ class StoreCatalog:
     def _changed(self) -> None:
         self.generation += 1
         self.notify()
-
-
-def _inode(path: Path) -> int:
-    """0 if there is no such file."""
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return 0

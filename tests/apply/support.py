@@ -114,8 +114,27 @@ class Source:
             bodies += [entry.body or entry.open().read() for entry in entries]
         return bodies
 
+    def vacuum(self, page_size: int) -> None:
+        """VACUUM to another page size, captured as a full record."""
+        run = self.connection.execute
+        run("PRAGMA journal_mode=delete")
+        self._log(self._file_change())
+        run(f"PRAGMA page_size={page_size}")
+        run("VACUUM")
+        data = self.path.read_bytes()
+        self.page_size = page_size
+        self.pages = [data[at : at + page_size] for at in range(0, len(data), page_size)]
+        count = len(self.pages)
+        numbers = struct.pack(f"={count}I", *range(1, count + 1))
+        self.database.commit_stream(numbers, [(numbers, data)], count, 1_700_000_000_000, page_size)
+        run(f"PRAGMA journal_mode={self.mode}")
+        self._log(self._file_change())
+
     def _capture(self) -> None:
-        for pages, commit in self._wal_commits() if self.mode == "wal" else self._file_change():
+        self._log(self._wal_commits() if self.mode == "wal" else self._file_change())
+
+    def _log(self, changes: Iterator[tuple[dict[int, bytes], int]]) -> None:
+        for pages, commit in changes:
             numbers = sorted(pages)
             self.database.commit(
                 struct.pack(f"={len(numbers)}I", *numbers),

@@ -88,14 +88,11 @@ def test_a_bad_record_stops_there(
     applier.close()
 
 
-def test_another_page_size_and_no_pages_are_not_supported(tmp_path: Path, source: SourceMaker) -> None:
+def test_no_pages_are_not_supported(tmp_path: Path, source: SourceMaker) -> None:
     primary = source(seed=12)
     applier = replica_of(primary, tmp_path / "replica")
     (body,) = records(primary, 1)
     header = decode(body).header
-    other = replace(header, page_size=8192)
-    with pytest.raises(NotSupported, match="page size changes from 4096 to 8192"):
-        applier.apply([encode(other, struct.pack("=I", 1), bytes(8192), 1 << 63 | 5)])
     with pytest.raises(NotSupported, match="no pages"):
         applier.apply([encode(replace(header, commit=0), b"", b"", 1 << 63)])
     assert applier.apply([body]) == primary.position

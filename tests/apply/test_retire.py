@@ -121,6 +121,27 @@ def test_the_guard_makes_old_connections_fail(
     assert fresh.ask("PRAGMA integrity_check") == ["ok"]
 
 
+@pytest.mark.parametrize("page_size", [0, 512])
+def test_a_database_smaller_than_a_page_of_memory(mount: Mount, client: ClientMaker, page_size: int) -> None:
+    """It may even be empty; its pages are all in the WAL then."""
+    path = mount.point / "app.db"
+    one = client(path, "ask", writable=True)
+    if page_size:
+        one.ask(f"PRAGMA page_size={page_size}")
+        one.ask("PRAGMA journal_mode=WAL")
+        one.ask("CREATE TABLE t(id INTEGER PRIMARY KEY, data BLOB)")
+        assert one.ask(COUNT) == [0]
+    assert (mount.backing / "app.db").stat().st_size == page_size
+    guard = MountGuard(mount.point)
+    guard.watch("app.db")
+    mount.kill()
+    assert guard.retire() == ["app.db"]
+    mount.unmount()
+    mount.start()
+    if page_size:
+        assert fails(one.ask(COUNT))
+
+
 def test_the_guard_spares_a_mount_that_answers(mount: Mount, client: ClientMaker) -> None:
     guard = MountGuard(mount.point)
     writer, idle, _ = filled(client, mount, "wal", 0)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 
+from litefs.apply import pagesize
 from litefs.apply import sink as sink_module
 from litefs.apply.sink import ReplicaSink
 from litefs.apply.wal import WalAppend
@@ -23,11 +24,10 @@ from litefs.sqlite.wal import HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.paths import DataDir
 from litefs.store.recovery import recover
-from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotTarget
 from litefs.store.sums import SumsFile
 from litefs.types import Position
-from tests.apply.conftest import SourceMaker
+from tests.apply.conftest import ClientMaker, SourceMaker
 from tests.apply.support import Source
 
 
@@ -38,6 +38,8 @@ class Replica:
         self.data = DataDir(path)
         self.shown: list[str] = []
         self.recoveries: list[str] = []
+        self.damages: list[dict[str, Position]] = []
+        """The positions whenever the primary was to be told them anew."""
         self.applied: list[tuple[str, Position]] = []
         self.sink = self.make()
 
@@ -48,6 +50,7 @@ class Replica:
             on_database_ready=self._show,
             on_applied=lambda name, position: self.applied.append((name, position)),
             on_recovery_needed=self.recoveries.append,
+            on_damage=lambda: self.damages.append(dict(self.sink.positions())),
             locate=self.path,
         )
 
@@ -316,29 +319,6 @@ def test_what_is_logged_but_not_shown_is_shown_without_another_record(
     run(scenario)
 
 
-def test_a_database_that_cannot_be_opened_leaves_the_others(tmp_path: Path, source: SourceMaker) -> None:
-    async def scenario() -> None:
-        good, bad = source(seed=32), source(seed=33)
-        async with running(tmp_path / "data") as replica:
-            await replica.sink.records("good.db", stepped(good, 2))
-            await replica.sink.records("bad.db", stepped(bad, 2))
-            directory = replica.data.database_dir("bad.db")
-        (_, segment), *_ = list_segments(directory.log)
-        segment.write_bytes(b"rubbish" * 1000)
-        before = replica.path("bad.db").read_bytes()
-        async with running(tmp_path / "data") as replica:
-            sink = replica.sink
-            assert sink.positions() == {"good.db": good.position}
-            assert await sink.records("good.db", stepped(good, 2)) == good.position
-            with pytest.raises(LiteFSError, match="before a recovery"):
-                await sink.records("bad.db", stepped(bad, 1))
-            with pytest.raises(LiteFSError, match="before a recovery"):
-                await send_snapshot(sink, bad, "bad.db", bad.position, bad.pages)
-        assert replica.path("bad.db").read_bytes() == before
-
-    run(scenario)
-
-
 @pytest.mark.parametrize("step", ["room", "copy", "seal", "write"])
 def test_a_snapshot_that_the_disk_has_no_room_for_changes_nothing(
     tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch, step: str
@@ -381,30 +361,79 @@ def test_a_snapshot_that_the_disk_has_no_room_for_changes_nothing(
     run(scenario)
 
 
+@pytest.mark.parametrize("hidden", [True, False])
 def test_a_snapshot_of_another_page_size_is_put_in_place_by_recovery(
-    tmp_path: Path, source: SourceMaker
+    tmp_path: Path, source: SourceMaker, hidden: bool
 ) -> None:
+    """At once, while the mount does not show the database; if it does not answer, before the next mount."""
+
+    async def hide(name: str, readers: bool) -> None:
+        assert readers
+        dropped.append(name)
+        if not hidden:
+            raise LiteFSError("no answer from the fs process")
+
     async def scenario() -> None:
         old, new = source(seed=36), source(seed=37, page_size=8192)
         stepped(new, 3)
         new.take()
         async with running(tmp_path / "data") as replica:
             sink = replica.sink
+            sink._on_drop = hide
             await sink.records("app.db", stepped(old, 5))
             await send_snapshot(sink, new, "app.db", new.position, new.pages)
-            with pytest.raises(LiteFSError, match="page size becomes 8192"):
+            if hidden:
                 await sink.snapshot_end("app.db", new.position)
-            assert len(replica.recoveries) == 1
-            with pytest.raises(LiteFSError, match="takes a recovery"):
-                await sink.records("app.db", stepped(old, 1))
-            assert replica.steps("app.db") == 5
-        recover(replica.data.database_dir("app.db"))
+                assert replica.shown == ["app.db", "app.db"]
+                assert replica.recoveries == []
+            else:
+                with pytest.raises(LiteFSError, match="no answer"):
+                    await sink.snapshot_end("app.db", new.position)
+                assert len(replica.recoveries) == 1
+                with pytest.raises(LiteFSError, match="could not be made anew"):
+                    await sink.records("app.db", stepped(old, 1))
+                assert replica.steps("app.db") == 5
+        assert dropped == ["app.db"]
+        if not hidden:
+            recover(replica.data.database_dir("app.db"))
         async with running(tmp_path / "data") as replica:
             assert replica.sink.positions() == {"app.db": new.position}
             await replica.sink.records("app.db", stepped(new, 2))
             assert replica.steps("app.db") == 5
         assert replica.path("app.db").read_bytes() == new.body()
         assert list((tmp_path / "data" / "lost").iterdir())
+
+    dropped: list[str] = []
+    run(scenario)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_change_of_page_size_under_a_reader_that_stays(
+    tmp_path: Path, source: SourceMaker, client: ClientMaker, monkeypatch: pytest.MonkeyPatch, split: bool
+) -> None:
+    """The database is shown anew, with all records, also those that came in the same batch."""
+    monkeypatch.setattr(pagesize, "READERS_WAIT", 0.1)
+
+    async def scenario() -> None:
+        primary = source(seed=39)
+        async with running(tmp_path / "data") as replica:
+            sink = replica.sink
+            await sink.records("app.db", stepped(primary, 5))
+            reader = client(replica.path("app.db"), "ask")
+            reader.ask("BEGIN")
+            assert reader.ask("SELECT n FROM step") == [5]
+            bodies = stepped(primary, 2)
+            for size in (512, 8192):
+                primary.vacuum(size)
+                bodies += stepped(primary, 2)
+            for batch in [[body] for body in bodies] if split else [bodies]:
+                await sink.records("app.db", batch)
+            assert sink.positions() == {"app.db": primary.position}
+            assert replica.shown == ["app.db"] * 2
+            assert replica.applied[-1] == ("app.db", primary.position)
+            assert replica.steps("app.db") == 11
+            assert replica.recoveries == []
+        assert replica.path("app.db").read_bytes() == primary.body()
 
     run(scenario)
 

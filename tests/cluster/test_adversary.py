@@ -238,3 +238,24 @@ def test_a_replica_killed_within_snapshot_big_record_and_replacement_converges(
     pages_equal(primary, replica, "app.db")
     assert list((replica.data / "lost").rglob("*.seg"))
     assert replica.stop() == 0
+
+
+def test_a_client_cannot_remove_a_wal_index_that_is_applied_to(
+    primary_and_replica: tuple[Node, Node], make_client: MakeClient
+) -> None:
+    """Who opened the database after it would make another one, and never see a commit again."""
+    primary, replica = primary_and_replica
+    writer = filled(make_client, primary, "app.db")
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    result = subprocess.run(
+        ["rm", "-f", replica.path("app.db") + "-shm"], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert result.returncode == 1
+    assert "Read-only file system" in result.stderr
+    reader = make_client("sql", "sqlite3")
+    reader.call("open", path=replica.path("app.db"), readonly=True)
+    assert reader.call("execute", statement="SELECT count(*) FROM t") == [[1]]
+    writer.call("execute", statement="INSERT INTO t VALUES('seen')")
+    wait_equal(primary, replica, "app.db")
+    assert reader.call("execute", statement="SELECT count(*) FROM t") == [[2]]

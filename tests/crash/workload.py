@@ -19,6 +19,7 @@ from tests.crash.vfs import Primary
 
 Statement = tuple[str, tuple[object, ...]]
 MODES = ("delete", "truncate", "persist", "wal", "wal", "wal")
+PAGE_SIZES = (512, 1024, 1024, 4096, 4096, 8192)
 NEVER = 1 << 60
 SCHEMA: tuple[Statement, ...] = (
     ("CREATE TABLE meta (n INTEGER)", ()),
@@ -50,7 +51,7 @@ class Config:
     def random(cls, rng: random.Random) -> Config:
         """One of many."""
         return cls(
-            page_size=rng.choice((512, 1024, 1024, 4096, 4096, 8192)),
+            page_size=rng.choice(PAGE_SIZES),
             mode=rng.choice(MODES),
             synchronous=rng.choice((0, 1, 1, 2, 2, 3)),
             exclusive=rng.random() < 0.15,
@@ -288,7 +289,7 @@ class Client:
         connection.execute("COMMIT")
 
     def _maintain(self, connection: apsw.Connection) -> None:
-        match self.rng.randrange(8):
+        match self.rng.randrange(10):
             case 0 | 1:
                 how = self.rng.choice(("PASSIVE", "FULL", "RESTART", "TRUNCATE"))
                 connection.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
@@ -300,6 +301,11 @@ class Client:
                 connection.execute("PRAGMA incremental_vacuum(3)").fetchall()
             case 5:
                 self.mode = self.rng.choice(MODES)
+                connection.execute(f"PRAGMA journal_mode={self.mode}").fetchall()
+            case 6 | 7:
+                connection.execute("PRAGMA journal_mode=delete").fetchall()
+                connection.execute(f"PRAGMA page_size={self.rng.choice(PAGE_SIZES)}")
+                connection.execute("VACUUM")
                 connection.execute(f"PRAGMA journal_mode={self.mode}").fetchall()
             case _:
                 self.housekeeping()

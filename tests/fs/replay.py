@@ -8,6 +8,7 @@ from pathlib import Path
 
 from litefs._core.pagesums import page_checksum
 from litefs.ltx.decoder import decode
+from litefs.ltx.format import page_total
 from litefs.store.reader import LogReader
 from litefs.store.sums import SumsFile
 from litefs.types import CHECKSUM_FLAG, ZERO, Position
@@ -27,7 +28,9 @@ def replay(log: Path) -> tuple[Position, dict[int, bytes], int]:
             with entry.open() as stream:
                 record = decode(stream.read())
             header = record.header
-            page_size = header.page_size
+            if header.page_size != page_size:  # a full record
+                pages, sums, page_size = {}, {}, header.page_size
+                assert len(record.pgnos) == 4 * page_total(page_size, header.commit)
             assert (header.min_txid, header.pre_apply) == (position.txid + 1, position.checksum)
             numbers = memoryview(record.pgnos).cast("I")
             for index, pgno in enumerate(numbers):

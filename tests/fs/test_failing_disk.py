@@ -6,12 +6,14 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from litefs.capture.commit import BigCommit, Refused
 from litefs.capture.database import DatabaseCapture
+from litefs.capture.super import refuse_super
 from litefs.errors import CommitRefused, LogSyncFailed
 from litefs.fs.role import RoleState
 from litefs.link.messages import FOREVER
@@ -26,27 +28,45 @@ from tests.fs.replay import replay
 PAGE = 4096
 
 
-class Silent:
-    """A watcher that nobody listens to."""
+class Witness:
+    """A watcher that remembers what it was told, but for ``logged``."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
 
     def logged(self, name: str) -> None:
         pass
 
-    unpublished = loose = logged
+    def unpublished(self, name: str) -> None:
+        self.told.append("unpublished")
+
+    def loose(self, name: str) -> None:
+        self.told.append("loose")
 
 
 class Primary:
     """The capture of one database, driven with the very operations of SQLite, without a mount."""
 
-    def __init__(self, directory: DatabaseDir) -> None:
+    def __init__(
+        self,
+        directory: DatabaseDir,
+        role: RoleState | None = None,
+        admit_super: Callable[[str, str], None] = refuse_super,
+    ) -> None:
         os.makedirs(directory.path, exist_ok=True)
         self.dir = directory
-        self.role = RoleState()
+        self.role = role or RoleState()
         self.role.role, self.role.deadline_ns = Role.PRIMARY, FOREVER
         self.fd = os.open(directory.database, os.O_RDWR | os.O_CREAT)
         self.journal_fd = self.wal_fd = -1
+        self.watcher = Witness()
         self.capture = DatabaseCapture(
-            "a.db", Database.open(directory), self.role, Silent(), lambda: self.fd
+            directory.name,
+            Database.open(directory),
+            self.role,
+            self.watcher,
+            lambda: self.fd,
+            admit_super=admit_super,
         )
 
     def do(self, job: BigCommit | None) -> None:
@@ -137,6 +157,38 @@ def test_log_that_cannot_be_synced_after_the_append(
         primary.end()
     assert not primary.dir.journal.exists()
     assert content(primary) == versions[1] == replay(primary.dir.log)[1]
+    with pytest.raises(Refused, match="could not be synced"):
+        primary.begin(2)
+    assert primary.capture.begin_sync() is None, "the disk still fails"
+    with pytest.raises(Refused, match="could not be synced"):
+        primary.begin(2)
+    monkeypatch.undo()
+    primary.capture.begin_sync()
+    assert len(list(primary.dir.log.iterdir())) == 2, "not that file again"
+    primary.begin(2)
+    primary.write(versions[2])
+    primary.end()
+    assert content(primary) == versions[2] == replay(primary.dir.log)[1]
+
+
+def test_a_database_file_that_cannot_be_synced_stays_stopped(
+    primary: Primary, versions: list[dict[int, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could tell later which of its pages the disk lacks, unlike with the log, which is written anew."""
+    primary.begin(0)
+    primary.write(versions[0])
+    primary.sync()
+    primary.end()
+    primary.begin(2)
+    primary.write(versions[1])
+    primary.capture.db.stop("the log could not be synced", until_synced=True)
+    failing(monkeypatch, lambda path: path.endswith("/database"))
+    with pytest.raises(OSError, match="Input/output"):
+        primary.sync()
+    monkeypatch.undo()
+    primary.write(versions[0])
+    primary.end()
+    assert primary.capture.begin_sync() is None
     with pytest.raises(Refused, match="could not be synced"):
         primary.begin(2)
 
@@ -250,3 +302,21 @@ def test_a_checkpoint_never_takes_back_a_newer_image(
         capture.wal.unlink()
     primary.write({2: frames[1]})
     capture.wal.unlink()
+
+
+def test_a_checkpoint_that_knows_less_than_the_log_is_told_of(
+    primary: Primary, versions: list[dict[int, bytes]], tmp_path: Path
+) -> None:
+    """A wal-index recovered over a broken chain lacks the commit that made the database grow."""
+    copy = tmp_path / "copy.db"
+    with closing(sqlite3.connect(copy, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t(a)")
+        primary.write_wal(copy.with_name("copy.db-wal").read_bytes())
+    pages = copy.read_bytes()
+    assert len(pages) == 2 * PAGE
+    primary.write({1: pages[:PAGE], 2: pages[PAGE:]})
+    assert primary.capture.wal.pending == 0
+    with pytest.raises(Refused, match="only in the database file"):
+        primary.capture.database_truncate(primary.fd, PAGE)
+    assert primary.watcher.told == ["unpublished"]

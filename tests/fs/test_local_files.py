@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from litefs.store.paths import DataDir
 from tests.fs.harness import python, serving
 from tests.fs.test_drop import MAKE, READ
 
@@ -79,3 +80,38 @@ os.rename(temporary, target)
         fs.process.wait(5)
     with serving(tmp_path) as fs:
         assert python(READ, fs.mount / "b.db") == "[('newer',)]\n"
+
+
+def test_a_directory_is_listed_when_it_is_read(tmp_path: Path) -> None:
+    """Not when it is opened, as SQLite does to sync it, once for each commit with a journal."""
+    script = """
+import os, sys
+directory = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+for name in ("one", "two"):
+    with open(os.path.join(sys.argv[1], name), "w") as file:
+        file.write("text")
+    print(sorted(entry for entry in os.listdir(directory) if entry in ("one", "two")))
+"""
+    with serving(tmp_path) as fs:
+        assert python(script, fs.mount).splitlines() == ["['one']", "['one', 'two']"]
+
+
+def test_a_directory_is_removed_with_all_that_is_in_it(tmp_path: Path) -> None:
+    """As ``rm -r`` and tempfile.TemporaryDirectory do it: each listed name is there to be removed."""
+    script = """
+import os, sqlite3, sys, tempfile
+with tempfile.TemporaryDirectory(dir=sys.argv[1]) as directory:
+    os.mkdir(os.path.join(directory, "sub"))
+    for name, mode in (("a.db", "WAL"), ("b.db", "DELETE"), ("sub/c.db", "PERSIST")):
+        db = sqlite3.connect(os.path.join(directory, name))
+        db.execute("PRAGMA journal_mode=" + mode)
+        db.execute("CREATE TABLE t(a)")
+        db.close()
+    with open(os.path.join(directory, "note"), "w") as file:
+        file.write("text")
+    assert os.path.exists(os.path.join(directory, "a.db-pos"))
+print(os.listdir(sys.argv[1]))
+"""
+    with serving(tmp_path) as fs:
+        assert python(script, fs.mount) == "['.lag']\n"
+        assert DataDir(fs.data).names() == []

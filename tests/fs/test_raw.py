@@ -357,34 +357,6 @@ def test_a_stop_logs_what_nobody_synced(tmp_path: Path) -> None:
     assert python(ROWS, tmp_path / "copy.db") == seen
 
 
-def test_another_page_size_is_refused_by_name(tmp_path: Path) -> None:
-    rows = sample(tmp_path / "first.db", "DELETE", 20)
-    create = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('CREATE TABLE t(a)')"
-    python(create, tmp_path / "4096.db")
-    script = """
-import sqlite3, sys
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("PRAGMA journal_mode=MEMORY")
-db.execute("PRAGMA page_size=8192")
-try:
-    db.execute("VACUUM")
-except sqlite3.OperationalError as error:
-    print(error)
-print(db.execute("PRAGMA integrity_check").fetchone()[0])
-"""
-    with serving(tmp_path) as fs:
-        path = fs.mount / "a.db"
-        python(COPY, tmp_path / "first.db", path)
-        assert python(script, path).splitlines() == ["disk I/O error", "ok"]
-        assert python(ROWS, path) == rows == logged(fs, tmp_path)
-        with pytest.raises(AssertionError, match="Input/output error"):
-            python(COPY, tmp_path / "4096.db", path)
-        wait_for(lambda: "from 1024 to 4096" in (tmp_path / "fs.log").read_text(), 5, "a log line")
-        assert logged(fs, tmp_path) == rows
-        python(COPY, tmp_path / "first.db", path)
-        assert agree(fs, tmp_path) == rows
-
-
 def test_a_big_commit_of_each_kind(tmp_path: Path) -> None:
     """More than the request loop does itself: by fsync, by sweep, by copy."""
     script = """

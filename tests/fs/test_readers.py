@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,13 +113,18 @@ def test_old_connections_fail_or_see_the_new_state(node: Node, which: str, mode:
     assert node.stop() == 0
 
 
-def test_another_user_on_the_mount(tmp_path: Path) -> None:
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """A directory that every user may pass through, unlike ``tmp_path``, which each start of pytest closes."""
+    with tempfile.TemporaryDirectory(prefix="litefs-test-") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+def test_another_user_on_the_mount(public_path: Path) -> None:
     """allow_other: an application under its own user reads and writes what it owns, and so it stays."""
-    fuse = {"dir": str(tmp_path / "primary/mnt"), "allow-other": True, "uid": 65534, "gid": 65534}
-    node = Node(tmp_path, "primary", fuse=fuse)
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_mode & 0o001 == 0 and directory.is_relative_to("/tmp"):
-            directory.chmod(directory.stat().st_mode | 0o111)
+    fuse = {"dir": str(public_path / "primary/mnt"), "allow-other": True, "uid": 65534, "gid": 65534}
+    node = Node(public_path, "primary", fuse=fuse)
     script = """
 import os, sqlite3, sys
 os.setgid(65534); os.setuid(65534)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from litefs.store.dropped import tombstone
+from litefs.store import fileops
+from litefs.store.dropped import replace, tombstone
 from litefs.store.paths import DataDir
-from litefs.types import Role
+from litefs.types import Position, Role
 from tests.fs.harness import python, serving
 from tests.fs.test_drop import MAKE, READ
 
@@ -71,3 +72,51 @@ os.chdir("/")
         assert not any("done" in line for line in lines), lines
         fs.become(Role.REPLICA)
         assert python(RENAME, fs.mount / "a.db", fs.mount / "b.db") == "EROFS\n"
+
+
+def test_a_database_in_use_is_not_renamed_and_holds_up_nobody(tmp_path: Path) -> None:
+    """The kernel locks the directory as long as a renaming waits: SQLite could make no journal in it."""
+    script = """
+import errno, os, sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+print(db.execute("SELECT a FROM t").fetchall())
+begin = time.monotonic()
+for _ in range(10):
+    try:
+        os.rename(sys.argv[1], sys.argv[2])
+    except OSError as error:
+        assert error.errno == errno.EBUSY, error
+assert time.monotonic() - begin < 10
+db.execute("INSERT INTO t VALUES('on')")
+db.close()
+os.rename(sys.argv[1], sys.argv[2])
+"""
+    with serving(tmp_path) as fs:
+        python(MAKE, fs.mount / "a.db", "DELETE", "goes")
+        python(script, fs.mount / "a.db", fs.mount / "b.db")
+        assert python(READ, fs.mount / "b.db") == "[('goes',), ('on',)]\n"
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement(tmp_path: Path) -> None:
+    """The next start makes the second: nobody who asks for the name finds neither database."""
+    data = DataDir(tmp_path / "data")
+    with serving(tmp_path) as fs:
+        python(MAKE, fs.mount / "a.db", "WAL", "of a")
+        python(MAKE, fs.mount / "b.db", "WAL", "of b")
+        fs.process.kill()
+        fs.process.wait(5)
+    real = fileops.rename
+
+    def die(source: Path, target: Path) -> None:
+        if target == data.database_dir("b.db").path:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fileops, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            replace(data, "a.db", Position(2, 1 << 63), "b.db", Position(2, 1 << 63))
+    assert data.names() == ["a.db"]
+    with serving(tmp_path) as fs:
+        assert data.names() == ["b.db"]
+        assert python(READ, fs.mount / "b.db") == "[('of a',)]\n"

@@ -101,7 +101,7 @@ def _run_log(data: bytes) -> None:
         for extent in extents(directory, 0, verify=True):
             tip = extent.txid_max
         with ImageReader() as images:
-            for pgno, image in list(newest_images(directory, 0, tip).items())[:40]:
+            for pgno, image in list(newest_images(directory, 0, tip, page_size=_PAGE).items())[:40]:
                 images.page(pgno, image, _PAGE)
         log = Log.open(directory)
         try:
@@ -163,10 +163,11 @@ _PLAIN = range(8)
 """First byte of an input for recovery: which file follows, and whether the journal is there."""
 
 
-def _resum_journal(data: bytes) -> bytes:
-    """Not the log: recovery trusts records whose hash is right, as it reads only what this node wrote."""
-    is_journal = data and _DAMAGED[data[0] % 4] == "database-journal"
-    return data[:1] + resum(data[1:]) if is_journal else data
+def _repair_recovery(data: bytes) -> bytes:
+    """With the right checksums in a journal or a log; ``sums`` has none, and a database those of its log."""
+    repairs = {"database-journal": resum, "log": rehash}
+    repair = repairs.get(_DAMAGED[data[0] % 4]) if data else None
+    return data[:1] + repair(data[1:]) if repair else data
 
 
 def _run_recovery(data: bytes) -> None:
@@ -213,7 +214,7 @@ TARGETS = (
         _run_recovery,
         (LiteFSError,),
         "DATA|offset|byte",
-        _resum_journal,
+        _repair_recovery,
         slow=True,
     ),
 )

@@ -87,6 +87,26 @@ def test_checksums_of_refuses_bad_numbers(pgnos: list[int], length: int, reason:
         pagesums.checksums_of(numbers(*pgnos), bytes(length), PAGE)
 
 
+def test_replace_changes_the_page_size_and_every_checksum() -> None:
+    _, sums = fresh(5)
+    sums.commit(numbers(1, 2, 3, 4), struct.pack("=4Q", *range(11, 15)), 4, 7, FLAG | 4, 1)
+    sums.durable_txid = 6
+    new = struct.pack("=2Q", 21, 22)
+    sums.replace(1024, new, 8, FLAG | 3, 2)
+    assert sums.snapshot() == (8, FLAG | 3, 2, 1024, 2)
+    assert u64(sums.array(1, 5)) == [21, 22, 0, 0, 0]
+    assert sums.durable_txid == 6
+    for size, refused, reason in (
+        (1000, new, "page size 1000"),
+        (512, new + b"x", "17 bytes are not whole"),
+        (512, memoryview(b"x" + new)[1:9], "aligned"),
+        (512, bytes(48), "not within 1..5"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            sums.replace(size, refused, 9, FLAG, 3)
+    assert sums.snapshot()[0] == 8
+
+
 def test_arrays_that_are_not_aligned_are_refused() -> None:
     _, sums = fresh(2)
     pgnos, new = numbers(1, 2).tobytes(), bytes(16)

@@ -15,9 +15,9 @@ from tests.model.client import Outcome
 from tests.model.statements import SCHEMA, Statements
 from tests.model.steps import ROOT, Step, files
 
-PAGE_SIZE_CHANGES = False
+PAGE_SIZE_CHANGES = True
 """VACUUM, backups and copies that give a database another page size."""
-SUPER_JOURNALS = False
+SUPER_JOURNALS = True
 """Transactions over several databases with rollback journals."""
 
 BUSY_DATABASES = ("a.db", "b.db", "c.db")

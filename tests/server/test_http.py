@@ -72,6 +72,7 @@ def test_metrics() -> None:
                 "litefs_lag_seconds 0.25",
                 'litefs_db_txid{db="app.db"} 1.0',
                 'litefs_db_commit_count_total{db="app.db"} 7.0',
+                'litefs_db_damaged{db="app.db"} 0.0',
             ):
                 assert line in lines
             assert any(line.startswith("process_resident_memory_bytes") for line in lines)

@@ -61,6 +61,18 @@ class Writer:
         )
         self.images.append(image)
 
+    def vacuum(self, page_size: int) -> None:
+        """A full record: the database with pages of another size."""
+        self.sql.execute(f"PRAGMA page_size={page_size}")
+        self.sql.execute("VACUUM")
+        image = self.source.read_bytes()
+        self.page_size = page_size
+        self.pages = [image[at : at + page_size] for at in range(0, len(image), page_size)]
+        pgnos = range(1, len(self.pages) + 1)
+        batches = [(pack(pgno), page) for pgno, page in zip(pgnos, self.pages, strict=True)]
+        self.db.commit_stream(pack(*pgnos), batches, len(self.pages), len(self.images) + 1, page_size)
+        self.images.append(image)
+
     def fill(self, transactions: int = 5) -> None:
         """A table with some rows, a transaction each; the last one deletes and shrinks nothing."""
         self.run("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from litefs.store import paths
-from litefs.store.dropped import drop, reap_dropped, rename, tombstone
+from litefs.store import fileops, paths
+from litefs.store.dropped import complete_replacing, drop, reap_dropped, rename, replace, tombstone
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.types import CHECKSUM_FLAG, ZERO, Position
 
@@ -59,6 +61,57 @@ def test_a_renaming_leaves_a_tombstone_unless_there_was_nothing(tmp_path: Path) 
     rename(data, "b.db", ZERO, "c.db")
     assert data.names() == ["c.db"]
     assert tombstone(data, "b.db") is None
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt], ids=["an error", "a kill"])
+def test_a_replacement_that_stops_anywhere_is_made_or_is_not(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    """An error leaves both databases as they were, or the replacement as if it had been made; a kill the same
+    after the next start."""
+    outcomes = set()
+    for step in range(1, 100):
+        data = DataDir(tmp_path / str(step))
+        for name in ("a.db", "b.db"):
+            (made(data, name).path / "database").write_text(name)
+        with pytest.MonkeyPatch.context() as patch:
+            steps = _stop_at(step, error, patch)
+            with contextlib.suppress(error):
+                replace(data, "a.db", at(7), "b.db", at(9))
+        if error is KeyboardInterrupt:
+            complete_replacing(data)
+        now = {name: data.database_dir(name).database.read_text() for name in data.names()}
+        outcomes.add(str(now))
+        assert now in ({"a.db": "a.db", "b.db": "b.db"}, {"b.db": "a.db"}), f"step {step}: {steps}"
+        complete_replacing(data)
+        assert not (data.path / "dropped" / "renaming").exists()
+        assert {name: data.database_dir(name).database.read_text() for name in data.names()} == now
+        if len(steps) < step:
+            assert len(outcomes) == 2
+            assert tombstone(data, "a.db") == at(7)
+            assert tombstone(data, "b.db") == at(9)
+            return
+    raise AssertionError("it never ended")
+
+
+def _stop_at(step: int, error: type[BaseException], patch: pytest.MonkeyPatch) -> list[str]:
+    """Have the step-th operation on files fail, once; returns the list of operations that it fills."""
+    steps: list[str] = []
+
+    def stopping(name: str) -> Callable[..., object]:
+        real = getattr(fileops, name)
+
+        def call(*args: object) -> object:
+            steps.append(name)
+            if len(steps) == step:
+                raise error(name)
+            return real(*args)
+
+        return call
+
+    for name in ("make_dir", "new_dir", "rename", "sync_dir", "unlink", "write_file_atomic"):
+        patch.setattr(fileops, name, stopping(name))
+    return steps
 
 
 def test_what_is_left_goes_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,15 +148,15 @@ def test_newest_images_come_from_the_index_alone(writer: Log, rng: random.Random
         if txid > 30:
             images = decode(body).images
             expected |= {2 + n: bytes(images[n * PAGE : (n + 1) * PAGE]) for n in range(pages)}
-    images_at_50 = newest_images(writer.directory, 30, 50)
-    found = newest_images(writer.directory, 50, 59, images=images_at_50)
+    images_at_50 = newest_images(writer.directory, 30, 50, page_size=PAGE)
+    found = newest_images(writer.directory, 50, 59, page_size=PAGE, images=images_at_50)
     assert found is images_at_50
     with ImageReader() as source:
         assert {pgno: source.page(pgno, image, PAGE) for pgno, image in found.items()} == expected
     with pytest.raises(LogCorrupt, match="begins with TXID"):
-        newest_images(writer.directory, 3, 20)
+        newest_images(writer.directory, 3, 20, page_size=PAGE)
     with pytest.raises(LogCorrupt, match="the log ends at"):
-        newest_images(writer.directory, 30, 100)
+        newest_images(writer.directory, 30, 100, page_size=PAGE)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -237,6 +238,26 @@ def test_the_catalog_follows_the_directory(primary: DataDir) -> None:
     assert catalog.generation == generation + 1
     catalog.close()
     source.close()
+
+
+def test_a_database_made_anew_is_another_source(primary: DataDir) -> None:
+    """Also if it is at the same position: who follows the old one has to be told that it went."""
+    catalog = StoreCatalog(primary)
+    found = []
+    for _ in range(2):
+        source = writer(primary, "app.db")
+        source.fill(1)
+        for _ in range(2):
+            catalog.refresh("app.db")
+        found.append(catalog.sources()["app.db"])
+        source.close()
+        source.source.unlink()
+        shutil.rmtree(primary.database_dir("app.db").path)
+    assert found[0] is not found[1]
+    assert catalog.generation == 2
+    catalog.refresh("app.db")
+    assert catalog.sources() == {}
+    catalog.close()
 
 
 def test_a_damaged_sums_file_leaves_the_other_databases(

@@ -1,0 +1,128 @@
+"""A node's life as a replica: the primary's stream into a sink that applies it to the mount."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from litefs.apply.sink import ReplicaSink
+from litefs.cluster.follow import Callbacks, follow
+from litefs.cluster.lease import StaticLease
+from litefs.store.paths import DataDir
+from litefs.stream.protocols import Identity
+from litefs.types import Position
+
+DETACH_SECONDS = 2.0
+"""How long the applier may take to checkpoint and let go of the mount at a stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """``reconnect_delay``: seconds between two attempts to reach the primary."""
+
+    data: DataDir
+    mount: Path
+    reconnect_delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class SinkHooks:
+    """Whom a :class:`litefs.apply.sink.ReplicaSink` calls; see there."""
+
+    on_database_ready: Callable[[str], Awaitable[None]]
+    on_drop: Callable[[str, bool], Awaitable[None]]
+    on_applied: Callable[[str, Position], None]
+    on_recovery_needed: Callable[[str], None]
+
+
+class Replica:
+    """Follows the primary, with a new sink for each mount."""
+
+    def __init__(
+        self,
+        settings: ReplicaSettings,
+        lease: StaticLease,
+        identity: Callable[[], Identity],
+        hooks: SinkHooks,
+        callbacks: Callbacks,
+    ) -> None:
+        self._settings = settings
+        self._lease = lease
+        self._identity = identity
+        self._hooks = hooks
+        self._callbacks = callbacks
+        self._sink: ReplicaSink | None = None
+        self._sink_ready = trio.Event()
+        self._scope = trio.CancelScope()
+        self._leaving = False
+
+    async def run(self, caught_up: trio.Event) -> None:
+        """Follow until ``leave``. ``caught_up`` is set once every database is as the primary has it."""
+        while not self._leaving:
+            await self._sink_ready.wait()
+            sink = self._sink
+            if sink is None:
+                await trio.lowlevel.checkpoint()
+                continue
+            primary = await self._lease.primary()
+            assert primary is not None
+            with trio.CancelScope() as self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(sink.run)
+                    nursery.start_soon(_note, sink, caught_up)
+                    await follow(
+                        primary.advertise_url,
+                        sink,
+                        self._identity,
+                        self._callbacks,
+                        reconnect_delay=self._settings.reconnect_delay,
+                        spool_dir=self._settings.data.path,
+                    )
+
+    async def mounted(self) -> None:
+        """The mount serves: apply to it. Raises OSError, LiteFSError."""
+        hooks = self._hooks
+        sink = ReplicaSink(
+            self._settings.data,
+            self._settings.mount,
+            on_database_ready=hooks.on_database_ready,
+            on_drop=hooks.on_drop,
+            on_applied=hooks.on_applied,
+            on_recovery_needed=hooks.on_recovery_needed,
+            on_damage=lambda: self._scope.cancel(),
+        )
+        await sink.start()
+        self._sink = sink
+        self._sink_ready.set()
+
+    async def unmounted(self) -> None:
+        """The mount is gone: whatever was a client of it ends."""
+        self._scope.cancel()
+        sink, self._sink = self._sink, None
+        self._sink_ready = trio.Event()
+        if sink is not None:
+            await sink.close()
+
+    async def leave(self) -> None:
+        """Let go of the mount for good; bounded."""
+        self._leaving = True
+        self._scope.cancel()
+        if self._sink is not None:
+            with trio.move_on_after(DETACH_SECONDS):
+                await self._sink.close()
+
+    def lag(self) -> tuple[int, int] | None:
+        """(ms behind the primary, the primary's clock in Unix ms as last heard); None if it was not heard."""
+        sink = self._sink
+        if sink is None or not sink.primary_time_ms:
+            return None
+        return max(0, int(time.time() * 1000) - sink.primary_time_ms), sink.primary_time_ms
+
+
+async def _note(sink: ReplicaSink, caught_up: trio.Event) -> None:
+    await sink.caught_up.wait()
+    caught_up.set()
