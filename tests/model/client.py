@@ -195,6 +195,18 @@ class Connections:
     def sql(self, connection: int, statement: str) -> Outcome:
         return self._outcome(connection, lambda: self._open[connection].run(statement))
 
+    def burst(self, connection: int, statements: list[str]) -> Outcome:
+        """Several statements at once, each whatever became of the one before; errors stand among the rows."""
+
+        def run() -> list[str]:
+            rows = []
+            for statement in statements:
+                outcome = self.sql(connection, statement)
+                rows += [*outcome["rows"], outcome["error"]]
+            return rows
+
+        return self._outcome(connection, run)
+
     def begin_select(self, connection: int, statement: str) -> Outcome:
         return self._outcome(connection, lambda: self._open[connection].begin_select(statement))
 
@@ -214,7 +226,7 @@ class Connections:
 
 def main() -> None:
     connections = Connections(sys.argv[1])
-    names = ("open", "sql", "begin_select", "end_select", "backup", "close")
+    names = ("open", "sql", "burst", "begin_select", "end_select", "backup", "close")
     serve({name: getattr(connections, name) for name in names})
 
 

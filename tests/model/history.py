@@ -6,23 +6,19 @@ generated behind a constant below, and nowhere else.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from tests.model.client import Outcome
 from tests.model.statements import SCHEMA, Statements
+from tests.model.steps import ROOT, Step, files
 
 PAGE_SIZE_CHANGES = True
 """VACUUM, backups and copies that give a database another page size."""
 SUPER_JOURNALS = True
 """Transactions over several databases with rollback journals."""
-
-ROOT = "$ROOT"
-"""Stands in a step for the directory of a side."""
 
 BUSY_DATABASES = ("a.db", "b.db", "c.db")
 DATABASES = (*BUSY_DATABASES, "dir/d.db", "e.db", "f.db")
@@ -34,24 +30,6 @@ PAGE_SIZES = (512, 1024, 4096, 4096, 4096, 16384, 65536)
 MAX_CONNECTIONS = 5
 EXCLUSIVE_STEPS = 12
 """After so many steps a connection leaves ``locking_mode=EXCLUSIVE``, which keeps everybody else out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One operation of one client, or with client "" one on files.
-
-    ``databases``: those whose content it may change.
-    """
-
-    action: str
-    client: str
-    connection: int
-    databases: tuple[str, ...]
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        who = f"{self.client}#{self.connection}" if self.client else "files"
-        return f"{who} {self.action} {json.dumps(self.arguments)}"
 
 
 @dataclass(slots=True)
@@ -82,7 +60,7 @@ class History:
         self._connections: dict[int, _Connection] = {}
         self._page_sizes: dict[str, int] = {}
         """Of the databases that have a transaction."""
-        self._planned: deque[Step] = deque([Step("attempt", "", 0, (), _files("mkdir", "dir"))])
+        self._planned: deque[Step] = deque([Step("attempt", "", 0, (), files("mkdir", "dir"))])
         self._count = self._made = 0
 
     def next(self) -> Step:
@@ -175,6 +153,7 @@ class History:
             (self._definition, 4),
             (self._select, 2),
             (self._backup, 3),
+            (self._burst, 4),
         ]
         way = self._rng.choices([way for way, _ in ways], [weight for _, weight in ways])[0]
         return way(connection)
@@ -231,6 +210,26 @@ class History:
             self._planned.append(self._run(connection, statement))
             return keep
         return self._run(connection, statement)
+
+    def _burst(self, connection: _Connection) -> Step | None:
+        """Several commits, with nothing in between that would give a sweep time to see one."""
+        rng = self._rng
+        if connection.unsafe or connection.shared or len(connection.databases) > 1:
+            return None
+        change = self._sql.change
+        first, last = (rng.choice(JOURNAL_MODES) for _ in range(2))
+        statements = [
+            f"PRAGMA synchronous={rng.choice(('OFF', 'FULL'))}",
+            "PRAGMA cache_spill=OFF",
+            f"PRAGMA journal_mode={first}",
+            change(may_fail=False),
+            change(may_fail=False),
+            f"PRAGMA journal_mode={last}",
+            change(may_fail=False),
+            "PRAGMA journal_mode",
+        ]
+        arguments = {"statements": statements}
+        return Step("burst", connection.client, connection.number, tuple(connection.databases), arguments)
 
     def _setting(self, connection: _Connection) -> Step:
         if PAGE_SIZE_CHANGES and self._rng.random() < 0.1:
@@ -322,7 +321,7 @@ class History:
             del at_rest[1]
         self._planned += [
             *at_rest,
-            Step("attempt", "", 0, (source, target), _files(command, source, target)),
+            Step("attempt", "", 0, (source, target), files(command, source, target)),
         ]
         return self._planned.popleft()
 
@@ -337,7 +336,7 @@ class History:
         if not names:
             return None
         name = self._rng.choice(names)
-        return Step("attempt", "", 0, (name,), _files("remove", name))
+        return Step("attempt", "", 0, (name,), files("remove", name))
 
     def _load(self) -> Step | None:
         targets = [name for name in self._resting() if name not in self._page_sizes]
@@ -378,6 +377,8 @@ class History:
             return
         if statement.startswith(("PRAGMA journal_mode", "PRAGMA main.journal_mode")):
             connection.journal = outcome["rows"][0].strip("'\"")
+        elif step.action == "burst":
+            connection.journal = outcome["rows"][-2].strip("'\"")
         elif statement.startswith("ATTACH"):
             connection.databases.append(statement.split("'")[1].removeprefix(f"{ROOT}/"))
         elif statement.startswith("DETACH"):
@@ -385,7 +386,3 @@ class History:
 
 
 _SAVEPOINTS = ("SAVEPOINT s", "SAVEPOINT s", "ROLLBACK TO s", "ROLLBACK TO s", "RELEASE s")
-
-
-def _files(command: str, *names: str) -> dict[str, Any]:
-    return {"command": command, "arguments": [f"{ROOT}/{name}" for name in names]}

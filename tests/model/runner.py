@@ -10,9 +10,9 @@ from typing import Any
 from litefs.store.paths import DataDir
 from tests.model.client import Outcome
 from tests.model.content import Content, content_of_image, differences, is_known
-from tests.model.history import Step
 from tests.model.replayed import Replayed
 from tests.model.side import ANSWER_SECONDS, Side
+from tests.model.steps import Step
 from tests.support.node import Node, pages_equal, wait_equal
 from tests.support.processes import Client
 
@@ -104,6 +104,8 @@ class Runner:
         self._unseen.add(name)
         if step.action in REPLACING:
             self._replaced.add(name)
+        if step.action == "burst":
+            self._allowed[name] = None
         if hurry:
             self._note(name, self.native.content(name))
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tests.model.history import Step
+from tests.model.steps import Step
 
 
 def related(steps: list[Step]) -> list[Step]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.model.client import Outcome
 from tests.model.content import Content
-from tests.model.history import ROOT, Step
+from tests.model.steps import ROOT, Step
 from tests.support.processes import Client, children, proc_stat, wait_until
 
 ANSWER_SECONDS = 30.0

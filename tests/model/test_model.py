@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.history import History, Step
+from tests.model.history import History
 from tests.model.runner import Difference, Runner
 from tests.model.shrink import related, shrink
+from tests.model.steps import Step
 from tests.support.node import Node
 
 ROUNDS = int(os.environ.get("LITEFS_SOAK", "4"))
-STEPS = int(os.environ.get("LITEFS_STEPS", "400"))
+STEPS = int(os.environ.get("LITEFS_STEPS", "350"))
 SHRINK_SECONDS = 60.0
 SHOWN = 80
 
