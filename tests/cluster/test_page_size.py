@@ -190,6 +190,33 @@ def test_restarts_and_a_new_replica(
     assert "restored" not in primary.log.read_text()
 
 
+def test_a_snapshot_over_a_database_of_another_page_size(
+    tmp_path: Path, make_node: Callable[..., Node], make_client: Callable[..., Client], rng: random.Random
+) -> None:
+    """The replica was away for longer than the log reaches back; its mount goes on as it is."""
+    keep = {"dir": str(tmp_path / "log"), "retention": "1s", "retention-monitor-interval": "200ms"}
+    primary = make_node("primary", data=keep).start()
+    replica = make_node("replica", primary=primary).start()
+    sql = make_client("sql", "sqlite3")
+    open_new(sql, primary.path("app.db"), rng)
+    wait_present(replica, "app.db")
+    away = wait_equal(primary, replica, "app.db")
+    replica.stop()
+    for size in (512, 8192):
+        expected = change(sql, "DELETE", size, rng)
+    log = Path(keep["dir"]) / "dbs" / "app.db" / "log"
+    wait_until(lambda: min(int(path.stem, 16) for path in log.glob("*.seg")) > away.txid + 1, 20, "retention")
+    replica.start()
+    fs_pid = replica.fs_pid()
+    wait_equal(primary, replica, "app.db", 30)
+    pages_equal(primary, replica, "app.db")
+    reader = make_client("sql", "sqlite3")
+    reader.call("open", path=replica.path("app.db"), readonly=True)
+    assert reader.call("execute", statement=CONTENT) == expected
+    assert replica.fs_pid() == fs_pid
+    assert "gives way to" in replica.log.read_text()
+
+
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
 def test_import_over_a_database_of_another_page_size(
     primary_and_replica: tuple[Node, Node],
