@@ -16,9 +16,11 @@ from itertools import groupby
 
 from litefs.apply import locks
 from litefs.apply.records import Incoming, page_sums, wrong_sum
+from litefs.apply.retire import DEAD
 from litefs.apply.wal import WalWriter, empty_wal, scan_wal
 from litefs.errors import FormatError, LiteFSError
 from litefs.ltx import Decoder, Header
+from litefs.ltx.format import page_total
 from litefs.sqlite.header import SIZE as DATABASE_HEADER
 from litefs.sqlite.locks import SHM_CKPT, SHM_READ0, SHM_READ_COUNT, SHM_WRITE
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
@@ -53,6 +55,12 @@ class FullRecord:
         header = decoder.header
         pgnos, new = page_sums(decoder)
         expected = decoder.trailer.post_apply
+        total = page_total(header.page_size, header.commit)
+        if len(pgnos) != 4 * total:  # before so much memory is taken
+            raise FormatError(
+                f"{name}: record {header.max_txid:016x} changes the page size to {header.page_size}, "
+                f"but holds {len(pgnos) // 4} of {total} pages"
+            )
         try:
             after = empty_sums(header.page_size, header.commit)
             post = after.post(pgnos, new, header.commit)
@@ -69,7 +77,7 @@ def write_in_place(writer: WalWriter, record: FullRecord) -> bool:
 
     False: readers stayed inside, or writing failed half-way. Then all connections have to be made to fail
     before the writer is closed, and the database recovered: in the second case its locks are what keeps
-    them out. Raises OSError if there is not enough space; then nothing has changed.
+    them out. Raises OSError if there is not enough space, then nothing has changed, or if the mount is dead.
     """
     held = _lock_readers(writer, READERS_WAIT)
     if held is None:
@@ -84,6 +92,8 @@ def write_in_place(writer: WalWriter, record: FullRecord) -> bool:
     try:
         _overwrite(writer, record, size)
     except (OSError, LiteFSError) as error:
+        if isinstance(error, OSError) and error.errno in DEAD:
+            raise  # nobody can read it, and the next mount is of a recovered database
         log.error("%s: writing pages of another size failed half-way: %s", writer.path, error)
         return False
     _unlock(writer, held)

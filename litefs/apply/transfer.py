@@ -38,15 +38,29 @@ def import_file(source: Path, target: Path) -> None:
                 raise FormatError(f"not imported, the database is damaged: {problem}")
             target.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as mounted:
-                if mounted.execute("PRAGMA page_size").fetchone()[0] != header.page_size:
-                    mounted.execute("PRAGMA journal_mode=DELETE")  # no WAL can change the page size
-                origin.backup(mounted)
+                _copy(origin, mounted, header.page_size)
                 if header.is_wal:
                     mounted.execute("PRAGMA journal_mode=WAL")
     except sqlite3.DatabaseError as exc:
         if isinstance(exc, sqlite3.OperationalError):
             raise LiteFSError(f"import failed: {exc}") from exc
         raise FormatError(f"not imported: {exc}") from exc
+
+
+def _copy(origin: sqlite3.Connection, mounted: sqlite3.Connection, page_size: int) -> None:
+    """Copy all of ``origin``, with pages of ``page_size`` bytes: no WAL could change those."""
+    leaves_wal = (
+        mounted.execute("PRAGMA page_size").fetchone()[0] != page_size
+        and mounted.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    )
+    if leaves_wal:
+        mounted.execute("PRAGMA journal_mode=DELETE")
+    try:
+        origin.backup(mounted)
+    except sqlite3.Error:
+        if leaves_wal:
+            mounted.execute("PRAGMA journal_mode=WAL")
+        raise
 
 
 def export_file(source: Path, target: Path) -> None:

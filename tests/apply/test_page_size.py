@@ -211,6 +211,7 @@ def test_what_is_no_full_record_is_not_logged(tmp_path: Path, source: SourceMake
     missing = encode(record.header, record.pgnos[4:], record.images[512:], record.trailer.post_apply)
     wrong = encode(record.header, record.pgnos, record.images, record.trailer.post_apply ^ 2)
     fork = replace(record.header, pre_apply=record.header.pre_apply ^ 2)
+    huge = full[:12] + struct.pack(">I", 0xFFFFFFFF) + full[16:]
     forked = encode(fork, record.pgnos, record.images, record.trailer.post_apply)
     noise = struct.pack(">4sII", b"LTX1", 0, 600) + full[12:]
     before = bodies[: bodies.index(full)]
@@ -220,6 +221,7 @@ def test_what_is_no_full_record_is_not_logged(tmp_path: Path, source: SourceMake
         (missing, FormatError),
         (wrong, ChecksumMismatch),
         (forked, PositionMismatch),
+        (huge, FormatError),
         (noise, FormatError),
         (full[:-1], FormatError),
         (full[:300], FormatError),

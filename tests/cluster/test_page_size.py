@@ -190,6 +190,33 @@ def test_restarts_and_a_new_replica(
     assert "restored" not in primary.log.read_text()
 
 
+def test_a_snapshot_over_a_database_of_another_page_size(
+    tmp_path: Path, make_node: Callable[..., Node], make_client: Callable[..., Client], rng: random.Random
+) -> None:
+    """The replica was away for longer than the log reaches back; its mount goes on as it is."""
+    keep = {"dir": str(tmp_path / "log"), "retention": "1s", "retention-monitor-interval": "200ms"}
+    primary = make_node("primary", data=keep).start()
+    replica = make_node("replica", primary=primary).start()
+    sql = make_client("sql", "sqlite3")
+    open_new(sql, primary.path("app.db"), rng)
+    wait_present(replica, "app.db")
+    away = wait_equal(primary, replica, "app.db")
+    replica.stop()
+    for size in (512, 8192):
+        expected = change(sql, "DELETE", size, rng)
+    log = Path(keep["dir"]) / "dbs" / "app.db" / "log"
+    wait_until(lambda: min(int(path.stem, 16) for path in log.glob("*.seg")) > away.txid + 1, 20, "retention")
+    replica.start()
+    fs_pid = replica.fs_pid()
+    wait_equal(primary, replica, "app.db", 30)
+    pages_equal(primary, replica, "app.db")
+    reader = make_client("sql", "sqlite3")
+    reader.call("open", path=replica.path("app.db"), readonly=True)
+    assert reader.call("execute", statement=CONTENT) == expected
+    assert replica.fs_pid() == fs_pid
+    assert "gives way to" in replica.log.read_text()
+
+
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
 def test_import_over_a_database_of_another_page_size(
     primary_and_replica: tuple[Node, Node],
@@ -202,26 +229,30 @@ def test_import_over_a_database_of_another_page_size(
     sql = make_client("sql", "sqlite3")
     open_new(sql, primary.path("app.db"), rng, mode)
     wait_present(replica, "app.db")
-    if mode == "WAL":
-        sql.call("close")  # SQLite leaves the WAL mode only while nobody else has the database open
     for size in (512, 65536):
         source = tmp_path / f"{size}.db"
         with closing(sqlite3.connect(source)) as db:
-            for statement in (
-                f"PRAGMA page_size={size}",
-                f"PRAGMA journal_mode={mode}",
-                "CREATE TABLE t(a, b)",
-            ):
+            for statement in (f"PRAGMA page_size={size}", f"PRAGMA journal_mode={mode}"):
                 db.execute(statement)
+            db.execute("CREATE TABLE t(a, b)")
             db.execute("INSERT INTO t VALUES(?, randomblob(90000))", (size,))
             db.commit()
-        command = ["-m", "litefs.cli.main", "import", "-url", primary.url, "-name", "app.db", str(source)]
-        assert spawn([sys.executable, *command]).wait(60) == 0, primary.log_tail()
-        wait_until(lambda: primary.position("app.db") is not None, 5, "a position")
+        if mode == "WAL":  # SQLite leaves it only while nobody else has the database open
+            before = sql.call("execute", statement="SELECT count(*), max(a) FROM t")
+            assert run_import(primary, source) != 0
+            assert sql.call("execute", statement="SELECT count(*), max(a) FROM t") == before
+            assert sql.call("execute", statement="PRAGMA journal_mode") == [["wal"]]
+            sql.call("close")
+        assert run_import(primary, source) == 0, primary.log_tail()
         wait_equal(primary, replica, "app.db")
         pages_equal(primary, replica, "app.db")
         for node in (replica, primary):
-            sql.call("open", path=node.path("app.db"), readonly=True)
+            sql.call("open", path=node.path("app.db"), readonly=node is replica)
             assert sql.call("execute", statement="SELECT a, length(b) FROM t") == [[size, 90_000]]
         assert sql.call("execute", statement="PRAGMA journal_mode") == [[mode.lower()]]
-        sql.call("close")
+
+
+def run_import(node: Node, source: Path) -> int:
+    """``litefs import`` in a process of its own; its exit status."""
+    arguments = ("import", "-url", node.url, "-name", "app.db", str(source))
+    return spawn([sys.executable, "-m", "litefs.cli.main", *arguments]).wait(60)

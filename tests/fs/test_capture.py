@@ -46,6 +46,7 @@ for i in range(count):
     elif what < 0.9 and mode == "WAL":
         db.execute("PRAGMA wal_checkpoint(%s)" % rng.choice(["PASSIVE", "FULL", "RESTART", "TRUNCATE"]))
     elif what < 0.92:
+        db.execute("PRAGMA page_size=%d" % rng.choice([512, 1024, 65536]))
         db.execute("VACUUM")
     else:
         db.execute("UPDATE t SET a = a WHERE id = 1")

@@ -55,6 +55,7 @@ for i in range(count):
             db.execute("ROLLBACK TO s")
         db.execute("ROLLBACK" if undone and rng.random() < 0.3 else "COMMIT")
     elif what < 0.85:
+        db.execute("PRAGMA page_size=%d" % rng.choice([512, 1024, 4096]))
         db.execute("VACUUM")
     elif what < 0.9:
         db.execute("PRAGMA incremental_vacuum")
