@@ -248,14 +248,13 @@ class Applier:
         header = decoder.header
         self._check(header, 0, self._database.position)
         pgnos, new = page_sums(decoder)
-        expected = decoder.trailer.post_apply
         self._make_room(header.commit)
         try:
             post = self._database.sums.post(pgnos, new, header.commit)
         except ValueError as error:
             raise FormatError(f"{self.dir.name}: record {header.max_txid:016x}: {error}") from error
-        if post != expected:
-            raise wrong_sum(self.dir.name, header, post, expected)
+        if post != decoder.trailer.post_apply:
+            raise wrong_sum(self.dir.name, header, post, decoder.trailer.post_apply)
         self._append(item, header, post)
         if pgnos:
             left = len(pgnos)
@@ -275,6 +274,7 @@ class Applier:
         self._check(header, post, self._database.position)
         self._make_room(header.commit)
         self._append(item, header, post)
+        self.sync_log()  # what is overwritten must be recoverable (I5)
         if not write_in_place(self._attached(), record):
             self._reopen(header.page_size)
             return

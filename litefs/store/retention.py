@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -33,9 +34,12 @@ def reap(
         if last_txid > limit or not (expired or total > max_bytes):
             break
         if not removed:
-            # The end of a journal may have been its unlink, which nobody synced: if it came back after a
-            # power failure, only the log could undo what recovery plays back from it. And of pages whose
-            # images go now, the checksums must be there to tell what a journal did not hold (unused.py).
+            # The end of a journal may have been its unlink or truncation, which nobody synced: if it came
+            # back after a power failure, only the log could undo what recovery plays back from it. And of
+            # pages whose images go now, the checksums must be there to tell what a journal did not hold
+            # (unused.py).
+            with contextlib.suppress(FileNotFoundError):
+                fileops.sync_file(directory.parent / "journal")
             fileops.sync_dir(directory.parent)
             fileops.sync_file(directory.parent / "sums")
         fileops.unlink(path)

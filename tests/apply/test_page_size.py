@@ -104,6 +104,35 @@ def test_the_file_is_durable_without_another_record(tmp_path: Path, source: Sour
     assert recover(applier.dir).restored == 0
 
 
+@pytest.mark.parametrize("stays", [False, True])
+def test_the_log_is_durable_before_the_file_is_overwritten(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    """Record and name of its segment: else a power failure might leave the file new and the log old."""
+    primary = source(seed=6)
+    applier = replica_of(primary, tmp_path / "replica")
+    applier.apply(some(primary, 3))
+    primary.vacuum(512)
+    done: list[str] = []
+    for name in ("rename", "sync_dir"):
+        monkeypatch.setattr(fileops, name, noting(done, name, getattr(fileops, name)))
+    in_place = pagesize.write_in_place
+    written = noting(done, "write", (lambda *_: False) if stays else in_place)
+    monkeypatch.setattr(applier_module, "write_in_place", written)
+    applier.apply(primary.take()[:2])
+    assert applier.must_reopen == stays
+    assert done == ["rename", "sync_dir", "write"]
+    applier.close()
+
+
+def noting(done: list[str], name: str, real: Callable[..., object]) -> Callable[..., object]:
+    def call(*args: object) -> object:
+        done.append(name)
+        return real(*args)
+
+    return call
+
+
 def test_a_reader_that_stays_makes_it_reopen(
     tmp_path: Path, source: SourceMaker, client: ClientMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
