@@ -64,7 +64,8 @@ class SuperJournals:
     def create(self, path: str, mode: int) -> None:
         """A new, empty super-journal. Raises OSError."""
         fileops.make_dir(self._directory)
-        os.close(fileops.open_file(self.backing(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode))
+        fd = fileops.open_file(self.backing(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode)
+        os.close(fd)
         self._named_by[path] = set()
 
     def admit(self, database: str, name: str) -> None:

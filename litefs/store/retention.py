@@ -39,7 +39,7 @@ def reap(
             # pages whose images go now, the checksums must be there to tell what a journal did not hold
             # (unused.py).
             with contextlib.suppress(FileNotFoundError):
-                fileops.sync_file(directory.parent / "journal")
+                fileops.sync_file(directory.parent / "database-journal")
             fileops.sync_dir(directory.parent)
             fileops.sync_file(directory.parent / "sums")
         fileops.unlink(path)

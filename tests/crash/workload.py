@@ -200,6 +200,7 @@ class Client:
 
     def _failed(self, begin: int, statements: list[Statement]) -> None:
         """Find out what became of a step that was answered with an error, as applications must."""
+        self._note_syncs()  # whether one of them came behind the commit is not known: it promises no more
         fault, self.recorder.fault = self.recorder.fault, None
         assert fault is not None or self.stopped, f"an error without a cause: {self.primary.errors}"
         if self.connection is not None:
