@@ -12,6 +12,7 @@ from litefs.capture.raw import RawCapture
 from litefs.capture.super import refuse_super
 from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
+from litefs.sqlite.journal import HEADER_SIZE as JOURNAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.together import Part
@@ -221,7 +222,19 @@ class DatabaseCapture:
     def journal_write(self, fd: int, offset: int, data: bytes, database_fd: int | None) -> BigCommit | None:
         self.check_writable(self._name + "-journal")
         self._file_bytes += len(data)
-        return self.journal.write(fd, offset, data, database_fd)
+        begins = offset < JOURNAL_HEADER_SIZE and not self.journal.hot
+        logged = None
+        if begins and self.raw.pending and not self.raw.copying:
+            # a commit without a journal; it must not wait for the end of the transaction that begins now
+            logged = self.raw.commit(self._open_database())
+        if logged is None:
+            return self.journal.write(fd, offset, data, database_fd)
+
+        def finish(error: Exception | None) -> None:
+            logged.finish(error)
+            self.journal.write(fd, offset, data, database_fd)  # begins a transaction, so it ends none
+
+        return _synced(self.raw.pending_bytes, logged.run, finish)
 
     def journal_sync(self, fd: int) -> BigCommit | None:
         """Sync the journal and, once, its name: without it recovery could not undo what is written next."""

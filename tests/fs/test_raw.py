@@ -406,3 +406,39 @@ db.execute("INSERT INTO t(a) VALUES(0)")
         python(insert, fs.mount / "other.db", mode)
         assert txid(fs, "other.db") == 1
         assert len(agree(fs, tmp_path, "other.db").splitlines()) == 51
+
+
+NEXT_WRITER = """
+import sqlite3, sys, time
+first, second = (sqlite3.connect(sys.argv[1], isolation_level=None) for _ in range(2))
+for db in (first, second):
+    db.execute("PRAGMA synchronous=OFF")
+first.execute("CREATE TABLE t(a)")
+time.sleep(0.5)
+first.execute("PRAGMA journal_mode=" + sys.argv[2])
+second.execute("BEGIN")
+first.execute("INSERT INTO t VALUES(1)")
+second.execute("INSERT INTO t VALUES(2)")
+print("open", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("mode", ["MEMORY", "OFF"])
+def test_a_commit_is_logged_while_the_next_transaction_is_open(tmp_path: Path, mode: str) -> None:
+    """Its pages are not kept back for the record of the transaction that begins before the sweep."""
+    log = DataDir(tmp_path / "data").database_dir("a.db").log
+    with serving(tmp_path) as fs:
+        command = [sys.executable, "-c", NEXT_WRITER, str(fs.mount / "a.db"), mode]
+        client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"open\n"
+            time.sleep(0.2)  # some sweeps
+            with rebuilt(log, tmp_path / "rebuilt.db") as db:
+                assert db.execute("SELECT a FROM t").fetchall() == [(1,)]
+            db.close()
+        finally:
+            client.kill()
+            client.communicate()
+        fs.stop()
