@@ -9,6 +9,8 @@ KERNELS := $(wildcard litefs/_core/*.pyx litefs/_core/*.pxd litefs/_core/*.h)
 TEST_SECONDS ?= 1800
 SOAK_ROUNDS ?= 500
 SOAK_SECONDS ?= 28800
+# whatever LITEFS_SOAK lengthens
+SOAK_TESTS ?= tests/crash tests/model tests/cluster tests/fs/test_super_crash.py
 FUZZ_SECONDS ?= 3600
 # SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
 BOUNDED = timeout --foreground --signal=INT --kill-after=60
@@ -40,7 +42,7 @@ bench: setup
 	@set -e; for benchmark in kernels commit reads lag memory; do $(PYTHON) benchmarks/$$benchmark.py; done
 
 soak: setup
-	LITEFS_SOAK=$(SOAK_ROUNDS) $(BOUNDED) $(SOAK_SECONDS) $(PYTHON) -m pytest --timeout=0 tests/cluster tests/model </dev/null
+	LITEFS_SOAK=$(SOAK_ROUNDS) $(BOUNDED) $(SOAK_SECONDS) $(PYTHON) -m pytest --timeout=0 $(SOAK_TESTS) </dev/null
 	$(MAKE) fuzz
 
 # Three times FUZZ_SECONDS. Atheris is no development dependency: some versions of Python have no wheel of it.
