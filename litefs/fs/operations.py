@@ -170,6 +170,8 @@ class Operations(SuperRequests):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         target = self.inodes[inode]
+        if target.unlinked:  # the kernel has not heard yet that the name is gone: it looks it up again
+            raise FUSEError(errno.ESTALE)
         from_node = self._is_node(ctx.pid)
         if flags & _WRITE_FLAGS:
             if target.is_control:
