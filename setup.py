@@ -6,4 +6,8 @@ Each kernel names the libraries and flags that it needs in ``# distutils:`` line
 from Cython.Build import cythonize
 from setuptools import setup
 
-setup(ext_modules=cythonize("litefs/_core/*.pyx", language_level=3, annotate=False))
+setup(
+    ext_modules=cythonize(
+        "litefs/_core/*.pyx", include_path=["litefs/_core"], language_level=3, annotate=False
+    )
+)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
+from litefs._core.openinfo import UnflushedInfo
 from litefs.capture.commit import Refused
 from litefs.capture.database import DatabaseCapture
 from litefs.errors import InvalidName, LiteFSError
@@ -36,6 +37,14 @@ FIRST_PAGE = 4096
 database, or after its wal-index header was zeroed those of the WAL.
 """
 _CACHED = (Kind.DATABASE, Kind.WAL, Kind.SHM)
+
+
+def _may_be_sqlite(flags: int) -> bool:
+    """Whether a database opened so may be locked: close(2) must not wait for us then, invariant I25.
+
+    SQLite opens to read, and never truncates. Who copies a file into place wants the FLUSH: it logs the copy.
+    """
+    return flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
 
 
 @dataclass(slots=True, eq=False)
@@ -165,6 +174,8 @@ class Operations(SuperRequests):
         if db is not None and not db.announced and inode.kind is Kind.DATABASE and client:
             db.announced = True
             self._on_open(db.name)
+        if inode.kind is Kind.DATABASE and _may_be_sqlite(flags):
+            return UnflushedInfo(fh=number)
         return FileInfo(fh=number, direct_io=inode.is_control, keep_cache=not inode.is_control)
 
     @answered

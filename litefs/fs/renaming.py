@@ -26,6 +26,9 @@ from litefs.types import Role
 CLOSE_SECONDS = 2.0
 """How long to wait for the last handle: the kernel tells of a close after the client's close(2) returned."""
 
+RELEASE_SECONDS = 0.05
+"""How long to wait for one of which the kernel tells nothing earlier (``UnflushedInfo``)."""
+
 
 class Renaming(Namespace):
     """The request that renames."""
@@ -34,7 +37,7 @@ class Renaming(Namespace):
     _on_drop: Callable[[str], None]
 
     def _users(self, db: FsDatabase) -> list[bool]:
-        """For each file of the database that a client has open, whether that client closed it once."""
+        """For each file of the database that a client has open, whether it is known that it was closed."""
         raise NotImplementedError
 
     @answered
@@ -71,12 +74,12 @@ class Renaming(Namespace):
     async def _closed(self, db: FsDatabase) -> None:
         """Wait until no client has it open. Raises Refused with EBUSY.
 
-        At once if one is not even about to close it: the kernel holds up every other change to the
-        directories meanwhile.
+        Almost at once if one is not about to close it, as far as we know: the kernel holds up every other
+        change to the directories meanwhile.
         """
-        until = trio.current_time() + CLOSE_SECONDS
+        begin = trio.current_time()
         while (users := self._users(db)) or db.busy:
-            if not all(users) or trio.current_time() >= until:
+            if trio.current_time() >= begin + (CLOSE_SECONDS if all(users) else RELEASE_SECONDS):
                 raise Refused(db.name, "cannot be renamed while a client has it open", errno.EBUSY)
             await trio.sleep(0.002)
         if db.dir.wal.exists() and db.dir.wal.stat().st_size:

@@ -16,12 +16,12 @@ COUNT = 12
 
 
 @pytest.mark.timeout(180)
-def test_threads_of_several_processes(
+def test_threads_of_several_processes_in_every_journal_mode(
     primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
 ) -> None:
     primary, replica = primary_and_replica
     sql = make_client("sql", "sqlite3")
-    for mode in ("MEMORY", "OFF", "WAL"):
+    for mode in ("DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"):
         name = f"{mode.lower()}.db"
         path = primary.path(name)
         sql.call("open", path=path)

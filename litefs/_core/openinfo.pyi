@@ -1,0 +1,3 @@
+from pyfuse3 import FileInfo
+
+class UnflushedInfo(FileInfo): ...
