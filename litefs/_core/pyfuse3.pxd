@@ -1,4 +1,4 @@
-"""The one C method of pyfuse3 (3.4 and 3.5) that we extend: how the answer to an open reaches libfuse.
+"""The one C method of pyfuse3 (3.5) that we extend: how the answer to an open reaches libfuse.
 
 pyfuse3 ships no declarations. Cython compares the size of the object when the module is imported.
 """
