@@ -58,6 +58,8 @@ def commit_together(directory: Path, name: str, parts: Sequence[Part]) -> None:
     before = {part.db.dir.name: part.db.position for part in parts}
     appended: list[tuple[Database, Prepared]] = []
     try:
+        for part in parts:
+            part.db.sync()  # a member that loses what came before could not tell that it lacks its part
         fileops.write_file_atomic(intent, json.dumps({n: str(p) for n, p in before.items()}).encode())
         for part in parts:
             db = part.db
@@ -128,7 +130,12 @@ def _resolve(members: list[tuple[DatabaseDir, Position]]) -> list[str]:
     tips = [_tip(directory, before) for directory, before in members]
     known = all(tip is not None for tip in tips)
     behind = [tip == before for tip, (_, before) in zip(tips, members, strict=True)]
-    if not known or all(behind) or not any(behind):
+    if not known or all(behind):
+        return []
+    if not any(behind):
+        for directory, _ in members:  # before the intent goes: a power failure may take what a kill left
+            with _opened(directory) as (log, _sums):
+                log.sync()
         return []
     undone = []
     for (directory, before), tip in zip(members, tips, strict=True):

@@ -117,7 +117,7 @@ except OSError as error:
 def test_a_forgotten_database_does_not_answer_from_memory(tmp_path: Path, mode: str) -> None:
     """On a replica what was open must fail: the application there does not know of the removal."""
     hold = """
-import os, sqlite3, sys
+import os, sqlite3, sys, time
 db = sqlite3.connect("file:" + sys.argv[1] + "?mode=ro", uri=True)
 print(db.execute("SELECT a FROM t").fetchall(), flush=True)
 sys.stdin.readline()
@@ -125,6 +125,10 @@ try:
     print(db.execute("SELECT a FROM t").fetchall())
 except sqlite3.DatabaseError as error:
     print("failed:", error)
+for _ in range(500):  # the kernel is told of it by a thread
+    if not os.path.exists(sys.argv[1]):
+        break
+    time.sleep(0.01)
 print(os.path.exists(sys.argv[1]))
 """
     with serving(tmp_path) as fs:
