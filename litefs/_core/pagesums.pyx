@@ -50,6 +50,16 @@ cdef inline uint64_t page_sum(uint32_t pgno, const uint8_t* page, size_t n) noex
     return FLAG | crc64_update(crc64_update(0, number, 4), page, n)
 
 
+cdef inline void set_position(
+    sums_header* h, uint32_t page_count, uint64_t txid, uint64_t post, int64_t timestamp
+) noexcept nogil:
+    """Between ``sums_enter`` and ``sums_leave``."""
+    set32(h.page_count, page_count)
+    set64(h.txid, txid)
+    set64(h.checksum, post)
+    seti64(h.timestamp, timestamp)
+
+
 cdef inline uint32_t lock_page(uint32_t page_size) noexcept nogil:
     return 0x40000000 // page_size + 1
 
@@ -467,10 +477,7 @@ cdef class PageSums:
                     set64(self.sums[pages[i] - 1], values[i])
                 for pgno in range(commit + 1, before + 1):
                     set64(self.sums[pgno - 1], 0)
-                set32(h.page_count, commit)
-                set64(h.txid, txid)
-                set64(h.checksum, post)
-                seti64(h.timestamp, timestamp)
+                set_position(h, commit, txid, post, timestamp)
                 sums_leave(h)
             finally:
                 PyBuffer_Release(&sums)
@@ -496,10 +503,7 @@ cdef class PageSums:
             for i in range(n, before):
                 set64(self.sums[i], 0)
             set32(h.page_size, page_size)
-            set32(h.page_count, <uint32_t>n)
-            set64(h.txid, txid)
-            set64(h.checksum, post)
-            seti64(h.timestamp, timestamp)
+            set_position(h, <uint32_t>n, txid, post, timestamp)
             sums_leave(h)
         finally:
             PyBuffer_Release(&view)
@@ -512,8 +516,5 @@ cdef class PageSums:
         sums_enter(h)
         for pgno in range(commit + 1, before + 1):
             set64(self.sums[pgno - 1], 0)
-        set32(h.page_count, commit)
-        set64(h.txid, txid)
-        set64(h.checksum, post)
-        seti64(h.timestamp, timestamp)
+        set_position(h, commit, txid, post, timestamp)
         sums_leave(h)

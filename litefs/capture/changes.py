@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from litefs.capture.commit import BIG_COMMIT, now_ms
@@ -66,11 +66,20 @@ class FileChanges:
         """Whether what ``find`` found is a transaction at all."""
         return bool(change.pgnos) or change.commit != self._db.sums.page_count
 
-    def append(self, fd: int, change: Change) -> None:
-        """Log and publish what ``find`` found, as it is in the file.
+    def log(self, fd: int, candidates: Iterable[int], unit: int, check: Callable[[], None]) -> bool:
+        """Log and publish what changed in the file, if anything did; whether something was.
 
-        Raises as ``Database.commit`` and ``Database.commit_stream``.
+        ``check`` is asked before that, and may raise. Raises as ``find``, ``Database.commit`` and
+        ``Database.commit_stream``.
         """
+        change = self.find(fd, candidates, unit)
+        if not self.differs(change):
+            return False
+        check()
+        self._append(fd, change)
+        return True
+
+    def _append(self, fd: int, change: Change) -> None:
         commit, pgnos, page_size = change.commit, change.pgnos, change.page_size
         if len(pgnos) * page_size > BIG_COMMIT or self._db.page_size not in (0, page_size):
             self._db.commit_stream(

@@ -187,24 +187,21 @@ class JournalCapture:
             return None
         if len(self._dirty) * self._page_size > BIG_COMMIT:
             return self._big_end(fd, finalise)
-        change = self._changes.find(fd, self._dirty, self._page_size)
-        if self._changes.differs(change):
-            self._gate.check()
-            self._changes.append(fd, change)
+        if self._log(fd):
             self._ended(finalise)
         else:
             finalise()
             self._clear()
         return None
 
+    def _log(self, fd: int) -> bool:
+        return self._changes.log(fd, self._dirty, self._page_size, self._gate.check)
+
     def _big_end(self, fd: int, finalise: Callable[[], object]) -> BigCommit:
         changed: list[bool] = []
 
         def run() -> None:
-            change = self._changes.find(fd, self._dirty, self._page_size)
-            if self._changes.differs(change):
-                self._gate.check()
-                self._changes.append(fd, change)
+            if self._log(fd):
                 changed.append(True)
                 if self._synced:  # here it holds nobody up; what fails is tried again, in a new segment
                     with contextlib.suppress(OSError, LiteFSError):

@@ -137,17 +137,13 @@ class RawCapture:
         changed: list[bool] = []
 
         def run() -> None:
-            change = self._changes.find(fd, self._pages, self._db.page_size)
-            if self._changes.differs(change):
-                self._gate.check()
-                self._changes.append(fd, change)
-                changed.append(True)
+            changed.append(self._changes.log(fd, self._pages, self._db.page_size, self._gate.check))
 
         def finish(error: Exception | None) -> None:
             if error is not None:
                 raise error
             self.clear()
-            if changed:
+            if any(changed):
                 self._watcher.logged(self._name)
 
         return BigCommit(run, finish)

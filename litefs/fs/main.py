@@ -175,8 +175,8 @@ class FsProcess:
         )
 
     def _recover(self) -> list[str]:
+        lines, self._unrecovered = resolve(self._data)  # first: its intents know databases by their names
         complete_replacing(self._data)
-        lines, self._unrecovered = resolve(self._data)
         for name in self._data.names():
             if name in self._unrecovered:
                 lines.append(f"{name}: not recovered: {self._unrecovered[name]}")

@@ -41,8 +41,8 @@ class Prepared:
     position: Position
     """The position after it."""
     timestamp: int
-    full_page_size: int = 0
-    """Of a full record: the page size that the database changes to."""
+    full: PageSums | None = None
+    """Of a full record: checksums of the new page size, for the pages to be put in."""
 
 
 class Database:
@@ -191,13 +191,14 @@ class Database:
 
     def publish(self, prepared: Prepared) -> None:
         """Show a transaction that is in the log to everybody who reads the position. Cannot fail."""
-        sums, full, at = self._file.sums, prepared.full_page_size, prepared.position
-        after = empty_sums(full, prepared.commit) if full else sums
-        after.commit(
+        sums, full, at = self._file.sums, prepared.full, prepared.position
+        (full or sums).commit(
             prepared.pgnos, prepared.new_sums, prepared.commit, at.txid, at.checksum, prepared.timestamp
         )
-        if full:
-            sums.replace(full, after.array(1, prepared.commit), at.txid, at.checksum, prepared.timestamp)
+        if full is not None:
+            sums.replace(
+                full.page_size, full.array(1, prepared.commit), at.txid, at.checksum, prepared.timestamp
+            )
 
     def commit(
         self,
@@ -275,7 +276,7 @@ class Database:
                 record.write(encoder.add(some, images))
             record.write(encoder.finish(post))
             record.commit(position.txid, post)
-        return Prepared(pgnos, new, b"", commit, position, stamp, size if full else 0)
+        return Prepared(pgnos, new, b"", commit, position, stamp, after if full else None)
 
     def retract(self, position: Position) -> None:
         """Take the last record, not published yet, out of the log, so that it ends at ``position``.

@@ -116,8 +116,7 @@ def _lost(data: DataDir, name: str) -> Path:
 
 def _forget(intent: Path) -> None:
     """Durably: what it tells of would come to pass again, once both names had other databases."""
-    fileops.unlink(intent)
-    fileops.sync_dir(intent.parent)
+    fileops.unlink_durably(intent)
 
 
 def _mark(data: DataDir, name: str, position: Position) -> None:

@@ -122,6 +122,13 @@ def unlink(path: Path | str) -> bool:
     return True
 
 
+def unlink_durably(path: Path) -> bool:
+    """``unlink``, durable on return."""
+    there = unlink(path)
+    sync_dir(path.parent)
+    return there
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory with all that is in it; nothing happens if there is none."""
     try:

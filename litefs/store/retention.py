@@ -42,8 +42,7 @@ def reap(
                 fileops.sync_file(directory.parent / "database-journal")
             fileops.sync_dir(directory.parent)
             fileops.sync_file(directory.parent / "sums")
-        fileops.unlink(path)
-        fileops.sync_dir(directory)  # one by one: if an older one came back, the log would have a gap
+        fileops.unlink_durably(path)  # one by one: if an older one came back, the log would have a gap
         removed.append(path)
         total -= stats[index].st_size
     return removed

@@ -40,8 +40,7 @@ def remove_unborn(path: Path, first_txid: int) -> Cut | None:
         return None
     if any(data[SEGMENT_HEADER_SIZE:]) or len(data) > PREALLOCATE_MIN:
         SegmentHeader.unpack(header, path)
-    fileops.unlink(path)
-    fileops.sync_dir(path.parent)
+    fileops.unlink_durably(path)
     return Cut(path, 0, len(data), first_txid - 1)
 
 

@@ -71,18 +71,13 @@ def commit_together(directory: Path, name: str, parts: Sequence[Part]) -> None:
         with _or_stop(parts, f"{name}: {error}; what is left of a transaction over several databases"):
             for db, _ in appended:
                 db.retract(before[db.dir.name])
-            _remove(intent)
+            fileops.unlink_durably(intent)
         raise
     with _or_stop(parts, f"{name}: the intent of a transaction over several databases"):
-        _remove(intent)
+        # durably: what the members do next must not look like a transaction that is in some logs only
+        fileops.unlink_durably(intent)
     for db, prepared in appended:
         db.publish(prepared)
-
-
-def _remove(intent: Path) -> None:
-    """Durably: what the members do afterwards must not look like a transaction that is in some logs only."""
-    fileops.unlink(intent)
-    fileops.sync_dir(intent.parent)
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ import sqlite3
 import subprocess
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.disks import small_disk
 from tests.support.node import Node, pages_equal, wait_equal, wait_present
 from tests.support.processes import Client, wait_until
 
@@ -30,15 +30,24 @@ def filled(make_client: MakeClient, node: Node, name: str, mode: str = "WAL", ro
     return client
 
 
-@contextmanager
-def small_disk(path: Path, megabytes: int) -> Iterator[None]:
-    """A file system of its own at ``path``."""
-    path.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(path)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
+def copy_of(primary: Node, client: Client) -> Path:
+    """A copy of the data directory, made while the node is down; the client's connection is a new one."""
+    client.call("close")
+    primary.stop()
+    older = primary.root / "older"
+    shutil.copytree(primary.data, older)
+    primary.start()
+    client.call("open", path=primary.path("app.db"))
+    return older
+
+
+def go_back(primary: Node, client: Client, older: Path) -> None:
+    """Start the node on that copy."""
+    client.call("close")
+    primary.stop()
+    shutil.rmtree(primary.data)
+    older.rename(primary.data)
+    primary.start()
 
 
 def test_a_replica_with_a_full_disk_keeps_what_fits_and_goes_on_when_there_is_room(
@@ -85,19 +94,10 @@ def test_a_primary_that_lost_its_tail_is_followed_and_nothing_is_lost(
     primary, replica = primary_and_replica
     client = filled(make_client, primary, "app.db", rows=5)
     wait_present(replica, "app.db")
-    client.call("close")
-    primary.stop()
-    older = primary.root / "older"
-    shutil.copytree(primary.data, older)
-    primary.start()
-    client.call("open", path=primary.path("app.db"))
+    older = copy_of(primary, client)
     client.call("script", statements=["INSERT INTO t VALUES('tail')"] * 20)
     wait_equal(primary, replica, "app.db")
-    client.call("close")
-    primary.stop()
-    shutil.rmtree(primary.data)
-    older.rename(primary.data)
-    primary.start()
+    go_back(primary, client, older)
     client.call("open", path=primary.path("app.db"))
     if commits_after:
         client.call("script", statements=["INSERT INTO t VALUES('other')"] * commits_after)
@@ -211,12 +211,7 @@ def test_a_replica_killed_within_snapshot_big_record_and_replacement_converges(
     restarted(replica, received.exists, "a snapshot begins", rng.uniform(0, 0.5))
     wait_equal(primary, replica, "app.db", 60)
 
-    client.call("close")
-    primary.stop()
-    older = primary.root / "older"
-    shutil.copytree(primary.data, older)
-    primary.start()
-    client.call("open", path=primary.path("app.db"))
+    older = copy_of(primary, client)
     before = sum(path.stat().st_size for path in (files / "log").glob("*.seg"))
     client.call("execute", timeout=60, statement="UPDATE t SET a=randomblob(1000000)")
     restarted(
@@ -228,11 +223,7 @@ def test_a_replica_killed_within_snapshot_big_record_and_replacement_converges(
     wait_equal(primary, replica, "app.db", 60)
     pages_equal(primary, replica, "app.db")
 
-    client.call("close")
-    primary.stop()
-    shutil.rmtree(primary.data)
-    older.rename(primary.data)
-    primary.start()
+    go_back(primary, client, older)
     restarted(replica, received.exists, "a replacement begins", rng.uniform(0, 1))
     wait_equal(primary, replica, "app.db", 60)
     pages_equal(primary, replica, "app.db")

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.disks import small_disk
 from tests.support.node import Node, pages_equal, wait_equal, wait_present
 from tests.support.processes import Client, ClientError, wait_until
 
 MakeNode = Callable[..., Node]
 MakeClient = Callable[..., Client]
 FULL = ("FullError: database or disk is full", "IOError: disk I/O error", "FullError: disk I/O error")
-SMALL = 24 << 20
+SMALL_MEGABYTES = 24
 
 
 def run(*command: object) -> str:
@@ -35,17 +36,9 @@ def disks() -> Iterator[ExitStack]:
         yield stack
 
 
-def small_disk(disks: ExitStack, path: Path) -> Path:
-    """A file system of ``SMALL`` bytes at ``path``."""
-    path.mkdir(parents=True)
-    run("mount", "-t", "tmpfs", "-o", f"size={SMALL}", "litefs-test", path)
-    disks.callback(run, "umount", "-l", path)
-    return path
-
-
 def thin_disk(disks: ExitStack, path: Path, below: Path) -> Path:
     """A file system on a device that promises more than it has: its syncs fail when ``below`` is full."""
-    small_disk(disks, below)
+    disks.enter_context(small_disk(below, SMALL_MEGABYTES))
     image = below / "image"
     image.touch()
     os.truncate(image, 256 << 20)
@@ -107,7 +100,7 @@ def count(client: Client) -> int:
 def test_the_disk_of_the_primary_is_full(
     mode: str, disks: ExitStack, tmp_path: Path, make_node: MakeNode, make_client: MakeClient
 ) -> None:
-    disk = small_disk(disks, tmp_path / "disk")
+    disk = disks.enter_context(small_disk(tmp_path / "disk", SMALL_MEGABYTES))
     primary = make_node("primary", data={"dir": str(disk / "data")}).start()
     replica = make_node("replica", primary=primary).start()
     writer, reader = make_client("sql", "apsw"), make_client("sql", "sqlite3")
@@ -136,7 +129,7 @@ def test_the_disk_of_a_replica_is_full(
     mode: str, disks: ExitStack, tmp_path: Path, make_node: MakeNode, make_client: MakeClient
 ) -> None:
     """The primary does not notice; the replica serves what it has, and follows when there is room."""
-    disk = small_disk(disks, tmp_path / "disk")
+    disk = disks.enter_context(small_disk(tmp_path / "disk", SMALL_MEGABYTES))
     primary = make_node("primary").start()
     replica = make_node("replica", primary=primary, data={"dir": str(disk / "data")}).start()
     writer, reader = make_client("sql", "apsw"), make_client("sql", "sqlite3")
@@ -162,7 +155,7 @@ def test_a_new_database_that_a_replica_has_no_room_for(
     disks: ExitStack, tmp_path: Path, make_node: MakeNode, make_client: MakeClient
 ) -> None:
     """Its snapshot is tried again until there is room; the other database goes on meanwhile."""
-    disk = small_disk(disks, tmp_path / "disk")
+    disk = disks.enter_context(small_disk(tmp_path / "disk", SMALL_MEGABYTES))
     primary = make_node("primary").start()
     writer, other = make_client("sql", "apsw"), make_client("sql", "apsw")
     prepare(writer, primary, "big.db", "WAL")

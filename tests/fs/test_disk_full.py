@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,18 +70,6 @@ db.execute("DELETE FROM t")
 db.execute("VACUUM")
 """
 EXPECTED = {"database or disk is full", "disk I/O error", "unable to open database file", "database is locked"}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A data directory on a file system of 6 MiB."""
-    data = tmp_path / "data"
-    data.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "litefs-test", data], check=True, timeout=10)
-    try:
-        yield data
-    finally:
-        subprocess.run(["umount", "-l", data], check=True, timeout=10)
 
 
 @pytest.mark.parametrize("mode", ["WAL", "DELETE", "TRUNCATE", "PERSIST"])

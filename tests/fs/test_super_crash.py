@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -159,18 +158,6 @@ for number in range(400):
 print("|".join(errors), *(db.execute("SELECT sum(v) FROM %s.t" % name).fetchone()[0] for name in names))
 """
 )
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A data directory on a file system of 6 MiB."""
-    data = tmp_path / "data"
-    data.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "litefs-test", data], check=True, timeout=10)
-    try:
-        yield data
-    finally:
-        subprocess.run(["umount", "-l", data], check=True, timeout=10)
 
 
 def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
