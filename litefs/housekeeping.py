@@ -148,7 +148,7 @@ class Primary:
         for name, failures in list(self._loose.items()):
             if empty_wal(self._mountpoint / name):
                 log.info("%s: emptied a WAL in which SQLite had left commits unsealed", name)
-                del self._loose[name]
+                self._loose.pop(name, None)  # unless ``dropped`` did
                 self._blocked.pop(name, None)
             else:
                 self._loose[name] = failures + 1

@@ -145,7 +145,8 @@ class ReplicaSink:
         applier = state.applier
         if applier is None:
             return
-        if applier.is_behind and not applier.needs_recovery and not state.lock.locked():
+        # locked: a thread may be putting a snapshot in its place, which closes it for a moment
+        if not state.lock.locked() and applier.is_behind and not applier.needs_recovery:
             # A full disk, say, came between its log and its readers; perhaps no other record follows.
             async with state.lock:
                 await self._thread(applier.attach)
@@ -250,10 +251,12 @@ class ReplicaSink:
     def primary_time(self, timestamp_ms: int) -> None:
         """All that the primary had committed at this time of its clock has been applied here.
 
-        Passed over while a database's readers cannot see all that its log holds.
+        Passed over while a database's readers cannot see all that its log holds, or one is being worked at.
         """
         for state in self._states.values():
-            if state.damage is not None or (state.applier is not None and state.applier.is_behind):
+            if state.damage is not None or state.lock.locked():
+                return
+            if state.applier is not None and state.applier.is_behind:
                 return
         self.primary_time_ms = timestamp_ms
 

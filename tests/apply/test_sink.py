@@ -6,6 +6,7 @@ import errno
 import sqlite3
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from litefs.apply.wal import WalAppend
 from litefs.errors import ChecksumMismatch, FormatError, InvalidName, LiteFSError, PositionMismatch
 from litefs.sqlite.wal import HEADER_SIZE
 from litefs.store import fileops
+from litefs.store.database import Database
 from litefs.store.paths import DataDir
 from litefs.store.recovery import recover
 from litefs.store.snapshot import SnapshotTarget
@@ -194,6 +196,31 @@ def test_a_snapshot_over_a_database_is_one_more_transaction(tmp_path: Path, sour
         assert list((tmp_path / "data" / "lost").iterdir())
 
     run(scenario)
+
+
+def test_nobody_looks_at_a_database_while_it_is_replaced(
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sink_module, "TICK", 0.01)
+    real_close = Database.close
+
+    def close(db: Database) -> None:
+        real_close(db)
+        time.sleep(0.2)
+
+    async def scenario() -> None:
+        old, new = source(seed=32), source(seed=33)
+        async with running(tmp_path / "data") as replica:
+            await replica.sink.records("app.db", stepped(old, 5))
+            stepped(new, 5)
+            await send_snapshot(replica.sink, new, "app.db", new.position, new.pages)
+            with monkeypatch.context() as patch:
+                patch.setattr(Database, "close", close)
+                await replica.sink.snapshot_end("app.db", new.position)
+            assert replica.steps("app.db") == 5
+
+    run(scenario)
+    assert "unexpected" not in caplog.text
 
 
 def test_a_restarted_sink_goes_on(tmp_path: Path, source: SourceMaker) -> None:
