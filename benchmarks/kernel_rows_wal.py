@@ -29,10 +29,7 @@ def pieces_of(frames: bytes) -> list[tuple[int, bytes]]:
         first = -(-(offset + FRAME_HEADER) // KERNEL_BLOCK) * KERNEL_BLOCK
         cuts |= {at - HEADER_SIZE for at in range(first, offset + FRAME, KERNEL_BLOCK)}
         bounds = sorted(cuts)
-        pieces += [
-            (HEADER_SIZE + low, frames[low:high])
-            for low, high in itertools.pairwise(bounds)
-        ]
+        pieces += [(HEADER_SIZE + low, frames[low:high]) for low, high in itertools.pairwise(bounds)]
     return pieces
 
 

@@ -27,8 +27,7 @@ _NO_SEAL = bytes(16)
 
 @dataclass(frozen=True, slots=True)
 class FrameSet:
-    """A transaction found by position; the fields mean what :class:`litefs._core.walcursor.Transaction`'s do.
-    """
+    """A transaction found by position, with the fields of :class:`litefs._core.walcursor.Transaction`."""
 
     commit: int
     first_frame: int

@@ -120,7 +120,9 @@ def python(script: str, *args: object, timeout: float = 30) -> str:
     return result.stdout
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10, what: str = "it", step: float = 0.02) -> None:
+def wait_for(
+    condition: Callable[[], bool], seconds: float = 10, what: str = "it", step: float = 0.02
+) -> None:
     """Poll until true; fails after the bound."""
     until = time.monotonic() + seconds
     while not condition():

@@ -215,7 +215,8 @@ print(count, db.execute("SELECT count(*) FROM t").fetchone()[0])
             db.close()
             fs.become(Role.PRIMARY)
             python(
-                "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('DELETE FROM t')", fs.mount / "a.db"
+                "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('DELETE FROM t')",
+                fs.mount / "a.db",
             )
             return
     pytest.fail("the deadline never passed before an append")

@@ -138,7 +138,11 @@ def test_kills(tmp_path: Path, mode: str) -> None:
                         writers.start()
                     writers.kill_all()
                     check(writers.acknowledged, logged(log, tmp_path))
-                    wait_for(lambda path=path: logged(log, tmp_path) == python(READ, path), 5, "sight of the log's tip")
+                    wait_for(
+                        lambda path=path: logged(log, tmp_path) == python(READ, path),
+                        5,
+                        "sight of the log's tip",
+                    )
                     assert python(READ, path, "checkpoint").partition("\n")[2] == logged(log, tmp_path)
                     for _ in range(3):
                         writers.start()

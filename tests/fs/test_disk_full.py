@@ -69,7 +69,12 @@ db = sqlite3.connect(sys.argv[1], isolation_level=None)
 db.execute("DELETE FROM t")
 db.execute("VACUUM")
 """
-EXPECTED = {"database or disk is full", "disk I/O error", "unable to open database file", "database is locked"}
+EXPECTED = {
+    "database or disk is full",
+    "disk I/O error",
+    "unable to open database file",
+    "database is locked",
+}
 
 
 @pytest.mark.parametrize("mode", ["WAL", "DELETE", "TRUNCATE", "PERSIST"])
@@ -90,7 +95,9 @@ def test_full_disk(tmp_path: Path, small_disk: Path, mode: str) -> None:
             filler.unlink()
             assert python(WRITER, path, mode, seed - round_, 1, "space").strip() == ""
             db = rebuilt(log, tmp_path / "rebuilt.db")
-            expected = "".join(f"{id_} {b}\n" for id_, b in db.execute("SELECT id, hex(b) FROM t ORDER BY id"))
+            expected = "".join(
+                f"{id_} {b}\n" for id_, b in db.execute("SELECT id, hex(b) FROM t ORDER BY id")
+            )
             db.close()
             assert python(ROWS, path) == expected
             python(EMPTY, path)

@@ -241,9 +241,7 @@ def test_database_that_cannot_be_synced(
         primary.begin(2)
 
 
-def test_pages_cut_off_and_grown_again_are_logged(
-    primary: Primary, versions: list[dict[int, bytes]]
-) -> None:
+def test_pages_cut_off_and_grown_again_are_logged(primary: Primary, versions: list[dict[int, bytes]]) -> None:
     """Nobody wrote them, and still they are other pages than before."""
     primary.begin(0)
     primary.write(versions[0])

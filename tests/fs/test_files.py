@@ -83,7 +83,21 @@ for action in (
 print(sorted(os.listdir()), oct(os.stat("a.db").st_mode))
 """,
         )
-    assert lines[:-1] == ["EINVAL", "EINVAL", "EINVAL", "EINVAL", "EEXIST", "ENOTDIR", "ENOENT", "EPERM", "EACCES", "EPERM", "ENOSYS", "EPERM", "None"]
+    assert lines[:-1] == [
+        "EINVAL",
+        "EINVAL",
+        "EINVAL",
+        "EINVAL",
+        "EEXIST",
+        "ENOTDIR",
+        "ENOENT",
+        "EPERM",
+        "EACCES",
+        "EPERM",
+        "ENOSYS",
+        "EPERM",
+        "None",
+    ]
     assert lines[-1] == "['.lag', 'a.db', 'a.db-pos'] 0o100600"
 
 
@@ -112,7 +126,9 @@ def test_every_handler_that_can_fail_answers_errors() -> None:
     """These cannot: they take numbers out of dictionaries, which may lack them."""
     harmless = {"forget", "release", "releasedir", "fsyncdir"}
     ours = vars(Operations).keys() | vars(Namespace).keys()
-    handlers = {name for name in ours if name in vars(pyfuse3.Operations) and callable(getattr(Operations, name))}
+    handlers = {
+        name for name in ours if name in vars(pyfuse3.Operations) and callable(getattr(Operations, name))
+    }
     handlers = {name for name in handlers if inspect.iscoroutinefunction(getattr(Operations, name))}
     unguarded = {name for name in handlers if not hasattr(getattr(Operations, name), "__wrapped__")}
     assert "write" in handlers
@@ -142,5 +158,3 @@ print(db.execute("SELECT name FROM sqlite_master").fetchall())
         with pytest.raises(AssertionError):
             python(script, fs.mount / "b.db", mode, "kill")
         assert python(script, fs.mount / "b.db", mode, "roll back") == "[('u',)]\n"
-
-

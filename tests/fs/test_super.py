@@ -277,7 +277,4 @@ for action in (lambda: os.unlink(sys.argv[1]), lambda: open(sys.argv[1] + "5", "
         assert python(refused, left) == "EROFS\nEROFS\n"
         fs.stop()
     with serving(tmp_path) as fs:
-        assert (
-            python("import os, sys; print(os.listdir(sys.argv[1]))", fs.mount / "dir")
-            == "['a.db']\n"
-        )
+        assert python("import os, sys; print(os.listdir(sys.argv[1]))", fs.mount / "dir") == "['a.db']\n"

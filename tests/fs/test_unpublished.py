@@ -22,11 +22,14 @@ db.execute("PRAGMA journal_mode=WAL")
 db.execute("CREATE TABLE IF NOT EXISTS t(a)")
 print(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
 """
-HOLDER = SETUP + """
+HOLDER = (
+    SETUP
+    + """
 print(db.execute("SELECT count(*) FROM t").fetchone()[0], flush=True)
 for line in sys.stdin:
     print(db.execute("SELECT group_concat(a) FROM t").fetchone()[0], flush=True)
 """
+)
 INSERT = """
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=5)
@@ -164,7 +167,9 @@ def test_a_deadline_that_passes_during_the_append(tmp_path: Path, mode: str) -> 
         try:
             assert client.stdout.readline() == "commit\n"
             log = log_of(fs)
-            wait_for(lambda: sum(path.stat().st_size for path in log.iterdir()) > 10 << 20, 10, "append", 0.001)
+            wait_for(
+                lambda: sum(path.stat().st_size for path in log.iterdir()) > 10 << 20, 10, "append", 0.001
+            )
             fs.become(Role.PRIMARY, deadline_ns=1)
             assert client.stdout.readline() == "disk I/O error\n"
         finally:
