@@ -109,7 +109,7 @@ class Node:
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._signals, supervisor)
-            grant = await self._lease.acquire()
+            grant = self._lease.grant()
             self._role = Role.PRIMARY if grant else Role.REPLICA
             if grant:
                 self._term = grant.term

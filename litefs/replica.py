@@ -68,7 +68,7 @@ class Replica:
             if sink is None:
                 await trio.lowlevel.checkpoint()
                 continue
-            primary = await self._lease.primary()
+            primary = self._lease.primary()
             assert primary is not None
             with trio.CancelScope() as self._scope:
                 async with trio.open_nursery() as nursery:
