@@ -297,11 +297,17 @@ class Applier:
         true: every later call raises LiteFSError then, and recovery completes the change from what was
         received. ``must_reopen`` is true after a snapshot of another page size.
         """
+        kept = None
         try:
-            self._seal(target)
+            self.attach()
+            self._make_room(target.commit)
+            kept = keep_diverged(self.dir, 0, "diverged")
+            target.seal()
         except BaseException:
-            target.abort()
+            self._give_up(target, kept)
             raise
+        message = "%s: %s gives way to %s; its log was kept in %s"
+        log.warning(message, self.dir.name, self.position, target.position, kept)
         if target.page_size != self._database.page_size:
             self._reopen(target.page_size)
             target.close()
@@ -309,7 +315,7 @@ class Applier:
         try:
             self._attached().apply_batches(target.differing(self._database.sums), target.commit)
         except BaseException:
-            target.abort()  # no reader saw anything of it
+            self._give_up(target, kept)  # no reader saw anything of it
             raise
         self._failed = f"{self.dir.name}: a snapshot was put in place only in part, which takes a recovery"
         try:
@@ -330,19 +336,12 @@ class Applier:
         except (OSError, LiteFSError) as error:
             log.warning("%s: checkpoint failed, a later one follows: %s", self.dir.name, error)
 
-    def _seal(self, target: SnapshotTarget) -> None:
-        """All that can be refused before a snapshot takes this database's place."""
-        self.attach()
-        self._make_room(target.commit)
-        kept = keep_diverged(self.dir, 0, "diverged")
-        log.warning(
-            "%s: %s gives way to %s; its log was kept in %s",
-            self.dir.name,
-            self.position,
-            target.position,
-            kept,
-        )
-        target.seal()
+    def _give_up(self, target: SnapshotTarget, kept: Path | None) -> None:
+        """Forget a snapshot, which is asked for again: the log is still there, and a copy for each attempt
+        would fill the disk."""
+        target.abort()
+        if kept is not None:
+            fileops.remove_tree(kept)
 
     def _catch_up(self) -> None:
         """Apply what is in the log beyond the published position: an earlier call failed after its append."""
