@@ -386,14 +386,20 @@ class Applier:
         """Make durable what was checkpointed, so that retention may let go of those records. For any thread.
 
         The file is synced behind the mount: a sync through it would keep the fs process from serving.
-        Raises OSError.
+        Raises OSError; after that LiteFSError until the next recovery.
         """
         with self._closing:
             checkpointer = self._checkpointer
             if checkpointer is None or checkpointer.backfilled_txid <= self._database.sums.durable_txid:
                 return
-            txid = checkpointer.backfilled_txid
-            fileops.sync_file(self.dir.database)
+            txid, file = checkpointer.backfilled_txid, self._database.sums_file
+            if file.distrusted:
+                raise LiteFSError(f"{self.dir.name}: a sync of the database file failed: restart the node")
+            try:
+                fileops.sync_file(self.dir.database)
+            except OSError:
+                file.distrust()
+                raise
             self._database.sums.durable_txid = txid
             if self._received is not None:
                 self._received.finish()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from litefs.capture.database import DatabaseCapture
 from litefs.errors import LogSyncFailed
 from litefs.store import fileops, log
 from litefs.store.database import Database
@@ -23,8 +24,10 @@ from litefs.store.recovery import recover, settle
 from litefs.types import Position
 from tests.crash.disk import Disk, Style
 from tests.crash.recorder import SYNCS, Fault, Recorder, apply, disk_of, recording
+from tests.crash.vfs import Open, Watch
 
 PAGE = 512
+PAGES = 29
 SEEDS = 20
 NAME = "app.db"
 
@@ -64,9 +67,12 @@ def restarted(disk: Disk, root: Path, how: Callable[[DatabaseDir], object]) -> t
     return played(disk, recorder, len(recorder.events), root.name), position
 
 
-def commit(database: Database, rng: random.Random) -> None:
-    pages = array("I", range(1, 30))
-    database.commit(pages, rng.randbytes(len(pages) * PAGE), len(pages), 1)
+def commit(database: Database, rng: random.Random) -> bytes:
+    """A transaction; returns its pages, which are the whole database."""
+    pages = array("I", range(1, PAGES + 1))
+    images = rng.randbytes(PAGES * PAGE)
+    database.commit(pages, images, PAGES, 1)
+    return images
 
 
 def fails_to_sync(database: Database, recorder: Recorder) -> None:
@@ -103,3 +109,38 @@ def test_what_recovery_found_is_durable(
         disk = disk_of(disk.power_failed(random.Random(seed), Style.NOTHING, 0))
         _, after = restarted(disk, tmp_path / f"second{seed}", recover)
         assert after == before, f"seed {seed}"
+
+
+def writes_the_file(database: Database, recorder: Recorder) -> None:
+    """The second of two transactions is in the database file, whose sync fails."""
+    rng = random.Random(3)
+    commit(database, rng)
+    capture = DatabaseCapture(NAME, database, Open(), Watch(), lambda: fd)
+    fd = fileops.open_file(database.dir.database, os.O_RDWR)
+    try:
+        for number in range(2):
+            images = commit(database, rng)
+            fileops.pwrite_all(fd, images, 0)
+            if number:
+                recorder.fault = Fault(recorder.operations + 2, 1, 5, SYNCS)
+                with pytest.raises(OSError, match="Input/output"):
+                    capture.database_sync(fd)
+            else:
+                capture.database_sync(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("how", [recover, settle])
+def test_what_recovery_found_in_the_file_needs_no_log(
+    tmp_path: Path, how: Callable[[DatabaseDir], object]
+) -> None:
+    for seed in range(SEEDS):
+        disk = live(tmp_path / f"live{seed}", writes_the_file)
+        disk, before = restarted(disk, tmp_path / f"first{seed}", how)
+        assert before.txid == 3
+        content = (DataDir(tmp_path / f"first{seed}").database_dir(NAME).database).read_bytes()
+        disk = disk_of(disk.power_failed(random.Random(seed), Style.NOTHING, 0))
+        root = tmp_path / f"second{seed}"
+        disk.killed().write(root)
+        assert DataDir(root).database_dir(NAME).database.read_bytes() == content, f"seed {seed}"
