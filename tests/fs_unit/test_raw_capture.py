@@ -1,4 +1,4 @@
-"""Commits that no journal tells of are logged before a transaction of another kind: no sweep comes here."""
+"""Writes to the database file that no journal tells of. No sweep comes here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import apsw
 import pytest
 
 from tests.crash.schedule import check_replay
-from tests.crash.vfs import Primary
+from tests.crash.vfs import Primary, finish
 from tests.crash.workload import SCHEMA, execute, intact
+from tests.fs.replay import replay
 from tests.store.support import new_dir
 
 
@@ -64,3 +65,24 @@ def test_a_transaction_takes_over_what_looked_like_no_whole_copy(tmp_path: Path)
             check_replay(directory, intact(connection))
     finally:
         primary.close()
+
+
+def test_a_copy_with_holes_is_logged_as_it_is(primary: Primary) -> None:
+    """``cp --sparse`` writes no zeros: it cuts the file and gives it its size back."""
+    with closing(primary.connect()) as connection:
+        execute(connection, list(SCHEMA))
+        connection.execute("INSERT INTO t (k, v) VALUES (1, randomblob(20000))")
+    image = bytearray(primary.dir.database.read_bytes())
+    size = primary.db.page_size
+    hole = 3 * size
+    image[hole : hole + size] = bytes(size)
+    capture = primary.capture
+    capture.database_truncate(primary.fd, 0, 1)
+    capture.database_truncate(primary.fd, len(image), 1)
+    for start, end in (0, hole), (hole + size, len(image)):
+        capture.database_write(primary.fd, start, bytes(image[start:end]), 1)
+    finish(capture.database_flush(1))
+    assert not capture.raw.pending
+    assert primary.dir.database.read_bytes() == image
+    _, pages, _ = replay(primary.dir.log)
+    assert b"".join(pages[pgno] for pgno in sorted(pages)) == image
