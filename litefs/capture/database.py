@@ -122,6 +122,7 @@ class DatabaseCapture:
             try:
                 fileops.fdatasync(fd)
             except OSError as exc:
+                self.db.sums_file.distrust()
                 self.db.stop(f"{self._name}: fsync failed: {exc}", Unsynced.FILE)
                 raise
 

@@ -150,11 +150,18 @@ class Database:
         try:
             self.sync()  # the log in a new segment
             if Unsynced.FILE in self._unsynced:
-                write_again(self.dir, self.sums, lacks)
+                write_again(self.dir, self._file, lacks)
         except (LogSyncFailed, FormatError, OSError):
             return False
         self.stopped = self._unsynced = None
         return True
+
+    def check(self) -> None:
+        """Raises CommitRefused while nothing can be committed here."""
+        if self.stopped is not None:
+            raise CommitRefused(f"{self.dir.name}: {self.stopped}")
+        if self._log is not None and self._log.tip.txid != self._file.sums.txid:
+            raise CommitRefused(f"{self.dir.name}: the log holds a transaction that was not published")
 
     def prepare(
         self,
@@ -325,12 +332,9 @@ class Database:
     def _begin(self, commit: int, page_size: int) -> PageSums:
         """Check that a commit may begin, and make what it needs: log, page size, room for checksums."""
         sums = self._file.sums
-        if self.stopped is not None:
-            raise CommitRefused(f"{self.dir.name}: {self.stopped}")
+        self.check()
         if self._log is None or (not sums.txid and page_size and page_size != sums.page_size):
             self._start_log(page_size)
-        elif self._log.tip.txid != sums.txid:
-            raise CommitRefused(f"{self.dir.name}: the log holds a transaction that was not published")
         if page_size and page_size != sums.page_size:
             raise NotSupported(f"{self.dir.name}: page size changes from {sums.page_size} to {page_size}")
         if commit > self._room:

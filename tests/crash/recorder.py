@@ -5,6 +5,7 @@ as an event, and fails if the schedule says so.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import random
@@ -70,6 +71,8 @@ def apply(disk: Disk, at: int, event: Event, rng: random.Random) -> None:
             disk.files[event.node].sync()
         case "sync failed":
             disk.files[event.node].fail_sync(rng)
+        case "reread":
+            disk.files[event.node].reread()
         case "sync names":
             disk.directories[event.node].sync()
         case "name":
@@ -206,6 +209,19 @@ class Recorder:
         self.events.append(Event("sync names" if names else "sync", node))
 
     fdatasync = fsync
+
+    def posix_fadvise(self, fd: int, offset: int, length: int, advice: int) -> None:
+        """The file shows what the model's disk has, where that is not what was in the cache."""
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        assert not self.failed
+        node = self._node(fd)
+        self.events.append(Event("reread", node))
+        disk = copy.deepcopy(self.disk)
+        for at, event in enumerate(self.events):
+            apply(disk, at, event, random.Random())
+        file = disk.files[node]
+        for number, page in file.cache.items():
+            os.pwrite(fd, page[: max(0, file.cache_size - number * PAGE)], number * PAGE)
 
     # -- names -------------------------------------------------------------------------------------
 
