@@ -26,7 +26,7 @@ from litefs.store.together import Part, commit_together, resolve, super_dir
 from litefs.types import ZERO
 from tests.crash.disk import Disk
 from tests.crash.recorder import Recorder, apply, recording
-from tests.crash.schedule import AGAIN_SHARE, Crash, left, random_fault
+from tests.crash.schedule import AGAIN_SHARE, Crash, failed_syncs, left, random_fault
 
 RUNS = int(os.environ.get("LITEFS_SOAK", "30")) // 2
 CRASHES = 17
@@ -61,7 +61,7 @@ class Run:
         self.refused: set[int] = set()
         """Those that failed, although every member could go on."""
         root.mkdir()
-        with recording(root, Disk()) as recorder:
+        with recording(root, Disk(), failed_syncs(seed)) as recorder:
             data = DataDir(root)
             fileops.make_dir(super_dir(data))
             self.databases = {}
@@ -188,7 +188,7 @@ def attempt(seed: str, root: Path) -> None:
     try:
         run = Run(seed, root / "live")
         disk, done = Disk(), 0
-        rng = random.Random(f"{seed} failed syncs")
+        rng = random.Random(failed_syncs(seed))
         chosen = [Crash.random(random.Random(f"{seed} {n}"), len(run.events)) for n in range(CRASHES)]
         for number, crash in enumerate(sorted(chosen, key=lambda crash: crash.event)):
             for event in run.events[done : crash.event]:
