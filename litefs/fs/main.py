@@ -289,8 +289,9 @@ class FsProcess:
                         continue
                     await trio.to_thread.run_sync(fileops.fdatasync, db.open_database())
                 except (LiteFSError, OSError) as exc:
-                    capture.db.sums_file.distrust()
-                    capture.db.stop(f"{db.name}: could not be synced: {exc}", Unsynced.FILE)
+                    if db.capture is capture:  # it may have been removed meanwhile
+                        capture.db.sums_file.distrust()
+                        capture.db.stop(f"{db.name}: could not be synced: {exc}", Unsynced.FILE)
                     continue
                 if db.capture is capture:
                     capture.end_sync(txid)
