@@ -49,7 +49,7 @@ class Member(Protocol):
         """Commits may be acknowledged until this time, CLOCK_BOOTTIME in ns, ``math.inf`` for ever."""
 
     async def promote(self, grant: Grant) -> None:
-        """Return when this node serves as primary. Raises LiteFSError, OSError: the lease is given up then."""
+        """Return when this node serves as primary. Raises LiteFSError, OSError: the lease is given up."""
 
     async def demote(self, reason: str) -> None:
         """Return when commits are refused, for good; harmless on a node that is not primary. If it raises, or
