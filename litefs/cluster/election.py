@@ -7,20 +7,20 @@ of the node run one after the other.
 from __future__ import annotations
 
 import logging
-import secrets
-import time
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
 from litefs.cluster import steps
-from litefs.cluster.lease import Beat, Lease, LeaseLost, LeaseUnavailable, PrimaryInfo, View
+from litefs.cluster.calls import boottime_ns
+from litefs.cluster.lease import Lease, LeaseUnavailable, PrimaryInfo, View
 from litefs.cluster.member import Member
 from litefs.cluster.role import SECOND, RoleMachine, State
-from litefs.cluster.standing import Standing, advance, weigh
+from litefs.cluster.tenure import Tenure
 from litefs.errors import HandoffFailed, LiteFSError, NotEligible, NotPrimary
-from litefs.types import Position
 
 log = logging.getLogger("litefs.election")
 
@@ -51,11 +51,6 @@ PROMOTE_WAIT_SECONDS = 30.0
 """How long somebody who asked for a promotion waits for it."""
 
 
-def boottime_ns() -> int:
-    """CLOCK_BOOTTIME: the clock of commit deadlines and of every wait for somebody else's."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
 class Election:
     """Elects a primary together with the elections of other nodes, and tells ``member`` its role."""
 
@@ -65,8 +60,7 @@ class Election:
         """``node_id``: of this life; ``info``: how this node is published when it is primary."""
         self._lease = lease
         self._member = member
-        self._node_id = node_id
-        self._info = info
+        self._tenure = Tenure(lease, member, node_id, info)
         self._candidate = candidate
         self._machine = RoleMachine(node_id, info, lease.timing, candidate=candidate)
         self._events: deque[steps.Event] = deque()
@@ -75,14 +69,7 @@ class Election:
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
         """Set, and made anew, after each event."""
-        self._serving = False
-        self._published: Mapping[str, Position] = {}
-        self._in_sync: tuple[int, ...] | None = None
         self._view: View | None = None
-        self._foreign = ""
-        """The cluster id in the store when it was not this node's."""
-        self._obstacle = ""
-        """What stood in the way when this node was weighed last."""
         self._handoff = trio.Lock()
         self._handoff_error: str | None = None
 
@@ -106,7 +93,7 @@ class Election:
     @property
     def obstacle(self) -> str:
         """Why this candidate does not win, with what would be lost; empty if nothing is in its way."""
-        return "" if self._machine.leading else self._obstacle
+        return "" if self._machine.leading else self._tenure.obstacle
 
     def mounted(self) -> None:
         """The fs process serves: this node may become primary."""
@@ -186,12 +173,12 @@ class Election:
         self._feed(steps.Forced(force))
         try:
             with trio.move_on_after(PROMOTE_WAIT_SECONDS):
-                await self._until(lambda: self._machine.serving or bool(self._obstacle and not force))
+                await self._until(lambda: self._machine.serving or bool(self._tenure.obstacle and not force))
         finally:
             self._feed(steps.Forced(False))
         if not self._machine.serving:
-            raise NotEligible(self._obstacle or f"not primary within {PROMOTE_WAIT_SECONDS:g} s")
-        return self._obstacle
+            raise NotEligible(self._tenure.obstacle or f"not primary within {PROMOTE_WAIT_SECONDS:g} s")
+        return self._tenure.obstacle
 
     # -- the machine ------------------------------------------------------------------------------------
 
@@ -218,13 +205,13 @@ class Election:
         assert self._nursery is not None
         match action:
             case steps.Weigh():
-                self._events.append(steps.Weighed(action.view.version, self._weigh(action.view)))
+                self._events.append(self._tenure.weigh(action.view))
             case steps.Take():
-                self._nursery.start_soon(self._take, action)
+                self._nursery.start_soon(self._ask, partial(self._tenure.take, action))
             case steps.Renew():
-                self._nursery.start_soon(self._renew, action)
+                self._nursery.start_soon(self._ask, partial(self._tenure.renew, action))
             case steps.Release():
-                self._nursery.start_soon(self._release, action)
+                self._nursery.start_soon(self._ask, partial(self._tenure.release, action))
             case steps.Extend():
                 self._member.extend(action.deadline_ns)
             case steps.HandoffEnded():
@@ -232,32 +219,21 @@ class Election:
             case steps.Say():
                 log.warning("%s", action.text)
             case _:
-                if (
-                    self._work
-                    and isinstance(action, steps.Follow)
-                    and isinstance(self._work[-1], steps.Follow)
-                ):
-                    self._work.pop()  # superseded before it began
+                if isinstance(action, steps.Follow) and self._work:
+                    self._work = deque(step for step in self._work if not isinstance(step, steps.Follow))
                 self._work.append(action)
 
     async def _clock(self) -> None:
         while True:
             wake, changed = self._machine.wake_ns, self._changed
-            with trio.move_on_after(
-                max(0, wake - boottime_ns()) / SECOND if wake is not None else float("inf")
-            ):
+            seconds = math.inf if wake is None else max(0.0, (wake - boottime_ns()) / SECOND)
+            with trio.move_on_after(seconds):
                 await changed.wait()
                 continue
             self._feed(steps.Tick())
 
-    def _weigh(self, view: View) -> Standing:
-        member = self._member
-        standing = weigh(view.beat, self._node_id, member.positions(), member.holds)
-        if self._foreign and member.cluster_id() != self._foreign:
-            barred = f"the lease belongs to cluster {self._foreign}, and this node does not"
-            standing = Standing(standing.losses, barred, standing.beyond)
-        self._obstacle = standing.obstacle
-        return standing
+    async def _ask(self, request: Callable[[], Awaitable[steps.Event]]) -> None:
+        self._feed(await request())
 
     # -- the lease --------------------------------------------------------------------------------------
 
@@ -280,77 +256,9 @@ class Election:
                 await trio.sleep(RETRY_SECONDS)
             else:
                 if self._view is None or view.version != self._view.version:
-                    self._obstacle = ""
+                    self._tenure.obstacle = ""
                 silent, self._view = False, view
                 self._feed(steps.Observed(view))
-
-    def _beat(self, term: int, *, released: bool = False, successor: int | None = None) -> Beat:
-        """What the store is to hold next."""
-        member = self._member
-        if released:
-            self._published = dict(member.positions())
-        elif self._serving:
-            self._published = advance(self._published, member.published(), member.positions())
-            self._in_sync = member.in_sync()
-        return Beat(term, self._node_id, self._info, self._published, self._in_sync, released, successor)
-
-    async def _take(self, action: steps.Take) -> None:
-        self._published, self._in_sync = dict(self._member.positions()), action.in_sync
-        beat = self._beat(action.term)
-        take = self._lease.claim if action.view.held else self._lease.acquire
-        try:
-            grant = await take(action.view, beat)
-            if grant is not None and not await self._join(action.forced):
-                await self._lease.release(grant, self._beat(action.term, released=True))
-                grant = None
-        except LeaseUnavailable as error:
-            log.warning("the lease's store does not answer: %s", error)
-            self._feed(steps.Unanswered())
-            return
-        if grant is None:
-            self._feed(steps.Missed())
-        else:
-            self._member.recorded(beat)
-            self._feed(steps.Won(grant))
-
-    async def _join(self, forced: bool) -> bool:
-        """Whether the cluster whose lease was won is this node's. A node that belongs to none founds one, but
-        joins one that exists only as a replica, which then has its data, or by force."""
-        own = self._member.cluster_id()
-        proposal = own or f"LFSC{secrets.randbits(64):016X}"
-        stored = await self._lease.cluster_id(proposal)
-        if stored != proposal and (own or not forced):
-            self._foreign = stored
-            return False
-        if not own:
-            try:
-                self._member.join(stored)
-            except (LiteFSError, OSError) as error:
-                log.error("cannot store the cluster id: %s", error)
-                return False
-        return True
-
-    async def _renew(self, action: steps.Renew) -> None:
-        beat = self._beat(action.grant.term)
-        try:
-            grant = await self._lease.renew(action.grant, beat)
-        except LeaseLost as error:
-            self._feed(steps.Lost(str(error)))
-        except LeaseUnavailable:
-            self._feed(steps.Unanswered())
-        else:
-            self._member.recorded(beat)
-            self._feed(steps.Renewed(grant))
-
-    async def _release(self, action: steps.Release) -> None:
-        beat = self._beat(action.grant.term, released=True, successor=action.successor)
-        error = ""
-        try:
-            await self._lease.release(action.grant, beat)
-        except (LeaseLost, LeaseUnavailable) as failure:
-            error = f"the lease was not released: {failure}"
-            log.warning("%s", error)
-        self._feed(steps.Released(error))
 
     # -- the node ---------------------------------------------------------------------------------------
 
@@ -362,18 +270,18 @@ class Election:
             match self._work.popleft():
                 case steps.Promote(grant):
                     failure = await self._step(PROMOTE_SECONDS, lambda: self._member.promote(grant))
-                    self._serving = failure is None
+                    self._tenure.serving = failure is None
                     self._feed(steps.Promoted() if failure is None else steps.PromoteFailed(failure))
                 case steps.Demote(reason):
                     log.info("stepping down: %s", reason)
                     await self._insist(lambda: self._member.demote(reason))
-                    self._serving = False
+                    self._tenure.serving = False
                     self._feed(steps.Demoted())
                 case steps.HandOver(target):
                     failure = await self._step(HAND_OVER_SECONDS, lambda: self._hand_over(target))
                     self._feed(steps.CaughtUp() if failure is None else steps.HandOverFailed(failure))
                 case steps.Thaw():
-                    await self._insist(self._member.thaw)
+                    await self._insist(self._member.thaw, lambda: self._machine.serving)
                 case steps.Follow(primary, term):
                     failure = await self._step(FOLLOW_SECONDS, lambda: self._member.follow(primary, term))
                     if failure is not None:
@@ -394,8 +302,10 @@ class Election:
             return f"not done within {seconds:g} s"
         return None
 
-    async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a step until it is done: what follows relies on it."""
-        while (failure := await self._step(DEMOTE_SECONDS, step)) is not None:
+    async def _insist(
+        self, step: Callable[[], Awaitable[None]], wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Repeat a step until it is done, or not ``wanted`` any more: what follows relies on it."""
+        while wanted() and (failure := await self._step(DEMOTE_SECONDS, step)) is not None:
             log.error("%s; trying again", failure)
             await trio.sleep(AGAIN_SECONDS)

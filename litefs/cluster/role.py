@@ -206,7 +206,9 @@ class RoleMachine:
         return self._seen_ns + self._term_ns + self._margin_ns
 
     def _campaign(self, now: int) -> None:
-        if not self._candidate or not self._mounted or self._view is None or self._weighing:
+        if not self._candidate or not self._mounted or self._weighing:
+            return
+        if self._view is None or self._silent:
             return
         at = max(self._free_ns(self._view), self._not_before)
         if at == math.inf:
@@ -284,7 +286,6 @@ class RoleMachine:
                 self._settle(event.error)
                 return
             case steps.Unanswered() if self.state is State.TAKING:
-                self._silent = True
                 self._not_taken(now)
                 return
             case steps.Unanswered():
