@@ -148,7 +148,7 @@ def run_schedule(seed: int, moves: int) -> World:
             world.advance(rng.choice([3.0, 3.6, 8.0]))
         elif move < 0.98:
             world.feed(node, rng.choice([steps.MountUp(), steps.MountGone()]))
-        elif move < 0.985:
+        elif move < 0.99:
             world.kill(node)
         world.check()
     return world
