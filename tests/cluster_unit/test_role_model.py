@@ -120,10 +120,10 @@ TestElections.settings = settings(
 )
 
 
-def run_schedule(seed: int, moves: int) -> World:
+def run_schedule(seed: int, moves: int, *, sync: bool = False) -> World:
     """A long run in which most goes well, so that terms change often and commits go on between."""
     rng = random.Random(seed)
-    world = World()
+    world = World(sync=sync)
     for _ in range(moves):
         index = rng.randrange(3)
         node = world.nodes[index]
@@ -134,37 +134,43 @@ def run_schedule(seed: int, moves: int) -> World:
             world.advance(rng.choice([0.02, 0.1, 0.3, 0.5, 0.9]))
         elif move < 0.70:
             network(world, rng.randrange(10), rng.choice(["deliver", "reply", "both", "give up"]))
-        elif move < 0.80:
-            rng.choice([world.tick, world.read, world.commit])(node)
-        elif move < 0.87:
+        elif move < 0.78:
+            rng.choice([world.tick, world.read])(node)
+        elif move < 0.85:
             world.work(node, rng.random() < 0.8)
-        elif move < 0.93:
+        elif move < 0.91:
             world.replicate(node, rng.randint(1, 3))
-        elif move < 0.95:
+            world.answer(rng.choice(world.nodes))
+        elif move < 0.93:
             node.paused = not node.paused
-        elif move < 0.96:
+        elif move < 0.94:
             world.hand_off(node, rng.choice(world.nodes))
-        elif move < 0.97:
+        elif move < 0.95:
             world.advance(rng.choice([3.0, 3.6, 8.0]))
-        elif move < 0.98:
+        elif move < 0.96:
             world.feed(node, rng.choice([steps.MountUp(), steps.MountGone()]))
         elif move < 0.99:
+            while world.commit(node) and rng.random() < 0.8:
+                pass
+        else:
             world.kill(node)
         world.check()
     return world
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_long_schedules(block: int) -> None:
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("block", range(2))
+def test_long_schedules(block: int, sync: bool) -> None:
+    """With ``sync`` also: whoever wins has every acknowledged commit."""
     base = int(os.environ.get("LITEFS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
     won = handed = acknowledged = 0
-    for number in range(int(os.environ.get("LITEFS_ROLE_RUNS", "10"))):
+    for number in range(int(os.environ.get("LITEFS_ROLE_RUNS", "20"))):
         seed = base + 1000 * block + number
         print(f"LITEFS_SEED={seed}")
-        world = run_schedule(seed, 1500)
+        world = run_schedule(seed, 1500, sync=sync)
         won, handed = won + len(world.winners), handed + world.handoffs
         acknowledged += world.acknowledged
     print(f"{won} times won, {handed} handoffs, {acknowledged} commits")
-    assert won > 50
+    assert won > 25
     assert handed > 0
-    assert acknowledged > 500
+    assert acknowledged > 200

@@ -58,6 +58,10 @@ class Node:
     work: list[steps.Action] = field(default_factory=list)
     published: dict[str, Position] = field(default_factory=dict)
     following: int | None = None
+    possible: list[frozenset[int]] = field(default_factory=list)
+    """The in-sync sets that the store may hold, first the one that it is known to."""
+    answered: int = 0
+    """Of its transactions, how many may have been acknowledged."""
     paused: bool = False
     reading: bool = False
 
@@ -66,10 +70,14 @@ class Node:
 
 
 class World:
-    """``count`` nodes, all candidates and mounted, at true time 0 before the first primary."""
+    """``count`` nodes, all candidates and mounted, at true time 0 before the first primary. With ``sync`` a
+    commit is acknowledged only once every replica has it that may be in the stored set."""
 
-    def __init__(self, count: int = 3, rates: Sequence[int] = RATES, timing: Timing | None = None) -> None:
-        self.timing = timing or Timing()
+    def __init__(self, count: int = 3, rates: Sequence[int] = RATES, *, sync: bool = False) -> None:
+        self.timing = Timing()
+        self.sync = sync
+        self.answered: list[int] = []
+        """With ``sync``: what was acknowledged, by whomever."""
         self.now = 0
         self.version = 0
         self.beat: Beat | None = None
@@ -146,6 +154,10 @@ class World:
                 call.node.reading = False
             elif isinstance(call.action, steps.Release) and call.result == steps.Released():
                 self.handoffs += call.action.successor is not None
+            elif isinstance(call.result, steps.Won | steps.Renewed) and call.beat is not None:
+                call.node.possible = [frozenset(call.beat.in_sync or ())]
+                if isinstance(call.result, steps.Won):
+                    call.node.answered = len(call.node.history)
             self.feed(call.node, call.result)
 
     def give_up(self, call: Call) -> None:
@@ -200,8 +212,37 @@ class World:
             return False
         self.token += 1
         node.history.append(self.token)
-        self.acknowledged += 1
+        if self.sync:
+            self.answer(node)
+        else:
+            self.acknowledged += 1
         return True
+
+    def answer(self, node: Node) -> None:
+        """Acknowledge what all replicas hold that may be in sync, if one is for certain."""
+        if not (self.sync and self.may_acknowledge(node) and frozenset.intersection(*node.possible)):
+            return
+        held = [self._held(node, life) for life in frozenset().union(*node.possible)]
+        if (least := min(held)) > node.answered:
+            self.acknowledged += least - node.answered
+            node.answered, self.answered = least, node.history[:least]
+
+    def _held(self, node: Node, life: int) -> int:
+        """How many transactions a replica is known to hold while it follows ``node``."""
+        for other in self.nodes:
+            if other.life == life and other.following == node.index and not other.serving:
+                return len(other.history) if node.holds(NAME, position(other.history)) else 0
+        return 0
+
+    def _propose(self, node: Node) -> tuple[int, ...] | None:
+        """The in-sync set of the next renewal: who follows and has all that may have been acknowledged."""
+        if not self.sync:
+            return None
+        if node.serving:
+            lives = [other.life for other in self.nodes if other is not node]
+            wanted = frozenset(life for life in lives if self._held(node, life) >= max(node.answered, 1))
+            node.possible.append(wanted)
+        return tuple(sorted(node.possible[-1]))
 
     def replicate(self, node: Node, most: int = 1000) -> None:
         """Take up to ``most`` transactions from whom the node follows, if that serves; what diverged goes."""
@@ -246,11 +287,13 @@ class World:
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
                 case steps.Renew():
                     node.published = advance(node.published, self._to_publish(node), self._positions(node))
-                    beat = Beat(action.grant.term, node.life, self.info(node.index), node.published)
+                    in_sync = self._propose(node)
+                    beat = Beat(action.grant.term, node.life, self.info(node.index), node.published, in_sync)
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
                 case steps.Release():
                     own, info = self._positions(node), self.info(node.index)
-                    beat = Beat(action.grant.term, node.life, info, own, None, True, action.successor)
+                    in_sync = tuple(sorted(node.possible[-1])) if self.sync else None
+                    beat = Beat(action.grant.term, node.life, info, own, in_sync, True, action.successor)
                     assert not self.may_acknowledge(node), "released before commits were refused"
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
                 case steps.Extend(deadline):
@@ -292,6 +335,11 @@ class World:
             own = call.beat.positions.get(name, ZERO)
             behind = own.txid < kept.txid or not call.node.holds(name, kept)
             assert not behind, f"node {call.node.index} won at {own}, {kept} was published"
+        lost = (
+            self.answered[len(call.node.history) :]
+            or call.node.history[: len(self.answered)] != self.answered
+        )
+        assert not lost, f"node {call.node.index} won without what was acknowledged"
 
     def _renew(self, call: Call, grant: Grant) -> steps.Event:
         """A request that nobody waits for any more names a version; later ones look for their own beat."""
