@@ -186,6 +186,7 @@ def test_after_a_silence_the_primary_gets_the_time_of_a_renewal() -> None:
     rig = Rig()
     rig.tell(steps.Observed(LIVE))
     rig.tell(steps.Silent(), after=TERM_NS - 1)
+    assert rig.tell(steps.Tick(), after=TERM_NS) == [], "whoever cannot read cannot know"
     assert rig.tell(steps.Observed(LIVE), after=MARGIN_NS) == []
     assert rig.machine.wake_ns == rig.now + RENEW_NS + MARGIN_NS
     assert rig.tell(steps.Tick(), after=RENEW_NS + MARGIN_NS) == [steps.Weigh(LIVE)]
@@ -432,6 +433,8 @@ class Branch:
             result._perform(action)
         while result.work and isinstance(result.work[0], steps.Follow | steps.Thaw):
             result.work = result.work[1:]
+        wake = result.machine.wake_ns
+        assert wake is None or wake > result.now, "a timer that fires at once, for ever"
         if result.machine.state in (State.PRIMARY, State.HANDING_OFF):
             assert result.holds, "primary without a lease"
         return result
