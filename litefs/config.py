@@ -1,6 +1,7 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
-Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``.
+Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``lease.grace``,
+``lease.object``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ _UNIMPLEMENTED = (
     "tracing",
 )
 """Keys, or whole sections, that are read but have no function yet."""
+
+_ELECTING = ("consul", "object")
+"""Types of leases whose primary is elected."""
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
@@ -108,6 +112,13 @@ class ConsulConfig(_Section, frozen=True):
     lock_delay: Duration = Duration(1)
 
 
+class ObjectConfig(_Section, frozen=True):
+    """Ours: the lease in an object store, or in a directory (``file:///path``) for nodes of one machine."""
+
+    url: str = ""
+    key: str = "litefs"
+
+
 class LeaseConfig(_Section, frozen=True):
     """Who is primary.
 
@@ -124,6 +135,9 @@ class LeaseConfig(_Section, frozen=True):
     demote_delay: Duration = Duration(10)
     databases: tuple[str, ...] = ()
     consul: ConsulConfig = ConsulConfig()
+    object: ObjectConfig = ObjectConfig()
+    grace: Duration = Duration(5)
+    """Ours: how long commits wait for a lease that cannot be renewed before they are refused."""
 
 
 class BackupConfig(_Section, frozen=True):
@@ -289,9 +303,9 @@ def split_address(address: str, key: str) -> tuple[str, int]:
 
 
 def _with_lease_defaults(config: Config) -> Config:
-    """A Consul lease advertises this machine's host name and HTTP port unless told otherwise, as in Go."""
+    """A lease that elects advertises this machine's host name and HTTP port, unless told otherwise."""
     lease = config.lease
-    if lease.type != "consul":
+    if lease.type not in _ELECTING:
         return config
     hostname = lease.hostname or socket.gethostname()
     url = lease.advertise_url or f"http://{hostname}:{config.http.host_port[1]}"
@@ -301,14 +315,25 @@ def _with_lease_defaults(config: Config) -> Config:
 
 
 def _validate_lease(lease: LeaseConfig) -> None:
-    if lease.type not in ("consul", "static"):
-        raise ConfigError(f"invalid lease type, must be either 'consul' or 'static', got: {lease.type!r}")
+    if lease.type not in (*_ELECTING, "static"):
+        raise ConfigError(f"invalid lease type, must be 'consul', 'object' or 'static', got: {lease.type!r}")
     if lease.databases and lease.candidate:
         raise ConfigError("cannot specify a database replication filter on candidate nodes")
     if lease.type == "static" and not lease.candidate and not lease.advertise_url:
         raise ConfigError("a static lease on a replica needs lease.advertise-url, the URL of the primary")
     if lease.type == "consul" and not lease.consul.key:
         raise ConfigError("must specify a consul key")
+    if lease.type == "object":
+        _validate_object(lease.object)
+    if lease.grace < 0:
+        raise ConfigError("lease.grace must not be negative")
+
+
+def _validate_object(config: ObjectConfig) -> None:
+    if "://" not in config.url:
+        raise ConfigError("lease.object.url: write a URL such as s3://bucket/prefix or file:///path")
+    if config.key.strip("/") != config.key or any(part in ("", ".", "..") for part in config.key.split("/")):
+        raise ConfigError(f"lease.object.key: {config.key!r} cannot be part of a path")
 
 
 def _validate_directories(mount: str, data: str) -> None:
