@@ -36,7 +36,7 @@ from litefs.cluster.consul_client import (
     unlock,
 )
 from litefs.cluster.lease import Beat, Grant, LeaseLost, LeaseUnavailable, PrimaryInfo, Timing, View
-from litefs.config import ConsulConfig
+from litefs.config_lease import ConsulConfig
 
 MAX_TRIES = 3
 """Writes of one renewal: each may find that an earlier one, whose answer was lost, had come through."""

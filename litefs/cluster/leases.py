@@ -7,7 +7,8 @@ from urllib.parse import unquote, urlsplit
 
 from litefs.cluster.lease import Lease, Timing
 from litefs.cluster.object import ObjectLease, ObjectStore
-from litefs.config import Config, ConsulConfig, ObjectConfig
+from litefs.config import Config
+from litefs.config_lease import ConsulConfig, ObjectConfig
 from litefs.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ def make_lease(config: Config) -> Lease:
     nobody."""
     if config.lease.type == "object":
         return object_lease(config.lease.object)
-    if config.lease.type == "consul":
+    if config.lease.type in ("consul", "fly"):
         return consul_lease(config.lease.consul)
     raise ConfigError(f"a lease of type {config.lease.type!r} elects nobody")
 

@@ -18,7 +18,7 @@ from litefs.cluster.beats import MAX_BYTES, Record, encode
 from litefs.cluster.consul import ConsulLease
 from litefs.cluster.consul_client import Address, Client, parse_url
 from litefs.cluster.lease import Beat, Grant, LeaseLost, LeaseUnavailable, PrimaryInfo
-from litefs.config import ConsulConfig
+from litefs.config_lease import ConsulConfig
 from litefs.config_types import Duration
 from litefs.errors import ConfigError
 from litefs.types import Position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litefs.cluster.lease import Lease, Timing
 from litefs.cluster.leases import consul_lease, object_lease
-from litefs.config import ConsulConfig, ObjectConfig
+from litefs.config_lease import ConsulConfig, ObjectConfig
 
 TIMING = Timing(term=2.0, renew=0.5, margin=0.3)
 
