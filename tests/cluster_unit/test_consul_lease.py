@@ -349,6 +349,21 @@ def test_a_token_that_may_only_read_does_not_make_another_node_quicker(guarded: 
         trio.run(acquire, lease)
 
 
+def test_https_with_the_variables_of_consuls_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path, tls=True) as consul:
+        files = consul.certificates
+        config = ConsulConfig(url=consul.https_url, key="k")
+        monkeypatch.setenv("CONSUL_CLIENT_CERT", str(files / "dc1-client-consul-0.pem"))
+        monkeypatch.setenv("CONSUL_CLIENT_KEY", str(files / "dc1-client-consul-0-key.pem"))
+        with pytest.raises(LeaseUnavailable, match=r"CERTIFICATE_VERIFY_FAILED"):
+            trio.run(acquire, ConsulLease(config, TIMING))
+        monkeypatch.setenv("CONSUL_CACERT", str(files / "consul-agent-ca.pem"))
+        trio.run(acquire, ConsulLease(config, TIMING))
+        monkeypatch.delenv("CONSUL_CLIENT_CERT")
+        with pytest.raises(LeaseUnavailable):
+            trio.run(ConsulLease(config, TIMING).observe)
+
+
 def test_the_configured_url_goes_before_the_environment(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSUL_HTTP_ADDR", "127.0.0.1:1")
     monkeypatch.setenv("CONSUL_HTTP_SSL", "true")
