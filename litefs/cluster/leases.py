@@ -7,7 +7,8 @@ from urllib.parse import unquote, urlsplit
 
 from litefs.cluster.lease import Lease, Timing
 from litefs.cluster.object import ObjectLease, ObjectStore
-from litefs.config import Config, ObjectConfig
+from litefs.config import Config
+from litefs.config_lease import ConsulConfig, ObjectConfig
 from litefs.errors import ConfigError
 
 
@@ -16,10 +17,19 @@ def make_lease(config: Config) -> Lease:
     nobody."""
     if config.lease.type == "object":
         return object_lease(config.lease.object)
+    if config.lease.type in ("consul", "fly"):
+        return consul_lease(config.lease.consul)
     raise ConfigError(f"a lease of type {config.lease.type!r} elects nobody")
 
 
-def object_lease(config: ObjectConfig, timing: Timing | None = None) -> ObjectLease:
+def consul_lease(config: ConsulConfig, timing: Timing | None = None) -> Lease:
+    """A lease in Consul. Raises ConfigError."""
+    from litefs.cluster.consul import ConsulLease
+
+    return ConsulLease(config, timing)
+
+
+def object_lease(config: ObjectConfig, timing: Timing | None = None) -> Lease:
     """A lease in a directory (``file:///path``) or an object store (``s3://bucket/prefix``, ``gs://``,
     ``az://`` and whatever else obstore reads). Raises ConfigError."""
     timing = timing or Timing()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import s3
+from tests.support import consul, s3
 from tests.support.processes import Client
 
 
@@ -19,11 +19,19 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3]:
         yield server
 
 
-@pytest.fixture(params=["directory", "s3"])
+@pytest.fixture(scope="session")
+def consul_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[consul.Consul]:
+    with consul.running(tmp_path_factory.mktemp("consul")) as server:
+        yield server
+
+
+@pytest.fixture(params=["directory", "s3", "consul"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of a lease store that nobody used."""
     if request.param == "directory":
         return f"file://{tmp_path}/store"
+    if request.param == "consul":
+        return f"{request.getfixturevalue('consul_server').url}/{secrets.token_hex(4)}"
     server: s3.S3 = request.getfixturevalue("s3_server")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)

@@ -35,12 +35,19 @@ def consul_binary() -> str:
 class Consul:
     """A server with its data below ``root``; it can be stopped, killed, started again and paused.
 
-    ``acl_token``: access needs a token, this one may do everything. ``bind``: the address it listens on, and
-    ``prefix``: the words before its command, for one in a network namespace.
+    ``acl_token``: access needs a token, this one may do everything. ``tls``: it also serves ``https_url``, to
+    clients with a certificate of its authority, as there is one in ``certificates``. ``bind``: the address it
+    listens on, and ``prefix``: the words before its command, for one in a network namespace.
     """
 
     def __init__(
-        self, root: Path, *, acl_token: str = "", bind: str = "127.0.0.1", prefix: Sequence[str] = ()
+        self,
+        root: Path,
+        *,
+        acl_token: str = "",
+        tls: bool = False,
+        bind: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
     ) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
@@ -54,6 +61,11 @@ class Consul:
                 'acl { enabled = true  default_policy = "deny"  '
                 f'tokens {{ initial_management = "{acl_token}" agent = "{acl_token}" }} }}\n'
             )
+        if tls:
+            self._ports["https"] = free_port()
+            self.https_url = f"https://{bind}:{self._ports['https']}"
+            self.certificates = root / "tls"
+            settings += self._make_certificates()
         self._settings = root / "consul.hcl"
         self._settings.write_text(settings)
         self._process: subprocess.Popen[Any] | None = None
@@ -77,6 +89,19 @@ class Consul:
             self._process = spawn(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         wait_until(self._leads, START_SECONDS, f"consul leads\n{self.log_tail()}", 0.05)
         return self
+
+    def _make_certificates(self) -> str:
+        """Have Consul's own tool make an authority, a server's and a client's certificate; the settings."""
+        self.certificates.mkdir()
+        for words in (["ca", "create"], ["cert", "create", "-server"], ["cert", "create", "-client"]):
+            line = [consul_binary(), "tls", *words]
+            subprocess.run(line, cwd=self.certificates, check=True, capture_output=True, timeout=30)
+        files = self.certificates
+        return (
+            f'tls {{ https {{ verify_incoming = true  ca_file = "{files}/consul-agent-ca.pem" '
+            f'cert_file = "{files}/dc1-server-consul-0.pem" key_file = "{files}/dc1-server-consul-0-key.pem" '
+            "} }\n"
+        )
 
     def _leads(self) -> bool:
         assert self._process is not None
@@ -118,9 +143,9 @@ class Consul:
 
 
 @contextmanager
-def running(root: Path, *, acl_token: str = "") -> Iterator[Consul]:
+def running(root: Path, *, acl_token: str = "", tls: bool = False) -> Iterator[Consul]:
     """A server that runs until the end of the block, and is then gone however it is doing."""
-    consul = Consul(root, acl_token=acl_token)
+    consul = Consul(root, acl_token=acl_token, tls=tls)
     try:
         yield consul.start()
     finally:

@@ -6,14 +6,15 @@ It keeps what it saw and holds between operations; a grant's deadline is told in
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import trio
 
 from litefs.cluster.calls import boottime_ns
-from litefs.cluster.lease import Beat, Grant, Lease, LeaseLost, PrimaryInfo, View
+from litefs.cluster.lease import Beat, Grant, Lease, LeaseLost, LeaseUnavailable, PrimaryInfo, View
 from litefs.types import Position
 from tests.support.clients.protocol import serve
 from tests.support.leases import open_lease
@@ -99,12 +100,12 @@ class Contender:
 
     def take_over(self, seconds: float) -> dict[str, Any] | None:
         """Wait as a candidate does until the beat has stood still, then claim. Returns term and the
-        CLOCK_BOOTTIME of the claim in seconds; None if the holder kept alive for ``seconds``."""
+        CLOCK_BOOTTIME of the claim in seconds; None if the holder kept alive for ``seconds``, or released."""
         timing = self._lease.timing
         end = time.monotonic() + seconds
         view = trio.run(self._lease.observe)
         since = time.monotonic()
-        while time.monotonic() < end:
+        while time.monotonic() < end and view.held:
             if time.monotonic() - since >= timing.term + timing.margin:
                 self._view = view
                 claimed_at = boottime_ns()
@@ -117,6 +118,33 @@ class Contender:
                 since = time.monotonic()
             view = present
         return None
+
+    def campaign(self, record: str) -> None:
+        """Be primary whenever possible, for ever. ``record`` gets a line for each grant: term, when it was
+        known, when it ends; and before a release: term, and twice the time. CLOCK_BOOTTIME, ns."""
+        with open(record, "a", buffering=1) as file:
+            while True:
+                try:
+                    if self._win():
+                        self._serve(file)
+                except (LeaseLost, LeaseUnavailable):
+                    time.sleep(0.05)
+
+    def _win(self) -> bool:
+        if self.observe()["held"]:
+            return self.take_over(60) is not None
+        return self.acquire() is not None
+
+    def _serve(self, file: TextIO) -> None:
+        assert self._grant is not None
+        for _ in range(random.randrange(12)):
+            print(self._grant.term, boottime_ns(), int(self._grant.deadline_ns), file=file)
+            time.sleep(random.random() * 2 * self._lease.timing.renew)
+            self.renew()
+        if random.random() < 0.5:
+            now = boottime_ns()
+            print(self._grant.term, now, now, file=file)
+            self.release()
 
 
 if __name__ == "__main__":
