@@ -1,10 +1,13 @@
-"""Scalars of ``litefs.yml`` that YAML has no type for: Go durations, octal modes, shell-like commands."""
+"""What ``litefs.yml`` is made of: sections, and scalars that YAML has no type for: Go durations, octal modes,
+shell-like commands."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from decimal import Decimal
+
+import msgspec
 
 from litefs.errors import ConfigError
 
@@ -23,6 +26,10 @@ _TERM = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _LONGEST = Decimal((1 << 63) - 1) * _UNITS["ns"]
 _SHELL_OPERATORS = frozenset(";&|<>")
 _MAX_MODE = 0o7777
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """Frozen, keyword-only, YAML names with dashes; unknown keys are errors."""
 
 
 class Duration(float):

@@ -15,6 +15,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors"}),
     frozenset({"config_types"}),
     frozenset({"config_yaml"}),
+    frozenset({"config_lease"}),
     frozenset({"config"}),
     frozenset({"logs", "sqlite", "ltx"}),
     frozenset({"store", "link"}),
