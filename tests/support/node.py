@@ -20,6 +20,7 @@ import yaml
 from litefs.errors import MountError
 from litefs.fs.session import FSTYPE, UNDERLAY_SOURCE, abort, find_mount, lazy_unmount, mount_table
 from litefs.types import Position
+from tests.support.netns import Host
 from tests.support.processes import (
     Client,
     ClientError,
@@ -56,9 +57,18 @@ class Node:
     """One node below ``root``: ``litefs.yml``, ``mnt`` (the mount), ``data``, ``node.log``.
 
     ``primary`` is the node whose URL the static lease names; None makes this node the primary itself.
+    ``host``: where it runs, None in the network of the tests.
     """
 
-    def __init__(self, root: Path, name: str, *, primary: Node | None = None, **overrides: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        *,
+        primary: Node | None = None,
+        host: Host | None = None,
+        **overrides: Any,
+    ) -> None:
         self.root = root / name
         self.name = name
         self.mount = self.root / "mnt"
@@ -67,7 +77,8 @@ class Node:
         self.config = self.root / "litefs.yml"
         self.mount.mkdir(parents=True)
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.host = host
+        self.url = f"http://{host.address if host is not None else '127.0.0.1'}:{self.port}"
         leader = primary or self
         settings: dict[str, Any] = {
             "fuse": {"dir": str(self.mount)},
@@ -92,6 +103,8 @@ class Node:
         line = [sys.executable, "-m", "litefs.cli.main", "mount", "-config", str(self.config)]
         if command:
             line += ["--", *command]
+        if self.host is not None:
+            line = self.host.command(line)
         with self.log.open("ab") as log:
             self.process = spawn(line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         return self.process
@@ -121,6 +134,9 @@ class Node:
 
     def info(self) -> dict[str, Any] | None:
         """The answer of ``GET /info``, or None if there is none."""
+        return self.host.call(self._info) if self.host is not None else self._info()
+
+    def _info(self) -> dict[str, Any] | None:
         try:
             with urllib.request.urlopen(f"{self.url}/info", timeout=2) as response:
                 answer: dict[str, Any] = json.load(response)
