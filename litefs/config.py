@@ -1,6 +1,7 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
-Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``.
+Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
+``http.auth-token``, ``http.tokens``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import ClassVar
 
 import msgspec
 
-from litefs.config_types import Duration, FileMode, split_command
+from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
+from litefs.config_types import Duration, FileMode, Secret, split_command
+from litefs.config_types import Section as _Section
 from litefs.config_yaml import decode, expand_environment
 from litefs.errors import ConfigError
 
@@ -26,17 +29,12 @@ _UNIMPLEMENTED = (
     "http.snapshot-timeout",
     "lease.promote",
     "lease.demote-delay",
-    "lease.databases",
     "lease.consul",
     "proxy",
     "backup",
     "tracing",
 )
 """Keys, or whole sections, that are read but have no function yet."""
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
-    """Frozen, keyword-only, YAML names with dashes; unknown keys are errors."""
 
 
 class ExecCommand(_Section, frozen=True):
@@ -75,6 +73,10 @@ class HTTPConfig(_Section, frozen=True):
 
     addr: str = f":{DEFAULT_PORT}"
     snapshot_timeout: Duration = Duration(0)
+    tls: TLSConfig = TLSConfig()
+    auth_token: Secret | None = None
+    """Ours: the token that requests need, and that this node shows to others; None asks for none."""
+    tokens: tuple[TokenConfig, ...] = ()
 
     @property
     def host_port(self) -> tuple[str, int]:
@@ -215,6 +217,8 @@ class Config(_Section, frozen=True):
         if self.data.retention_monitor_interval <= 0:
             raise ConfigError("data.retention-monitor-interval must be positive")
         split_address(self.http.addr, "http.addr")
+        validate_tls(self.http.tls)
+        validate_tokens(self.http.auth_token, self.http.tokens)
         for command in self.commands:
             split_command(command.cmd)
 
@@ -294,7 +298,8 @@ def _with_lease_defaults(config: Config) -> Config:
     if lease.type != "consul":
         return config
     hostname = lease.hostname or socket.gethostname()
-    url = lease.advertise_url or f"http://{hostname}:{config.http.host_port[1]}"
+    scheme = "https" if config.http.tls.serves else "http"
+    url = lease.advertise_url or f"{scheme}://{hostname}:{config.http.host_port[1]}"
     return msgspec.structs.replace(
         config, lease=msgspec.structs.replace(lease, hostname=hostname, advertise_url=url)
     )
@@ -305,6 +310,7 @@ def _validate_lease(lease: LeaseConfig) -> None:
         raise ConfigError(f"invalid lease type, must be either 'consul' or 'static', got: {lease.type!r}")
     if lease.databases and lease.candidate:
         raise ConfigError("cannot specify a database replication filter on candidate nodes")
+    validate_patterns(lease.databases, "lease.databases")
     if lease.type == "static" and not lease.candidate and not lease.advertise_url:
         raise ConfigError("a static lease on a replica needs lease.advertise-url, the URL of the primary")
     if lease.type == "consul" and not lease.consul.key:

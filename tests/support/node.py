@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -78,12 +79,15 @@ class Node:
         self.mount.mkdir(parents=True)
         self.port = free_port()
         self.host = host
-        self.url = f"http://{host.address if host is not None else '127.0.0.1'}:{self.port}"
+        secure = "cert" in overrides.get("http", {}).get("tls", {})
+        self.url = (
+            f"http{'s' if secure else ''}://{host.address if host is not None else '127.0.0.1'}:{self.port}"
+        )
         leader = primary or self
         settings: dict[str, Any] = {
             "fuse": {"dir": str(self.mount)},
             "data": {"dir": str(self.data)},
-            "http": {"addr": f":{self.port}"},
+            "http": {"addr": f":{self.port}", **overrides.pop("http", {})},
             "lease": {
                 "type": "static",
                 "hostname": leader.name,
@@ -94,6 +98,9 @@ class Node:
             **overrides,
         }
         self.config.write_text(yaml.safe_dump(settings))
+        self.tls: ssl.SSLContext | None = None
+        """Of the questions that the tests put to its HTTP, as are these headers."""
+        self.headers: dict[str, str] = {}
         self.process: subprocess.Popen[Any] | None = None
         self._files: Client | None = None
 
@@ -137,8 +144,9 @@ class Node:
         return self.host.call(self._info) if self.host is not None else self._info()
 
     def _info(self) -> dict[str, Any] | None:
+        request = urllib.request.Request(f"{self.url}/info", headers=self.headers)
         try:
-            with urllib.request.urlopen(f"{self.url}/info", timeout=2) as response:
+            with urllib.request.urlopen(request, timeout=2, context=self.tls) as response:
                 answer: dict[str, Any] = json.load(response)
                 return answer
         except (OSError, urllib.error.URLError, ValueError):
