@@ -33,41 +33,6 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
     """Frozen, keyword-only, YAML names with dashes; unknown keys are errors."""
 
 
-class NonEmpty(str):
-    """A text that may be left out, but not be there and empty: then a variable that is not set would open
-    what the key was to close."""
-
-    __slots__ = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises ConfigError for an empty text."""
-        if not text:
-            raise ConfigError("is empty; is the variable set? To do without, leave the key out")
-        return cls(text)
-
-
-class FilePath(NonEmpty):
-    """The path of a file that has to be there."""
-
-    __slots__ = ()
-
-
-class Secret(NonEmpty):
-    """A text that no message shows: itself, or ``file:PATH`` for what that file holds."""
-
-    __slots__ = ()
-    FILE: ClassVar = "file:"
-
-    @property
-    def path(self) -> str | None:
-        """The file to read, None if this is the secret itself."""
-        return self.removeprefix(self.FILE) if self.startswith(self.FILE) else None
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-
 class Duration(float):
     """A span of time in seconds, written as Go writes it: ``500ms``, ``1m30s``, ``1.5h``, ``0s``."""
 
@@ -168,3 +133,38 @@ def _unquoted_operator(command: str) -> str | None:
         elif character in _SHELL_OPERATORS:
             return character
     return None
+
+
+class NonEmpty(str):
+    """A text that may be left out, but not be there and empty: then a variable that is not set would open
+    what the key was to close."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ConfigError for an empty text."""
+        if not text:
+            raise ConfigError("is empty; is the variable set? To do without, leave the key out")
+        return cls(text)
+
+
+class FilePath(NonEmpty):
+    """The path of a file that has to be there."""
+
+    __slots__ = ()
+
+
+class Secret(NonEmpty):
+    """A text that no message shows: itself, or ``file:PATH`` for what that file holds."""
+
+    __slots__ = ()
+    FILE: ClassVar = "file:"
+
+    @property
+    def path(self) -> str | None:
+        """The file to read, None if this is the secret itself."""
+        return self.removeprefix(self.FILE) if self.startswith(self.FILE) else None
+
+    def __repr__(self) -> str:
+        return "Secret(…)"

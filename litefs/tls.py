@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 from litefs.config_http import TLSConfig
-from litefs.errors import ConfigError
+from litefs.errors import ConfigError, NotTrusted, PeerError
 from litefs.fromfiles import FromFiles
 
 ALPN = ("h2", "http/1.1")
@@ -70,19 +70,23 @@ def plain_context() -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def explain(error: BaseException) -> str | None:
-    """What a failure of TLS means and what to do, if there is one among the causes of ``error``."""
+def failure(url: str, error: BaseException) -> PeerError | None:
+    """What a failure of TLS towards ``url`` means, if there is one among the causes of ``error``.
+
+    NotTrusted, with what to do, for what stays so until somebody does it; PeerError for anything else, as
+    when the peer dies in the middle of a handshake.
+    """
     found = _ssl_error(error)
     if found is None:
         return None
     if isinstance(found, ssl.SSLCertVerificationError):
         hint = _VERIFY_HINTS.get(found.verify_code, f"is not accepted: {found.verify_message}")
-        return f"the peer's certificate {hint}"
+        return NotTrusted(f"{url}: the peer's certificate {hint}")
     reason = found.reason or str(found)
     for word, hint in _REASON_HINTS.items():
         if word in reason:
-            return hint
-    return f"TLS failed: {reason}"
+            return NotTrusted(f"{url}: {hint}")
+    return PeerError(f"{url}: TLS failed: {reason}")
 
 
 def _ssl_error(error: BaseException | None) -> ssl.SSLError | None:

@@ -18,7 +18,7 @@ from litefs.config import DEFAULT_PORT
 from litefs.config_http import TLSConfig
 from litefs.config_types import FilePath, Secret
 from litefs.errors import AccessDenied, DatabaseNotFound, NotTrusted, PeerError
-from litefs.tls import ClientTLS, explain, plain_context
+from litefs.tls import ClientTLS, failure, plain_context
 from litefs.tokens import Tokens, bearer
 
 CONNECT_TIMEOUT = 10.0
@@ -129,9 +129,8 @@ class Connection:
 
     def _failure(self, error: Exception) -> PeerError:
         """The error that says most of why an exchange failed."""
-        reason = explain(error)
-        if reason is not None:
-            return NotTrusted(f"{self.url}: {reason}")
+        if (found := failure(self.url, error)) is not None:
+            return found
         if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
             other = trio.run(speaks_something_else, self.url)
             if other is not None:

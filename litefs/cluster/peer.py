@@ -21,7 +21,7 @@ from litefs.stream.handshake import (
     request_headers,
 )
 from litefs.stream.protocols import Identity
-from litefs.tls import ClientTLS, explain, plain_context
+from litefs.tls import ClientTLS, failure, plain_context
 from litefs.tokens import Tokens, bearer
 from litefs.types import Position
 
@@ -181,9 +181,8 @@ class Peer:
         try:
             yield
         except httpx.NetworkError as error:
-            reason = explain(error)
-            if reason is not None:
-                raise NotTrusted(f"{self.url}: {reason}") from error
+            if (found := failure(self.url, error)) is not None:
+                raise found from error
             words = f"cannot connect: {error}" if isinstance(error, httpx.ConnectError) else repr(error)
             raise PeerError(f"{self.url}: {words}") from error
         except httpx.ConnectTimeout as error:

@@ -17,11 +17,11 @@ import trio
 
 from litefs.cluster.peer import Peer, PeerSettings
 from litefs.config_http import TLSConfig
-from litefs.errors import ConfigError, LiteFSError, NotTrusted, ProtocolMismatch
+from litefs.errors import ConfigError, LiteFSError, NotTrusted, PeerError, ProtocolMismatch
 from litefs.server import secure
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Identity
-from litefs.tls import ClientTLS, ServerTLS, explain
+from litefs.tls import ClientTLS, ServerTLS, failure
 from tests.server.support import CLUSTER, FakeNode, client, serving
 from tests.support.certificates import HOUR, Authority, settings
 
@@ -88,7 +88,9 @@ def test_every_version_from_1_2_on_and_http_1_for_other_clients(authority: Autho
             async with client(verify=old) as http:
                 with pytest.raises(httpx.ConnectError) as caught:
                     await http.get(f"{url}/info")
-            assert explain(caught.value) == "the peer accepts no version of TLS that we speak (1.2 and later)"
+            found = failure(url, caught.value)
+            assert isinstance(found, NotTrusted)
+            assert str(found).endswith("the peer accepts no version of TLS that we speak (1.2 and later)")
 
     run(main)
 
@@ -224,6 +226,24 @@ def test_peers_that_say_nothing_or_nonsense_do_not_last(
                 await stream.aclose()
             async with client(verify=ssl.create_default_context(cafile=str(authority.ca))) as http:
                 assert (await http.get(f"{url}/info")).status_code == 200
+
+    run(main)
+
+
+def test_a_peer_that_dies_in_a_handshake_is_not_taken_for_one_without_trust(authority: Authority) -> None:
+    """It comes back, or another node leads: the next attempt must not wait as for a new configuration."""
+
+    async def die(stream: trio.SocketStream) -> None:
+        await stream.receive_some(64)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(trio.serve_tcp, die, 0)
+            url = f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+            with pytest.raises(PeerError) as caught:
+                await greeting(url, settings(ca=authority.ca))
+            assert type(caught.value) is PeerError
+            nursery.cancel_scope.cancel()
 
     run(main)
 
