@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 from litefs.config_types import FilePath, Secret, Section
 from litefs.errors import ConfigError
 
-MAX_PATTERNS = 1000
 MAX_PATTERN = 1024
-"""Characters; as long as a database's name may be."""
+"""Bytes; as long as a database's name may be."""
+MAX_PATTERNS = 32 << 10
+"""Bytes of a list as it stands in a request's URL, ``filter=`` and ``&`` included; a server takes 64 KiB of
+headers."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -73,8 +76,8 @@ def validate_tokens(auth_token: Secret | None, tokens: tuple[TokenConfig, ...]) 
 
 def validate_patterns(patterns: tuple[str, ...], key: str) -> None:
     """Patterns of database names as a stream's request can carry them. Raises ConfigError naming ``key``."""
-    if len(patterns) > MAX_PATTERNS:
-        raise ConfigError(f"{key}: {len(patterns)} patterns, at most {MAX_PATTERNS} are possible")
+    if sum(len(quote(pattern)) + len("filter=&") for pattern in patterns) > MAX_PATTERNS:
+        raise ConfigError(f"{key}: more patterns than go into {MAX_PATTERNS} bytes of a URL")
     for pattern in patterns:
-        if not 0 < len(pattern) <= MAX_PATTERN:
+        if not 0 < len(pattern.encode()) <= MAX_PATTERN:
             raise ConfigError(f"{key}: {pattern[:40]!r} can match no database's name")

@@ -29,7 +29,7 @@ class Security:
         tokens = Tokens(http.auth_token, http.tokens)
         client = ClientTLS(http.tls)
         if http.tls.ca is not None or http.tls.serves:
-            client.context()  # so that a mistake is found now, and not when another node leads
+            client.context("https:")  # so that a mistake is found now, and not when another node leads
         _warn(http)
         peer = PeerSettings(tokens, client, lease.databases, lease.candidate)
         return cls(tokens, ServerTLS(http.tls) if http.tls.serves else None, peer)

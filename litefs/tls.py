@@ -26,14 +26,14 @@ _VERIFY_HINTS = {
 _REASON_HINTS = {
     "CERTIFICATE_REQUIRED": "the peer wants a certificate from us: set http.tls.cert and http.tls.key",
     "HANDSHAKE_FAILURE": "the peer gives up; if it wants a certificate from us, set http.tls.cert and key",
-    "BAD_CERTIFICATE": "the peer does not accept our certificate",
     "UNKNOWN_CA": "the peer does not know the authority of our certificate (http.tls.ca there)",
     "CERTIFICATE_EXPIRED": "the peer says that our certificate has expired: renew http.tls.cert",
+    "CERTIFICATE": "the peer does not accept our certificate",
     "WRONG_VERSION_NUMBER": "the peer speaks no TLS: let its URL begin with http://, or set http.tls there",
     "UNSUPPORTED_PROTOCOL": "the peer speaks only versions of TLS before 1.2",
     "PROTOCOL_VERSION": "the peer accepts no version of TLS that we speak (1.2 and later)",
 }
-"""By a part of OpenSSL's reason."""
+"""By a part of OpenSSL's reason, the first that is in it."""
 
 
 class ServerTLS:
@@ -55,19 +55,17 @@ class ClientTLS:
         self._config = config
         self._files: FromFiles[ssl.SSLContext] | None = None
 
-    def context(self) -> ssl.SSLContext:
-        """For the next connection: of the files as they are now. Raises ConfigError at first use."""
+    def context(self, url: str) -> ssl.SSLContext:
+        """For the next connection to ``url``: of the files as they are now. Raises ConfigError at first use.
+
+        Without TLS it trusts nobody: HTTP clients insist on a context, and their own one reads some hundred
+        authorities.
+        """
+        if not url.lower().startswith("https:"):
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self._files is None:
             self._files = FromFiles("http.tls", _paths(self._config), lambda: _client_context(self._config))
         return self._files.get()
-
-
-def plain_context() -> ssl.SSLContext:
-    """A context that trusts nobody, for HTTP clients that insist on one and connect without TLS.
-
-    The default one would read some hundred authorities, which takes 10 ms and a megabyte.
-    """
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def failure(url: str, error: BaseException) -> PeerError | None:

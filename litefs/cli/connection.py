@@ -18,7 +18,7 @@ from litefs.config import DEFAULT_PORT
 from litefs.config_http import TLSConfig
 from litefs.config_types import FilePath, Secret
 from litefs.errors import AccessDenied, DatabaseNotFound, NotTrusted, PeerError
-from litefs.tls import ClientTLS, failure, plain_context
+from litefs.tls import ClientTLS, failure
 from litefs.tokens import Tokens, bearer
 
 CONNECT_TIMEOUT = 10.0
@@ -75,7 +75,7 @@ class Connection:
         token = self.tokens.own()
         return httpx.Client(
             headers={} if token is None else {"Authorization": bearer(token)},
-            verify=self.tls.context() if self.url.startswith("https:") else plain_context(),
+            verify=self.tls.context(self.url),
             http1=False,
             http2=True,
             trust_env=False,

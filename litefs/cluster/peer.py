@@ -21,7 +21,7 @@ from litefs.stream.handshake import (
     request_headers,
 )
 from litefs.stream.protocols import Identity
-from litefs.tls import ClientTLS, failure, plain_context
+from litefs.tls import ClientTLS, failure
 from litefs.tokens import Tokens, bearer
 from litefs.types import Position
 
@@ -71,10 +71,10 @@ class Peer:
     async def __aenter__(self) -> Peer:
         import httpx  # a primary never needs it: 10 MB less in an idle node
 
-        secure, token = self.url.startswith("https:"), self.settings.tokens.own()
+        token = self.settings.tokens.own()
         self._client = httpx.AsyncClient(
             headers={} if token is None else {"Authorization": bearer(token)},
-            verify=self.settings.tls.context() if secure else plain_context(),
+            verify=self.settings.tls.context(self.url),
             http1=False,
             http2=True,
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),

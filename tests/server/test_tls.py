@@ -101,7 +101,7 @@ def test_a_client_without_certificate_is_told_why(
 ) -> None:
     limited = ssl.create_default_context(cafile=str(authority.ca))
     limited.maximum_version = version
-    monkeypatch.setattr(ClientTLS, "context", lambda self: limited)
+    monkeypatch.setattr(ClientTLS, "context", lambda self, url: limited)
 
     async def main() -> None:
         async with serving(node(), settings(authority.issue("primary"), authority.ca)) as url:
