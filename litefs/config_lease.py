@@ -53,19 +53,19 @@ class LeaseConfig(Section, frozen=True):
     grace: Duration = Duration(5)
     """Ours: how long commits wait for a lease that cannot be renewed before they are refused."""
 
-    def with_defaults(self, port: int, environment: Mapping[str, str]) -> LeaseConfig:
-        """With what the place tells that the file does not: this machine's name, and ``port`` of its HTTP
-        server; on Fly.io everything. Raises ConfigError."""
+    def with_defaults(self, scheme: str, port: int, environment: Mapping[str, str]) -> LeaseConfig:
+        """With what the place tells that the file does not: this machine's name, ``scheme`` and ``port`` of
+        its HTTP server; on Fly.io everything. Raises ConfigError."""
         if self.type == "fly":
-            return self._on_fly(port, environment)
+            return self._on_fly(scheme, port, environment)
         if self.type not in ("consul", "object"):
             return self
         hostname = self.hostname or socket.gethostname()
         return msgspec.structs.replace(
-            self, hostname=hostname, advertise_url=self.advertise_url or f"http://{hostname}:{port}"
+            self, hostname=hostname, advertise_url=self.advertise_url or f"{scheme}://{hostname}:{port}"
         )
 
-    def _on_fly(self, port: int, environment: Mapping[str, str]) -> LeaseConfig:
+    def _on_fly(self, scheme: str, port: int, environment: Mapping[str, str]) -> LeaseConfig:
         """Fly.io's Consul, the machine's private name, and candidates only in the primary region.
 
         Variables: https://fly.io/docs/machines/runtime-environment/. FLY_CONSUL_URL is set by
@@ -82,7 +82,7 @@ class LeaseConfig(Section, frozen=True):
         return msgspec.structs.replace(
             self,
             hostname=self.hostname or machine,
-            advertise_url=self.advertise_url or f"http://{machine}.vm.{app}.internal:{port}",
+            advertise_url=self.advertise_url or f"{scheme}://{machine}.vm.{app}.internal:{port}",
             candidate=self.candidate and environment["FLY_REGION"] == environment["PRIMARY_REGION"],
             consul=msgspec.structs.replace(
                 self.consul,

@@ -26,7 +26,12 @@ exec:
   - {cmd: serve, if-candidate: true}
 data: {dir: /d, compress: false, retention: 1h, retention-monitor-interval: 30s, retention-bytes: 5}
 fuse: {dir: /m, allow-other: true, debug: true, uid: 1, gid: 2, mode: 0640}
-http: {addr: "127.0.0.1:1", snapshot-timeout: 5s}
+http:
+  addr: "127.0.0.1:1"
+  snapshot-timeout: 5s
+  tls: {cert: /c, key: /k, ca: /a, verify-clients: false}
+  auth-token: file:/t
+  tokens: [{name: reports, token: r, databases: [r.db]}]
 proxy:
   addr: ":8080"
   target: "localhost:8081"
