@@ -195,7 +195,6 @@ class Take:
 
     view: View
     term: int
-    in_sync: tuple[int, ...] | None
     forced: bool
 
 

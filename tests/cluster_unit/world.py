@@ -242,7 +242,7 @@ class World:
             lives = [other.life for other in self.nodes if other is not node]
             wanted = frozenset(life for life in lives if self._held(node, life) >= max(node.answered, 1))
             node.possible.append(wanted)
-        return tuple(sorted(node.possible[-1]))
+        return tuple(sorted(node.possible[-1])) or None
 
     def replicate(self, node: Node, most: int = 1000) -> None:
         """Take up to ``most`` transactions from whom the node follows, if that serves; what diverged goes."""
@@ -283,7 +283,7 @@ class World:
                     self.feed(node, steps.Weighed(view.version, standing))
                 case steps.Take():
                     node.published = self._positions(node)
-                    beat = Beat(action.term, node.life, self.info(node.index), node.published, action.in_sync)
+                    beat = Beat(action.term, node.life, self.info(node.index), node.published)
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
                 case steps.Renew():
                     node.published = advance(node.published, self._to_publish(node), self._positions(node))
@@ -292,7 +292,7 @@ class World:
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
                 case steps.Release():
                     own, info = self._positions(node), self.info(node.index)
-                    in_sync = tuple(sorted(node.possible[-1])) if self.sync else None
+                    in_sync = tuple(sorted(node.possible[-1])) or None if self.sync else None
                     beat = Beat(action.grant.term, node.life, info, own, in_sync, True, action.successor)
                     assert not self.may_acknowledge(node), "released before commits were refused"
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
@@ -314,7 +314,7 @@ class World:
             if other.following == node.index and not other.serving and other is not node
         ]
         common = [history for history in held if node.holds(NAME, position(history))]
-        best = max(common, key=len) if common else node.history
+        best = max([*common, node.history[: node.answered]], key=len) if common else node.history
         return {NAME: position(best)} if best else {}
 
     def _take(self, call: Call, take: steps.Take) -> steps.Event:
