@@ -177,7 +177,7 @@ def test_a_schedule_of_faults(tmp_path: Path, store: Store) -> None:
     rng = random.Random(seed)
     faults: list[str] = []
     with electors(tmp_path, store) as nodes:
-        for _ in range(int(os.environ.get("LITEFS_FAULTS", "10"))):
+        for _ in range(int(os.environ.get("LITEFS_FAULTS", "8"))):
             name = nodes.primary() if rng.random() < 0.6 else rng.choice(NAMES)
             fault = rng.choice(["kill", "stop", "stop", "handoff", "term"] + ["store"] * bool(store.consul))
             faults.append(f"{fault} {name}")

@@ -193,7 +193,7 @@ class World:
                 self.feed(node, steps.Demoted())
             case steps.HandOver(target):
                 node.frozen = True
-                found = [other for other in self.nodes if other.life == target]
+                found = [other for other in self._replicas(node) if other.life == target]
                 if succeed and found:
                     found[0].history = list(node.history)
                     self.feed(node, steps.CaughtUp())
@@ -229,10 +229,15 @@ class World:
 
     def _held(self, node: Node, life: int) -> int:
         """How many transactions a replica is known to hold while it follows ``node``."""
-        for other in self.nodes:
-            if other.life == life and other.following == node.index and not other.serving:
+        for other in self._replicas(node):
+            if other.life == life:
                 return len(other.history) if node.holds(NAME, position(other.history)) else 0
         return 0
+
+    def _replicas(self, node: Node) -> list[Node]:
+        """Who is connected to it."""
+        others = (other for other in self.nodes if other is not node)
+        return [other for other in others if other.following == node.index and not other.serving]
 
     def _propose(self, node: Node) -> tuple[int, ...] | None:
         """The in-sync set of the next renewal: who follows and has all that may have been acknowledged."""
@@ -308,11 +313,7 @@ class World:
 
     def _to_publish(self, node: Node) -> dict[str, Position]:
         """The furthest that somebody who follows holds of it; its own if nobody follows."""
-        held = [
-            other.history
-            for other in self.nodes
-            if other.following == node.index and not other.serving and other is not node
-        ]
+        held = [other.history for other in self._replicas(node)]
         common = [history for history in held if node.holds(NAME, position(history))]
         best = max([*common, node.history[: node.answered]], key=len) if common else node.history
         return {NAME: position(best)} if best else {}
