@@ -349,7 +349,7 @@ class RoleMachine:
 
     def _begin_handoff(self, target: int) -> None:
         self.state, self._target = State.HANDING_OFF, target
-        self._out.append(steps.HandOver(target))
+        self._out.append(steps.HandOver(target, last=self._stopping))
 
     def _answer_handoff(self, error: str) -> None:
         if self._asked:

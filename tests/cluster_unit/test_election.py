@@ -136,22 +136,30 @@ async def test_the_first_candidate_leads_and_the_other_follows(tmp_path: Path) -
 
 
 @in_trio
-async def test_a_handoff_loses_nothing_and_is_quick(tmp_path: Path) -> None:
+async def test_a_handoff_under_writes_loses_nothing_and_is_quick(tmp_path: Path) -> None:
     a, b = pair(tmp_path)
-    async with running(a, b):
+    a.member.slow["demote"] = 0.1  # and commits must not go on meanwhile
+    async with running(a, b), trio.open_nursery() as writers:
         await until(lambda: b.member.following == "a")
-        for _ in range(10):
-            assert a.member.commit()
+        writers.start_soon(a.member.write, 0.001)
+        await trio.sleep(0.3)
         began = trio.current_time()
         await a.election.handoff()
-        assert not a.member.commit()
         await until(b.member.commit)
         took = trio.current_time() - began
+        writers.cancel_scope.cancel()
         print(f"handoff: {took:.3f} s")
         assert took < 1.0 + TIMING.renew
-        assert b.member.tokens[:10] == a.member.tokens[:10]
+        assert [call for call in a.member.calls if call != "follow"][-3:] == [
+            "freeze",
+            "await_target",
+            "demote",
+        ]
         await until(lambda: a.member.following == "b" and a.member.tokens == b.member.tokens)
-        assert [ack.term for ack in read_acks(tmp_path)] == [1] * 10 + [2]
+        acks = read_acks(tmp_path)
+        assert [ack.term for ack in acks] == [1] * (len(acks) - 1) + [2]
+        assert len(acks) > 10
+        assert {bytes.fromhex(ack.token) for ack in acks} <= set(b.member.tokens)
 
 
 @in_trio
@@ -200,6 +208,20 @@ async def test_a_stop_passes_the_role_on(tmp_path: Path) -> None:
         assert beat is not None
         assert beat.released
         assert beat.positions == b.member.positions()
+
+
+@in_trio
+async def test_a_stop_gives_its_successor_more_time_than_a_handoff(tmp_path: Path) -> None:
+    a, b = pair(tmp_path)
+    a.member.slow["await_target"] = 2 * HAND_OVER_SECONDS
+    async with running(a, b):
+        await until(lambda: b.member.following == "a")
+        a.member.commit()
+        await a.election.stop()
+        beat = (await a.lease.observe()).beat
+        assert beat is not None
+        assert beat.successor == 2 or beat.term == 2
+        await until(b.member.commit)
 
 
 @in_trio
@@ -266,8 +288,10 @@ async def test_a_demotion_that_fails_is_repeated_and_nothing_released_before(tmp
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.election.handoff)
             await until(lambda: "demote" in a.member.calls)
-            await trio.sleep(0.2)
-            assert b.state is State.REPLICA
+            await trio.sleep(0.5)
+            beat = (await a.lease.observe()).beat
+            assert beat is not None
+            assert not beat.released
             a.member.fail.clear()
         await until(b.member.commit)
 

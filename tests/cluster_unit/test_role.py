@@ -327,7 +327,7 @@ def test_a_release_waits_for_the_renewal_that_is_under_way() -> None:
 
 def test_a_stop_hands_off_to_whom_is_there_or_just_releases() -> None:
     rig = Rig().lead()
-    assert rig.tell(steps.StopAsked(3)) == [steps.HandOver(3)]
+    assert rig.tell(steps.StopAsked(3)) == [steps.HandOver(3, last=True)]
     assert rig.tell(steps.HandOverFailed("late")) == [steps.Demote("stopping")]
     (release,) = rig.tell(steps.Demoted())
     assert isinstance(release, steps.Release)

@@ -191,7 +191,7 @@ class World:
             case steps.Demote():
                 node.serving = False
                 self.feed(node, steps.Demoted())
-            case steps.HandOver(target):
+            case steps.HandOver(target, _):
                 node.frozen = True
                 found = [other for other in self._replicas(node) if other.life == target]
                 if succeed and found:
