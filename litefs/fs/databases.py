@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +14,6 @@ from litefs.capture.super import SuperJournals
 from litefs.errors import LiteFSError
 from litefs.fs.locktable import LockTable
 from litefs.fs.role import RoleState
-from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.dropped import drop, rename, replace, tidy
@@ -234,21 +234,31 @@ class Databases:
 
     def start_capture(self, db: FsDatabase) -> None:
         """Become the log's writer for this database. Raises LiteFSError, OSError."""
-        if os.path.exists(db.dir.wal) and os.path.getsize(db.dir.wal) >= WAL_HEADER_SIZE:
-            raise LiteFSError(f"{db.name}: there is a WAL whose frames were not captured")
+        capture = self._open_capture(db)
         db.close_sums()
+        db.capture = capture
+
+    def _open_capture(self, db: FsDatabase) -> DatabaseCapture:
+        """Its log and its WAL as a replica left them. May run in a thread. Raises LiteFSError, OSError."""
         store = Database.open(db.dir, node_id=self._node_id)
-        db.capture = DatabaseCapture(
-            db.name,
-            store,
-            self._role,
-            self._watcher,
-            db.open_database,
-            lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
-            self.supers.admit,
-        )
-        if not store.position.txid and os.path.getsize(db.dir.database):
-            db.capture.raw.found()
+        try:
+            capture = DatabaseCapture(
+                db.name,
+                store,
+                self._role,
+                self._watcher,
+                db.open_database,
+                lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
+                self.supers.admit,
+            )
+            with contextlib.suppress(FileNotFoundError), open(db.dir.wal, "rb") as wal:
+                capture.wal.adopt(wal.fileno())
+            if not store.position.txid and os.path.getsize(db.dir.database):
+                capture.raw.found()
+        except BaseException:
+            store.close()
+            raise
+        return capture
 
     def mounted(self, minor: int) -> None:
         """There is a mount, of that device minor: from now on clients hold locks. Raises OSError."""
