@@ -50,6 +50,10 @@ KEEP_BYTES = 32 << 20
 """A WAL that a long reader let grow beyond this is cut when it starts again; never to nothing (see
 ``old_readers``)."""
 
+APPLIER = os.O_NONBLOCK
+"""Means nothing for a file, so SQLite never sets it: tells the fs process which descriptors of the node
+process may change a replica. An import that was begun on a primary uses others."""
+
 PAGE_1 = struct.pack("=I", 1)
 """The number of the page that carries a change of size alone."""
 
@@ -131,7 +135,7 @@ class WalWriter:
     shm: SharedIndex
 
     def _open(self, path: Path, flags: int, mode: int = 0) -> int:
-        fd = os.open(path, flags | os.O_CLOEXEC, mode)
+        fd = os.open(path, flags | APPLIER | os.O_CLOEXEC, mode)
         self._fds.append(fd)
         return fd
 

@@ -295,6 +295,7 @@ class WalCapture:
         except OSError:
             fileops.fallocate(fd, start, end - start)
             self._secured = end
+        self._size = max(self._size, self._secured)  # what is zero may complete a frame that ends in zeros
 
     # -- commits that SQLite seals later, or never -------------------------------------------------
 

@@ -44,6 +44,8 @@ class FsDatabase:
         self.database_fd = -1
         self.ino = 0
         """Inode of the database file on the mount, once a client opened it."""
+        self.shm_ino = 0
+        """The same of its wal-index."""
         self.announced = False
         self.busy = False
         self._idle = trio.Event()
@@ -148,7 +150,7 @@ class Databases:
         self._role = role
         self._watcher = watcher
         self._node_id = node_id
-        self._locks: LockTable | None = None
+        self.locks: LockTable | None = None
         self.supers = SuperJournals(super_dir(data), role, self._capture_of)
         self._by_name: dict[str, FsDatabase] = {}
         for name in data.names():
@@ -248,7 +250,7 @@ class Databases:
                 self._role,
                 self._watcher,
                 db.open_database,
-                lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
+                lambda: self.locks is not None and self.locks.exclusive_held(db.ino),
                 self.supers.admit,
             )
             with contextlib.suppress(FileNotFoundError), open(db.dir.wal, "rb") as wal:
@@ -262,24 +264,29 @@ class Databases:
 
     def mounted(self, minor: int) -> None:
         """There is a mount, of that device minor: from now on clients hold locks. Raises OSError."""
-        self._locks = LockTable(minor)
+        self.locks = LockTable(minor)
 
     async def sweep(self) -> None:
         """``FsDatabase.sweep`` of each."""
         for db in self:
             await db.sweep()
 
-    def set_primary(self) -> list[str]:
-        """Start capture everywhere; returns what could not be opened, one line each."""
-        errors = []
+    async def set_primary(self) -> dict[str, str]:
+        """Become the writer of every log; returns whose could not be opened, and why.
+
+        No client may change anything meanwhile: a WAL is read in a thread.
+        """
+        failed = {}
         for db in self:
             if db.capture is None and db.error is None:
                 try:
-                    self.start_capture(db)
+                    capture = await trio.to_thread.run_sync(self._open_capture, db)
                 except (LiteFSError, OSError) as exc:
-                    db.error = str(exc)
-                    errors.append(f"{db.name}: {exc}")
-        return errors
+                    db.error = failed[db.name] = str(exc)
+                else:
+                    db.close_sums()
+                    db.capture = capture
+        return failed
 
     def set_replica(self) -> None:
         """Let go of the logs: the node process writes them from now on."""
@@ -291,6 +298,6 @@ class Databases:
     def close(self) -> None:
         for db in self:
             db.close()
-        if self._locks is not None:
-            self._locks.close()
-            self._locks = None
+        if self.locks is not None:
+            self.locks.close()
+            self.locks = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from litefs.link.messages import RoleSet
 from litefs.store.paths import DataDir
 from litefs.types import Role
 from tests.fs.harness import Fs, serving
@@ -34,12 +35,13 @@ def test_a_connection_from_before_writes_again_when_the_node_is_primary_again(
             writer.call("execute", statement=EMPTY_WAL)
             writer.call("execute", statement="BEGIN IMMEDIATE")
             writer.call("execute", statement=INSERT)
-            fs.become(Role.REPLICA)
+            fs.fence()
             for statement in ("COMMIT", INSERT):
                 with pytest.raises(ClientError):
                     writer.call("execute", statement=statement)
             with pytest.raises(ClientError):  # unless the failed COMMIT rolled it back
                 writer.call("script", statements=["ROLLBACK", INSERT])
+            fs.expect(RoleSet)
             assert other_reads(other, path) == [[rows]]
             assert writer.call("execute", statement=COUNT) == [[rows]]
             fs.become(Role.PRIMARY)
