@@ -1,6 +1,6 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
-Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``.
+Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``lease.grace``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ _UNIMPLEMENTED = (
     "data.compress",
     "http.snapshot-timeout",
     "lease.promote",
-    "lease.demote-delay",
     "lease.databases",
     "lease.consul",
     "proxy",
@@ -122,6 +121,8 @@ class LeaseConfig(_Section, frozen=True):
     promote: bool = False
     reconnect_delay: Duration = Duration(1)
     demote_delay: Duration = Duration(10)
+    grace: Duration = Duration(5)
+    """Ours: how long a commit waits for a renewal that is late, before it is refused."""
     databases: tuple[str, ...] = ()
     consul: ConsulConfig = ConsulConfig()
 

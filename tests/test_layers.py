@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "server", "supervise"}),
     frozenset({"copies", "guard", "housekeeping", "replica"}),
+    frozenset({"rolechange"}),
     frozenset({"node"}),
     frozenset({"cli"}),
 )

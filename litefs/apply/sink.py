@@ -284,6 +284,26 @@ class ReplicaSink:
                     if applier is not None:
                         await self._thread(applier.close)
 
+    async def release(self) -> dict[str, str]:
+        """As ``close``, for the fs process to write the logs: for which databases that takes a recovery, and
+        why. Never raises for a dead mount."""
+        failed: dict[str, str] = {}
+        for name, state in self._states.items():
+            async with state.lock:
+                await self._abort(state)
+                applier, state.applier = state.applier, None
+                if state.broken is not None:
+                    failed[name] = state.broken
+                if applier is None:
+                    continue
+                try:
+                    reason = await self._thread(applier.release)
+                except (OSError, LiteFSError) as error:
+                    reason = f"{name}: {error}"
+                if reason is not None:
+                    failed[name] = reason
+        return failed
+
     async def _finish(self, name: str, applier: Applier) -> None:
         try:
             await self._thread(applier.finish)

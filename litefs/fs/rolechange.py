@@ -71,7 +71,7 @@ class RoleChanges:
         if self._role.writable():
             await self.fence()
         self._assume(message)
-        await self._send(Fenced())
+        await self._send(Fenced(message.term))
         if captured:
             self._requested.set()
         else:

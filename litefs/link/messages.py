@@ -133,7 +133,9 @@ class Failed(Message, frozen=True):
 
 
 class Fenced(Message, frozen=True):
-    """This node commits nothing any more, under whatever term."""
+    """This node commits nothing any more, under that term or an earlier one."""
+
+    term: int
 
 
 class Frozen(Message, frozen=True):

@@ -59,4 +59,4 @@ def test_a_commit_that_begins_while_another_is_waited_for_is_waited_for_too(tmp_
             first.end_job()
 
     trio.run(main)
-    assert told == [Fenced(), RoleSet(2, Role.REPLICA)]
+    assert told == [Fenced(2), RoleSet(2, Role.REPLICA)]

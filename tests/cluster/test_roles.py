@@ -1,0 +1,237 @@
+"""Roles that change in running nodes, in place, while applications keep their connections."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.node import Node, pages_equal, wait_equal, wait_present
+from tests.support.processes import Client, ClientError, spawn, wait_until
+
+COUNT = "SELECT count(*) FROM t"
+INSERT = "INSERT INTO t(a) VALUES(randomblob(3000))"
+MODES = ["WAL", "DELETE"]
+
+
+class Steered(Node):
+    """A node whose role this test decides (tests/support/steered.py)."""
+
+    def __init__(self, root: Path, name: str, **lease: Any) -> None:
+        settings = {"type": "static", "candidate": False, "advertise-url": "http://127.0.0.1:9", **lease}
+        super().__init__(root, name, lease=settings)
+        self._socket = str(self.root / "steer")
+
+    def launch(self, *command: str) -> subprocess.Popen[Any]:
+        line = [sys.executable, "-m", "tests.support.steered", str(self.config), self._socket]
+        with self.log.open("ab") as log:
+            self.process = spawn(line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        return self.process
+
+    def steer(self, *request: object, timeout: float = 20) -> Any:
+        """One step of an election; its answer."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout)
+            connection.connect(self._socket)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(connection.makefile().readline())
+        assert "error" not in answer, f"{request}: {answer}\n{self.log_tail()}"
+        return answer["result"]
+
+    def wait_settled(self, timeout: float = 20) -> None:
+        wait_until(
+            lambda: self.steer("status")["settled"], timeout, f"{self.name} took its role\n{self.log_tail()}"
+        )
+
+
+class Pair:
+    """Two nodes, the first one primary."""
+
+    def __init__(self, one: Steered, other: Steered) -> None:
+        self.primary, self.replica = one, other
+        self.term = 0
+        self.lead()
+
+    def lead(self) -> None:
+        """``primary`` leads the next term, ``replica`` follows it."""
+        self.term += 1
+        self.primary.steer("promote", self.term)
+        self.replica.steer("follow", self.primary.url, self.term)
+
+    def swap(self) -> None:
+        """The planned change: the primary gives its role up at a position that the replica has."""
+        self.primary.steer("demote")
+        if self.primary.position("a.db") is not None:
+            wait_equal(self.primary, self.replica, "a.db")
+        self.primary, self.replica = self.replica, self.primary
+        self.lead()
+
+    def check(self, rows: int) -> None:
+        """Both nodes have the same database, with that many rows."""
+        self.replica.wait_settled()
+        wait_equal(self.primary, self.replica, "a.db")
+        pages_equal(self.primary, self.replica, "a.db")
+        for node in (self.primary, self.replica):
+            with sql(node, readonly=True) as client:
+                assert client.call("execute", statement=COUNT) == [[rows]], node.log_tail()
+                assert client.call("execute", statement="PRAGMA integrity_check") == [["ok"]]
+
+
+@contextlib.contextmanager
+def sql(node: Node, readonly: bool = False) -> Iterator[Client]:
+    """A connection to ``a.db``."""
+    with Client("sql", "sqlite3") as client:
+        client.call("open", path=node.path("a.db"), readonly=readonly)
+        yield client
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    nodes = [Steered(tmp_path, name, **{"demote-delay": "3s"}) for name in ("a", "b")]
+    try:
+        for node in nodes:
+            node.start()
+        yield Pair(*nodes)
+        for node in nodes:
+            node.stop()
+    finally:
+        for node in nodes:
+            node.discard()
+
+
+def create(pair: Pair, mode: str) -> None:
+    with sql(pair.primary) as client:
+        script = [f"PRAGMA journal_mode={mode}", "CREATE TABLE t(id INTEGER PRIMARY KEY, a)", INSERT]
+        client.call("script", statements=script)
+    wait_present(pair.replica, "a.db")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_there_and_back_with_readers_and_writers_that_stay(pair: Pair, mode: str) -> None:
+    create(pair, mode)
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(sql(node)) for node in (pair.primary, pair.replica))
+        readers = [stack.enter_context(sql(node, readonly=True)) for node in (pair.primary, pair.replica)]
+        rows = 1
+        for change in range(4):
+            writer, other = (first, second) if change % 2 == 0 else (second, first)
+            # A file of it was opened while its node was a replica, for reading: it has to be opened anew.
+            if change == 1 or (change == 2 and mode == "DELETE"):
+                with pytest.raises(ClientError, match="readonly"):
+                    writer.call("execute", statement=INSERT)
+                writer.call("open", path=pair.primary.path("a.db"))
+            writer.call("script", statements=[INSERT, INSERT, "UPDATE t SET a = randomblob(2000)"])
+            rows += 2
+            with pytest.raises(ClientError):
+                other.call("execute", statement=INSERT)
+            wait_equal(pair.primary, pair.replica, "a.db")
+            for reader in readers:
+                assert reader.call("execute", statement=COUNT) == [[rows]]
+            pair.swap()
+        pair.check(rows)
+        assert [pair.primary.steer("status")["restarts"], pair.replica.steer("status")["restarts"]] == [0, 0]
+
+
+def test_a_reader_inside_its_transaction_stays_there(pair: Pair) -> None:
+    create(pair, "WAL")
+    with sql(pair.primary, readonly=True) as one, sql(pair.replica, readonly=True) as other:
+        for reader in (one, other):
+            reader.call("script", statements=["BEGIN", COUNT])
+        with sql(pair.primary) as client:
+            client.call("script", statements=[INSERT] * 5)
+        pair.swap()
+        with sql(pair.primary) as client:
+            client.call("script", statements=[INSERT] * 5)
+        pair.check(11)
+        for reader in (one, other):
+            assert reader.call("execute", statement=COUNT) == [[1]]
+            reader.call("execute", statement="COMMIT")
+            assert reader.call("execute", statement=COUNT) == [[11]]
+        pair.swap()
+        pair.check(11)
+        assert [pair.primary.steer("status")["restarts"], pair.replica.steer("status")["restarts"]] == [0, 0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_transaction_that_is_open_at_a_demotion_fails_and_leaves_nothing(pair: Pair, mode: str) -> None:
+    create(pair, mode)
+    with sql(pair.primary) as client:
+        client.call("script", statements=["PRAGMA cache_size=5", "BEGIN IMMEDIATE", *[INSERT] * 50])
+        old = pair.primary
+        pair.swap()
+        wait_until(lambda: bool(old.steer("status")["held_up"]), 5, "somebody is named")
+        assert str(client.process.pid) in old.steer("status")["held_up"][0]
+        with pytest.raises(ClientError, match="disk I/O error"):
+            client.call("execute", statement="COMMIT")
+        old.wait_settled()
+        with sql(pair.primary) as writer:
+            writer.call("execute", statement=INSERT)
+        pair.check(2)
+        assert client.call("execute", statement=COUNT) == [[2]]
+        assert old.steer("status")["restarts"] == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_who_sits_on_a_transaction_loses_its_connection(pair: Pair, mode: str) -> None:
+    create(pair, mode)
+    with sql(pair.primary) as client:
+        client.call("script", statements=["PRAGMA cache_size=5", "BEGIN IMMEDIATE", *[INSERT] * 50])
+        old = pair.primary
+        pair.swap()
+        old.wait_settled()
+        assert old.steer("status")["restarts"] == 1
+        assert f"because of a.db: process {client.process.pid}" in old.log.read_text()
+        with pytest.raises(ClientError):
+            client.call("execute", statement="COMMIT")
+        pair.check(1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("moment", ["demoting", "promoting"])
+def test_the_fs_process_dies_in_the_middle_of_a_change(pair: Pair, mode: str, moment: str) -> None:
+    create(pair, mode)
+    with sql(pair.primary) as client:
+        client.call("script", statements=["BEGIN IMMEDIATE", INSERT])
+        victim = pair.primary if moment == "demoting" else pair.replica
+        killed = victim.fs_pid()
+        if moment == "demoting":
+            pair.primary.steer("demote")
+            victim.kill("fs")
+        else:
+            pair.primary.steer("demote")
+            victim.kill("fs")
+        with pytest.raises(ClientError):
+            client.call("execute", statement="COMMIT")
+    pair.primary, pair.replica = pair.replica, pair.primary
+    pair.lead()
+    victim.wait_recovered(killed)
+    with sql(pair.primary) as client:
+        client.call("execute", statement=INSERT)
+    pair.check(2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_only_the_old_primary_has_is_kept_aside(pair: Pair, mode: str) -> None:
+    create(pair, mode)
+    wait_equal(pair.primary, pair.replica, "a.db")
+    pair.replica.steer("follow", None, pair.term)
+    with sql(pair.primary) as client, sql(pair.primary, readonly=True) as reader:
+        client.call("script", statements=[INSERT] * 3)
+        pair.primary.steer("demote")
+        pair.primary, pair.replica = pair.replica, pair.primary
+        pair.lead()
+        with sql(pair.primary) as writer:
+            writer.call("script", statements=[INSERT] * 3)
+        pair.check(4)
+        assert reader.call("execute", statement=COUNT) == [[4]]
+        with pytest.raises(ClientError):
+            client.call("execute", statement=INSERT)
+    kept = [path.name for path in (pair.replica.data / "lost").iterdir()]
+    assert any("diverged" in name for name in kept), kept
