@@ -83,6 +83,7 @@ class Node:
             advertise_url=config.lease.advertise_url,
         )
         self._catalog = StoreCatalog(data)
+        self._supervisor = Supervisor([])
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._replica = Replica(
@@ -103,7 +104,7 @@ class Node:
     async def run(self, command: list[str] | None) -> int:
         """Run until told to stop or until the supervised command ends; returns the exit code."""
         sockets = bind(self._config.http.addr)
-        supervisor = Supervisor(commands_of(self._config.commands, command))
+        self._supervisor = supervisor = Supervisor(commands_of(self._config.commands, command))
         prepare_mountpoint(str(self._mount))
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
@@ -212,9 +213,10 @@ class Node:
         self._catalog.notify()
         self.roles.mounted()
 
-    def _role_changed(self, role: Role) -> None:
+    async def _role_changed(self, role: Role) -> None:
         if role is Role.PRIMARY:
             self._ready.set()
+        await self._supervisor.tell(role)
 
     async def _message(self, message: AnyMessage) -> None:
         match message:

@@ -49,7 +49,7 @@ class RoleChanges:
     """This node's role; ``run`` must be running.
 
     ``role`` is what it is to be, ``leads`` whether it serves as primary. The coroutines are for one caller at
-    a time. ``changed`` is told of each role that came into force.
+    a time. ``changed`` is told when this node serves as primary, and as soon as it commits nothing any more.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RoleChanges:
         guard: FsGuard,
         replica: Replica,
         demote_delay: float,
-        changed: Callable[[Role], None],
+        changed: Callable[[Role], Awaitable[None]],
     ) -> None:
         """``demote_delay``: seconds until connections that hold up a demotion are made to fail."""
         self.role = Role.NONE
@@ -158,7 +158,8 @@ class RoleChanges:
         if not self._set.is_set():
             self._set.set()
             self._catalog.notify()
-            self._changed(self.role)
+            if self.leads:
+                self._spawn(self._changed, Role.PRIMARY)
 
     async def _attach(self, life: int) -> None:
         """Take the logs over, and apply to them what the primary sends."""
@@ -213,9 +214,18 @@ class RoleChanges:
         reach back so far."""
         try:
             with LogReader(self._data.database_dir(name).log) as reader:
-                return reader.seek(position) or not reader.seek(Position(position.txid))
+                found = reader.position_at(position.txid)
+                return found == position if found is not None else position.txid < reader.first_txid
         except (LiteFSError, OSError):
-            return True
+            return False
+
+    def cluster_id(self) -> str:
+        """The cluster this node belongs to; empty before it joined one."""
+        return self._data.cluster_id() or ""
+
+    def join(self, cluster_id: str) -> None:
+        """Store the id of the cluster that this node belongs to from now on. Raises LiteFSError, OSError."""
+        self._data.set_cluster_id(cluster_id)
 
     def extend(self, deadline_ns: float) -> None:
         """Commits may be acknowledged until then (CLOCK_BOOTTIME, ns; ``math.inf``: for ever)."""
@@ -243,7 +253,7 @@ class RoleChanges:
     async def demote(self, reason: str) -> None:
         """Return when nothing can be committed here any more. The logs change hands when open transactions
         have ended, or ``demote_delay`` later by a restart of the fs process."""
-        if self.role is Role.PRIMARY:
+        if told := self.role is Role.PRIMARY:
             log.warning("no longer primary: %s", reason)
             self._fenced, self._set = trio.Event(), trio.Event()
             self.role, self.leads, self._is_frozen, self._deadline_ns = Role.REPLICA, False, False, 0
@@ -257,6 +267,8 @@ class RoleChanges:
         if not self._fenced.is_set():
             self._guard.restart(f"commits did not end within {FENCE_SECONDS:g} s")
             await self._fenced.wait()
+        if told:
+            self._spawn(self._changed, Role.REPLICA)
 
     async def _bound_demotion(self, life: int, done: trio.Event) -> None:
         with trio.move_on_after(self._demote_delay):

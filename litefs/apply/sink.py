@@ -17,6 +17,7 @@ import trio
 
 from litefs.apply.applier import SYNC_INTERVAL, Applier
 from litefs.apply.checkpoint import CheckpointPolicy
+from litefs.apply.locks import LockTimeout
 from litefs.apply.repair import Scrubber, can_attach, describe, leave_to_recovery
 from litefs.apply.state import DatabaseState, lay_records, put_in_place, rebuild
 from litefs.apply.wal import Buffer
@@ -328,7 +329,11 @@ class ReplicaSink:
 
     async def _apply(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:
         assert state.applier is not None
-        position = await self._thread(state.applier.apply, bodies)
+        try:
+            position = await self._thread(state.applier.apply, bodies)
+        except LockTimeout as error:  # of somebody who opened it while this node was primary
+            self._need_recovery(f"{state.directory.name}: a client keeps the WAL from being written: {error}")
+            raise
         while state.applier.must_reopen:
             await self._reopen(state, state.applier)
             position = state.applier.position

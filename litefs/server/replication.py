@@ -100,6 +100,9 @@ def register(app: LiteFSApp, node: NodeView) -> None:
             return text(str(error), 400)
         check_replica(node.identity, node.is_primary, replica)
         positions = decode_positions(await _read_positions())
-        sender = Sender(node.catalog, node.identity, positions, active=lambda: node.is_primary)
+        own = node.identity
+        sender = Sender(
+            node.catalog, own, positions, active=lambda: node.is_primary and node.identity.term == own.term
+        )
         body = StreamBody(sender, f"{format_node_id(replica.node_id)} ({request.remote_addr})", subscribers)
         return Response(body, headers=request_headers(node.identity), content_type="application/octet-stream")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -235,3 +237,69 @@ def test_what_only_the_old_primary_has_is_kept_aside(pair: Pair, mode: str) -> N
             client.call("execute", statement=INSERT)
     kept = [path.name for path in (pair.replica.data / "lost").iterdir()]
     assert any("diverged" in name for name in kept), kept
+
+
+def test_who_begins_a_transaction_on_a_demoted_node_loses_its_connection(pair: Pair) -> None:
+    create(pair, "WAL")
+    with sql(pair.primary) as client:
+        client.call("execute", statement=COUNT)
+        pair.swap()
+        pair.replica.wait_settled()
+        client.call("execute", statement="BEGIN IMMEDIATE")
+        with sql(pair.primary) as writer:
+            writer.call("execute", statement=INSERT)
+        wait_equal(pair.primary, pair.replica, "a.db", timeout=40)
+        assert pair.replica.steer("status")["restarts"] == 1
+        pair.check(2)
+
+
+def test_a_stale_primary_is_not_followed(pair: Pair) -> None:
+    """Neither by its stream, which ends with its role, nor by a new one, from when a later term is known."""
+    create(pair, "WAL")
+
+    def follows() -> bool:
+        info = pair.replica.info()
+        return info is not None and "primary" in info
+
+    wait_until(follows, 5, "the replica follows")
+    pair.replica.steer("follow", pair.primary.url, pair.term + 3)
+    wait_until(
+        lambda: f"the replica has seen term {pair.term + 3}" in pair.replica.log.read_text(), 5, "a refusal"
+    )
+    assert not follows()
+    pair.primary.steer("promote", pair.term + 3)
+    wait_until(follows, 5, "the replica follows again")
+    pair.primary.steer("demote")
+    wait_until(lambda: not follows(), 2, "the stream ended")
+
+
+def test_commits_wait_while_frozen(pair: Pair) -> None:
+    create(pair, "WAL")
+    with sql(pair.primary) as client:
+        pair.primary.steer("freeze")
+        client.send("execute", statement=INSERT)
+        before = wait_equal(pair.primary, pair.replica, "a.db")
+        pair.primary.steer("thaw")
+        client.answer()
+        assert wait_equal(pair.primary, pair.replica, "a.db").txid == before.txid + 1
+
+
+def test_an_import_that_outlives_its_primary_changes_nothing(pair: Pair) -> None:
+    """Its upload begins while the node is primary and ends when it is none any more."""
+    create(pair, "WAL")
+    source = pair.primary.root / "source.db"
+    with contextlib.closing(sqlite3.connect(source)) as db:
+        db.execute("CREATE TABLE other(a)")
+    body = source.read_bytes()
+    node = pair.primary
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", node.port, timeout=20)) as upload:
+        upload.putrequest("POST", "/import?name=a.db")
+        upload.putheader("Content-Length", str(len(body)))
+        upload.endheaders(body[:-1])
+        wait_until(lambda: any((node.data / "tmp").iterdir()), 5, "the upload begins")
+        pair.swap()
+        node.wait_settled()
+        upload.send(body[-1:])
+        answer = upload.getresponse()
+        assert (answer.status, answer.read()[:13]) == (500, b"import failed")
+    pair.check(1)
