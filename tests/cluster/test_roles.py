@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import random
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from tests.support.processes import Client, ClientError, spawn, wait_until
 COUNT = "SELECT count(*) FROM t"
 INSERT = "INSERT INTO t(a) VALUES(randomblob(3000))"
 MODES = ["WAL", "DELETE"]
+CHANGES = int(os.environ.get("LITEFS_CHANGES", "6"))
+"""Of the random test."""
 
 
 class Steered(Node):
@@ -69,9 +75,9 @@ class Pair:
 
     def swap(self) -> None:
         """The planned change: the primary gives its role up at a position that the replica has."""
+        self.primary.steer("freeze")
+        wait_equal(self.primary, self.replica, "a.db")
         self.primary.steer("demote")
-        if self.primary.position("a.db") is not None:
-            wait_equal(self.primary, self.replica, "a.db")
         self.primary, self.replica = self.replica, self.primary
         self.lead()
 
@@ -196,25 +202,36 @@ def test_who_sits_on_a_transaction_loses_its_connection(pair: Pair, mode: str) -
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("moment", ["demoting", "promoting"])
-def test_the_fs_process_dies_in_the_middle_of_a_change(pair: Pair, mode: str, moment: str) -> None:
+def test_the_fs_process_dies_in_a_demotion(pair: Pair, mode: str) -> None:
     create(pair, mode)
-    with sql(pair.primary) as client:
-        client.call("script", statements=["BEGIN IMMEDIATE", INSERT])
-        victim = pair.primary if moment == "demoting" else pair.replica
+    victim = pair.primary
+    with sql(victim) as client:
+        client.call("script", statements=["PRAGMA cache_size=5", "BEGIN IMMEDIATE", *[INSERT] * 50])
         killed = victim.fs_pid()
-        if moment == "demoting":
-            pair.primary.steer("demote")
-            victim.kill("fs")
-        else:
-            pair.primary.steer("demote")
-            victim.kill("fs")
+        pair.swap()
+        victim.kill("fs")
         with pytest.raises(ClientError):
             client.call("execute", statement="COMMIT")
-    pair.primary, pair.replica = pair.replica, pair.primary
-    pair.lead()
     victim.wait_recovered(killed)
     with sql(pair.primary) as client:
+        client.call("execute", statement=INSERT)
+    pair.check(2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_fs_process_dies_in_a_promotion(pair: Pair, mode: str) -> None:
+    create(pair, mode)
+    victim = pair.replica
+    wait_equal(pair.primary, victim, "a.db")
+    pair.primary.steer("demote")
+    killed = victim.fs_pid()
+    killer = threading.Thread(target=victim.kill, args=("fs",))
+    killer.start()
+    pair.primary, pair.replica = victim, pair.primary
+    pair.lead()
+    killer.join()
+    victim.wait_recovered(killed)
+    with sql(victim) as client:
         client.call("execute", statement=INSERT)
     pair.check(2)
 
@@ -303,3 +320,111 @@ def test_an_import_that_outlives_its_primary_changes_nothing(pair: Pair) -> None
         answer = upload.getresponse()
         assert (answer.status, answer.read()[:13]) == (500, b"import failed")
     pair.check(1)
+
+
+class Writer:
+    """A connection to each node that stays open as long as it can; counts what was acknowledged."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._clients: dict[str, Client] = {}
+        self._number = 0
+        self.acknowledged: set[int] = set()
+        self.unknown: set[int] = set()
+
+    def write(self, node: Node, *, patient: bool = True) -> None:
+        """One transaction, tried until it is acknowledged if ``patient``. What fails may still exist."""
+        deadline = time.monotonic() + 20
+        while True:
+            self._number += 1
+            try:
+                self._attempt(node, self._number)
+            except ClientError:
+                self.unknown.add(self._number)
+                self.close(node.name)
+                if not patient:
+                    return
+                assert time.monotonic() < deadline, f"nothing is taken\n{node.log_tail()}"
+                time.sleep(0.05)
+            else:
+                self.acknowledged.add(self._number)
+                return
+
+    def _attempt(self, node: Node, number: int) -> None:
+        client = self._clients.get(node.name)
+        if client is None:
+            client = self._clients[node.name] = Client("sql", self._rng.choice(["sqlite3", "apsw"]))
+            client.call("open", path=node.path("a.db"), timeout=2)
+            client.call("execute", statement=f"PRAGMA cache_size={self._rng.choice([5, 1000])}")
+        size = self._rng.choice([10, 3000, 60_000])
+        statements = [f"INSERT INTO t(n, a) VALUES({number}, randomblob({size}))"]
+        if self._rng.random() < 0.3:
+            statements = [
+                "BEGIN IMMEDIATE",
+                *statements,
+                "UPDATE t SET a = randomblob(50) WHERE n % 3 = 0",
+                "COMMIT",
+            ]
+        client.call("script", 30, statements=statements)
+
+    def close(self, name: str) -> None:
+        client = self._clients.pop(name, None)
+        if client is not None:
+            client.close()
+
+    def close_all(self) -> None:
+        for name in list(self._clients):
+            self.close(name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_random_changes_lose_no_acknowledged_commit(pair: Pair, mode: str) -> None:
+    seed = int(os.environ.get("LITEFS_SEED", random.randrange(1 << 32)))
+    print(f"LITEFS_SEED={seed}")
+    rng = random.Random(seed)
+    writer = Writer(rng)
+    with sql(pair.primary) as client:
+        client.call("script", statements=[f"PRAGMA journal_mode={mode}", "CREATE TABLE t(n INTEGER, a)"])
+    wait_present(pair.replica, "a.db")
+    with contextlib.ExitStack() as stack:
+        stack.callback(writer.close_all)
+        holder: Client | None = None
+        for _ in range(CHANGES):
+            for _ in range(rng.randrange(1, 8)):
+                writer.write(pair.primary)
+            match rng.choice(["swap", "swap", "open", "read", "kill", "stale"]):
+                case "open":
+                    holder = stack.enter_context(sql(pair.primary))
+                    holder.call("script", statements=["PRAGMA cache_size=5", "BEGIN IMMEDIATE"])
+                    holder.call("script", statements=["INSERT INTO t(n, a) VALUES(-1, randomblob(9000))"] * 9)
+                    pair.swap()
+                    if rng.random() < 0.7:
+                        with contextlib.suppress(ClientError):
+                            holder.call("execute", statement=rng.choice(["COMMIT", "ROLLBACK"]))
+                    holder.close()
+                case "read":
+                    for node in (pair.primary, pair.replica):
+                        stack.enter_context(sql(node, readonly=True)).call(
+                            "script", statements=["BEGIN", "SELECT count(*) FROM t"]
+                        )
+                    pair.swap()
+                case "kill":
+                    victim = rng.choice([pair.primary, pair.replica])
+                    killed = victim.fs_pid()
+                    victim.kill("fs")
+                    victim.wait_recovered(killed)
+                    pair.swap()
+                case "stale":
+                    pair.swap()
+                    writer.write(pair.replica, patient=False)
+                case _:
+                    pair.swap()
+        pair.replica.wait_settled()
+        writer.write(pair.primary)
+    wait_equal(pair.primary, pair.replica, "a.db", timeout=40)
+    pages_equal(pair.primary, pair.replica, "a.db")
+    with sql(pair.replica, readonly=True) as client:
+        assert client.call("execute", statement="PRAGMA integrity_check") == [["ok"]]
+        found = {row[0] for row in client.call("execute", statement="SELECT n FROM t")}
+    assert writer.acknowledged <= found, sorted(writer.acknowledged - found)
+    assert found <= writer.acknowledged | writer.unknown, sorted(found - writer.acknowledged)
