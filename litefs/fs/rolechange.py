@@ -134,14 +134,20 @@ class RoleChanges:
 
     async def _held(self) -> dict[str, list[str]]:
         """Databases that cannot be let go of yet, and who is at them."""
-        found = {}
-        for db in self._databases:
-            await db.idle()
-            await db.sweep()
-            holders = self._holders(db)
-            if holders is not None:
-                found[db.name] = [f"{db.name}: {_described(pid)}" for pid in sorted(holders)]
-        return found
+        while True:
+            found = {}
+            for db in self._databases:
+                await db.idle()
+                await db.sweep()
+                holders = self._holders(db)
+                if holders is not None:
+                    found[db.name] = [f"{db.name}: {_described(pid)}" for pid in sorted(holders)]
+            busy = [
+                db for db in self._databases if db.busy
+            ]  # a sync in a thread, begun while another was awaited
+            if found or not busy:
+                return found
+            await busy[0].idle()
 
     def _holders(self, db: FsDatabase) -> set[int] | None:
         """Processes that are in a transaction which capture has to see end; None if there is none."""
