@@ -41,6 +41,7 @@ from litefs.link.messages import (
 )
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.rolechange import RoleChanges
+from litefs.security import Security
 from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
 from litefs.server.view import DatabaseInfo, Export
@@ -86,8 +87,9 @@ class Node:
         self._supervisor = Supervisor([])
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
+        self._security = Security.of(config)
         self._replica = Replica(
-            ReplicaSettings(data, self._mount, config.lease.reconnect_delay),
+            ReplicaSettings(data, self._mount, config.lease.reconnect_delay, self._security.peer),
             lambda: self.identity,
             SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
             Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
@@ -120,7 +122,8 @@ class Node:
                 return 0
             if grant:
                 await self.roles.settled()
-            await nursery.start(serve, create_app(self), sockets, http_stop)
+            app = create_app(self, self._security.tokens)
+            await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             for task in (self._wake_loop, self._watch.run, self._lag_loop):
                 nursery.start_soon(task)
             data = self._config.data
