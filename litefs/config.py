@@ -1,7 +1,8 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
 Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
-``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``.
+``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``, ``exec.on-promote``,
+``exec.on-demote``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ _UNIMPLEMENTED = (
     "data.compress",
     "http.snapshot-timeout",
     "lease.promote",
-    "lease.demote-delay",
     "proxy",
     "backup",
     "tracing",
@@ -42,6 +42,11 @@ class ExecCommand(_Section, frozen=True):
 
     cmd: str
     if_candidate: bool = False
+    on_promote: str = ""
+    """Ours: what tells the running command that its node became the primary: the name of a signal to it, or
+    another command."""
+    on_demote: str = ""
+    """Ours: the same when its node is no longer the primary."""
 
 
 class DataConfig(_Section, frozen=True):

@@ -109,12 +109,12 @@ def test_every_key_of_go_is_read() -> None:
 
 def test_only_keys_that_are_set_are_named_as_unimplemented() -> None:
     text = (
-        "strict-verify: true\nbackup: {type: file, path:}\nlease: {type: static, demote-delay: 1s}\nproxy:\n"
+        "strict-verify: true\nbackup: {type: file, path:}\nlease: {type: static, promote: true}\nproxy:\n"
     )
     assert unimplemented_keys(parse(text, "f", None)[1]) == [
         "strict-verify",
         "backup.type",
-        "lease.demote-delay",
+        "lease.promote",
     ]
     assert unimplemented_keys(parse(STATIC, "f", None)[1]) == []
 

@@ -22,6 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "server", "supervise"}),
     frozenset({"copies", "guard", "housekeeping", "replica", "security"}),
+    frozenset({"rolechange"}),
     frozenset({"node"}),
     frozenset({"cli"}),
 )
