@@ -271,15 +271,16 @@ class WalCapture:
 
         Raises OSError (ENOSPC).
         """
-        if end <= self._secured:
+        start = max(self._size, self._secured)  # what a transaction spilled and rolled back is there, too
+        if end <= start:
             return
-        start = max(self._size, self._secured)
         try:
             fileops.fallocate(fd, start, end + PREALLOCATE - start)
             self._secured = end + PREALLOCATE
         except OSError:
             fileops.fallocate(fd, start, end - start)
             self._secured = end
+        self._size = max(self._size, self._secured)  # what is zero may complete a frame that ends in zeros
 
     # -- commits that SQLite seals later, or never -------------------------------------------------
 
