@@ -144,12 +144,13 @@ class ReplicaSink:
 
     async def _keep(self, state: DatabaseState, *, durable: bool) -> None:
         applier = state.applier
-        if applier is None:
+        if applier is None or applier.needs_recovery:
             return
-        # locked: a thread may be putting a snapshot in its place, which closes it for a moment
-        if not state.lock.locked() and applier.is_behind and not applier.needs_recovery:
+        if not state.lock.locked():
+            state.note()
+        if not state.lock.locked() and state.behind:
             # A full disk, say, came between its log and its readers; perhaps no other record follows.
-            async with state.lock:
+            async with state.working():
                 await self._thread(applier.attach)
                 if applier.must_reopen:
                     await self._reopen(state, applier)
@@ -175,7 +176,7 @@ class ReplicaSink:
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
         """Apply contiguous whole LTX records. Raises as :meth:`Applier.apply`, InvalidName."""
         state = self._state(name)
-        async with state.lock:
+        async with state.working():
             if state.target is not None:
                 return await self._thread(lay_records, state.target, bodies)
             state.check()
@@ -211,7 +212,7 @@ class ReplicaSink:
         ChecksumMismatch, PositionMismatch, OSError.
         """
         state = self._state(name)
-        async with state.lock:
+        async with state.working():
             target = state.incoming()
             await self._thread(target.verify, position)
             state.target = None
@@ -255,12 +256,12 @@ class ReplicaSink:
     def primary_time(self, timestamp_ms: int) -> None:
         """All that the primary had committed at this time of its clock has been applied here.
 
-        Passed over while a database's readers cannot see all that its log holds, or one is being worked at.
+        Passed over while a database's readers cannot see all that its log holds.
         """
         for state in self._states.values():
-            if state.damage is not None or state.lock.locked():
-                return
-            if state.applier is not None and state.applier.is_behind:
+            if not state.lock.locked():
+                state.note()
+            if state.damage is not None or state.behind:
                 return
         self.primary_time_ms = timestamp_ms
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -35,6 +36,8 @@ class DatabaseState:
     """What is wrong with the files that are here: the primary is asked for a snapshot in their place."""
     kept: bool = False
     """The damaged files were copied to ``lost/`` already."""
+    behind: bool = False
+    """Whether readers lacked something that its log holds when ``note`` was called last."""
     complaint: str = ""
     """What was last said about its checkpoints."""
     lock: trio.Lock = field(default_factory=trio.Lock)
@@ -46,6 +49,21 @@ class DatabaseState:
         if self.damage is not None:
             return ZERO
         return self.applier.position if self.applier is not None else None
+
+    def note(self) -> None:
+        """Look whether it is ``behind``; not while another task has the lock, whose thread may have closed
+        the database for a moment, to put a snapshot in its place."""
+        applier = self.applier
+        self.behind = applier is not None and (applier.needs_recovery or applier.is_behind)
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Hold the lock for what may leave it behind."""
+        async with self.lock:
+            try:
+                yield
+            finally:
+                self.note()
 
     def check(self) -> None:
         """Raises LiteFSError if nothing can be applied here before a recovery."""

@@ -280,6 +280,45 @@ def test_pages_cut_off_and_grown_again_are_logged(primary: Primary, versions: li
     assert content(primary)[2] == bytes(PAGE)
 
 
+def test_a_refused_commit_whose_page_ends_in_zeros_is_not_valid_on_the_disk(
+    tmp_path: Path, primary: Primary
+) -> None:
+    """Space that is allocated ahead reads as zeros: with them a frame may be whole before its end is written."""
+    source = tmp_path / "zeros.db"
+    with closing(sqlite3.connect(source, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA secure_delete=ON")
+        db.execute("CREATE TABLE t(a)")
+        db.execute("INSERT INTO t VALUES(zeroblob(3000))")  # at the end of its page
+        first = os.path.getsize(f"{source}-wal")
+        db.execute("UPDATE t SET a = zeroblob(2999)")
+        wal, database = Path(f"{source}-wal").read_bytes(), source.read_bytes()
+    frame = 24 + PAGE
+    assert len(wal) == first + frame
+    assert not any(wal[-24:])
+    primary.write_wal(wal[:first])
+    assert primary.capture.db.position.txid == 2
+    primary.role.deadline_ns = 0
+    fd = primary.wal_fd
+    refused = False
+    for start, stop in (
+        (first, first + 24),
+        (first + 24, first + frame - 24),
+        (first + frame - 24, len(wal)),
+    ):
+        try:
+            primary.do(primary.capture.wal_write(fd, start, wal[start:stop]))
+        except CommitRefused:
+            refused = True
+            break
+    assert refused
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(database)
+    Path(f"{copy}-wal").write_bytes(primary.dir.wal.read_bytes())
+    with closing(sqlite3.connect(copy)) as db:
+        assert db.execute("SELECT length(a) FROM t").fetchall() == [(3000,)]
+
+
 def test_a_checkpoint_never_takes_back_a_newer_image(
     primary: Primary, versions: list[dict[int, bytes]], tmp_path: Path
 ) -> None:
