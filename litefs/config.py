@@ -1,7 +1,8 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
-Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``lease.grace``,
-``lease.object``.
+Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
+``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``, ``exec.on-promote``,
+``exec.on-demote``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import ClassVar
 
 import msgspec
 
+from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
 from litefs.config_lease import LeaseConfig
-from litefs.config_types import Duration, FileMode, split_command
+from litefs.config_types import Duration, FileMode, Secret, split_command
 from litefs.config_types import Section as _Section
 from litefs.config_yaml import decode, expand_environment
 from litefs.errors import ConfigError
@@ -28,8 +30,6 @@ _UNIMPLEMENTED = (
     "data.compress",
     "http.snapshot-timeout",
     "lease.promote",
-    "lease.demote-delay",
-    "lease.databases",
     "proxy",
     "backup",
     "tracing",
@@ -42,6 +42,11 @@ class ExecCommand(_Section, frozen=True):
 
     cmd: str
     if_candidate: bool = False
+    on_promote: str = ""
+    """Ours: what tells the running command that its node became the primary: the name of a signal to it, or
+    another command."""
+    on_demote: str = ""
+    """Ours: the same when its node is no longer the primary."""
 
 
 class DataConfig(_Section, frozen=True):
@@ -73,6 +78,10 @@ class HTTPConfig(_Section, frozen=True):
 
     addr: str = f":{DEFAULT_PORT}"
     snapshot_timeout: Duration = Duration(0)
+    tls: TLSConfig = TLSConfig()
+    auth_token: Secret | None = None
+    """Ours: the token that requests need, and that this node shows to others; None asks for none."""
+    tokens: tuple[TokenConfig, ...] = ()
 
     @property
     def host_port(self) -> tuple[str, int]:
@@ -173,6 +182,10 @@ class Config(_Section, frozen=True):
         """Check what no single field can know; the messages are Go's where Go has one. Raises ConfigError."""
         _validate_directories(self.fuse.dir, self.data.dir)
         self.lease.validate()
+        validate_patterns(self.lease.databases, "lease.databases")
+        if self.lease.type == "object" and self.lease.object.directory is not None:
+            # A node must not need its own mount to become primary.
+            _refuse_inside(os.path.abspath(self.lease.object.directory), os.path.abspath(self.fuse.dir))
         if self.log.format not in ("text", "json"):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):
@@ -186,6 +199,8 @@ class Config(_Section, frozen=True):
         if self.data.retention_monitor_interval <= 0:
             raise ConfigError("data.retention-monitor-interval must be positive")
         split_address(self.http.addr, "http.addr")
+        validate_tls(self.http.tls)
+        validate_tokens(self.http.auth_token, self.http.tokens)
         for command in self.commands:
             split_command(command.cmd)
 
@@ -226,7 +241,8 @@ def parse(text: str, origin: str, environment: Mapping[str, str] | None) -> tupl
         text = expand_environment(text, environment)
     config, raw = decode(text, Config, origin)
     try:
-        lease = config.lease.with_defaults(config.http.host_port[1], os.environ)
+        scheme = "https" if config.http.tls.serves else "http"
+        lease = config.lease.with_defaults(scheme, config.http.host_port[1], os.environ)
         config = msgspec.structs.replace(config, lease=lease)
         config.validate()
     except ConfigError as error:
@@ -286,6 +302,11 @@ def _refuse_overlap(mount: str, data: str) -> None:
         raise ConfigError(f"the data directory {data} lies inside the fuse directory {mount}")
     if common == data:
         raise ConfigError(f"the fuse directory {mount} lies inside the data directory {data}")
+
+
+def _refuse_inside(lease: str, mount: str) -> None:
+    if os.path.commonpath([lease, mount]) == mount:
+        raise ConfigError(f"lease.object.url: {lease} lies inside the fuse directory {mount}")
 
 
 def _resolve_mount(path: str) -> str:

@@ -110,6 +110,17 @@ class ProtocolMismatch(PeerError):
     """The peer speaks another version of the stream, or no stream at all."""
 
 
+class NotTrusted(PeerError):
+    """Certificate or token: this node and the other one do not trust each other until that is changed."""
+
+
+class AccessDenied(LiteFSError):
+    """The request's token is not for what it asks."""
+
+    errno = errno.EACCES
+    http_status = 403
+
+
 class FsProcessDied(LiteFSError):
     """The fs process ended without being asked to."""
 

@@ -24,6 +24,7 @@ from litefs.store.database import Database
 from litefs.store.lost import keep_diverged
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
+from litefs.store.rewrite import write_again
 from litefs.store.snapshot import SnapshotTarget
 from litefs.types import Position
 
@@ -103,6 +104,11 @@ class Applier:
         return self._failed is not None
 
     @property
+    def is_distrusted(self) -> bool:
+        """Whether the disk may lack what the database file shows: ``make_good`` then."""
+        return self._database.sums_file.distrusted
+
+    @property
     def has_unsynced(self) -> bool:
         """Whether the log holds records that were not synced yet."""
         return self._unsynced_since is not None
@@ -122,12 +128,14 @@ class Applier:
 
     def _attach_wal(self) -> Checkpointer:
         if self.writer is None or self._checkpointer is None:
-            writer = WalWriter(self._mounted, old_readers=self._old_readers)
+            sums = self._database.sums
+            writer = WalWriter(self._mounted, old_readers=self._old_readers, logged=sums.wal())
             if writer.page_size != self._database.page_size:
                 writer.close()
                 raise FormatError(
                     f"{self._mounted}: pages of {writer.page_size} bytes are not what the log has"
                 )
+            sums.set_wal(0, 0, 0)  # whoever looks for unannounced commits finds none on a replica
             self.writer = writer
             self._checkpointer = Checkpointer(writer, self.sync_log, self._policy)
             # What an earlier attachment left in the WAL counts as of now.
@@ -297,11 +305,17 @@ class Applier:
         true: every later call raises LiteFSError then, and recovery completes the change from what was
         received. ``must_reopen`` is true after a snapshot of another page size.
         """
+        kept = None
         try:
-            self._seal(target)
+            self.attach()
+            self._make_room(target.commit)
+            kept = keep_diverged(self.dir, 0, "diverged")
+            target.seal()
         except BaseException:
-            target.abort()
+            self._give_up(target, kept)
             raise
+        message = "%s: %s gives way to %s; its log was kept in %s"
+        log.warning(message, self.dir.name, self.position, target.position, kept)
         if target.page_size != self._database.page_size:
             self._reopen(target.page_size)
             target.close()
@@ -309,7 +323,7 @@ class Applier:
         try:
             self._attached().apply_batches(target.differing(self._database.sums), target.commit)
         except BaseException:
-            target.abort()  # no reader saw anything of it
+            self._give_up(target, kept)  # no reader saw anything of it
             raise
         self._failed = f"{self.dir.name}: a snapshot was put in place only in part, which takes a recovery"
         try:
@@ -330,19 +344,12 @@ class Applier:
         except (OSError, LiteFSError) as error:
             log.warning("%s: checkpoint failed, a later one follows: %s", self.dir.name, error)
 
-    def _seal(self, target: SnapshotTarget) -> None:
-        """All that can be refused before a snapshot takes this database's place."""
-        self.attach()
-        self._make_room(target.commit)
-        kept = keep_diverged(self.dir, 0, "diverged")
-        log.warning(
-            "%s: %s gives way to %s; its log was kept in %s",
-            self.dir.name,
-            self.position,
-            target.position,
-            kept,
-        )
-        target.seal()
+    def _give_up(self, target: SnapshotTarget, kept: Path | None) -> None:
+        """Forget a snapshot, which is asked for again: the log is still there, and a copy for each attempt
+        would fill the disk."""
+        target.abort()
+        if kept is not None:
+            fileops.remove_tree(kept)
 
     def _catch_up(self) -> None:
         """Apply what is in the log beyond the published position: an earlier call failed after its append."""
@@ -387,18 +394,30 @@ class Applier:
         """Make durable what was checkpointed, so that retention may let go of those records. For any thread.
 
         The file is synced behind the mount: a sync through it would keep the fs process from serving.
-        Raises OSError.
+        Raises OSError; after that LiteFSError until ``make_good``.
         """
         with self._closing:
             checkpointer = self._checkpointer
             if checkpointer is None or checkpointer.backfilled_txid <= self._database.sums.durable_txid:
                 return
-            txid = checkpointer.backfilled_txid
-            fileops.sync_file(self.dir.database)
+            txid, file = checkpointer.backfilled_txid, self._database.sums_file
+            if file.distrusted:
+                raise LiteFSError(f"{self.dir.name}: a sync of the database file failed")
+            try:
+                fileops.sync_file(self.dir.database)
+            except OSError:
+                file.distrust()
+                raise
             self._database.sums.durable_txid = txid
             if self._received is not None:
                 self._received.finish()
                 self._received = None
+
+    def make_good(self) -> None:
+        """After a sync of the database file failed: write it again. Raises as ``write_again``."""
+        with self._closing:
+            if self.writer is not None and self.is_distrusted:
+                write_again(self.dir, self._database.sums_file, self.writer.has_frame)
 
     def rest(self) -> None:
         """Nothing came for a while: sync the log, and checkpoint. Raises LiteFSError, OSError."""
@@ -410,6 +429,36 @@ class Applier:
         """The last work before ``close``: everything durable that readers allow. Raises as ``rest``."""
         self.rest()
         self.sync_database()
+
+    def release(self) -> str | None:
+        """Make ready for the fs process to write the log from here on, and ``close``; why that takes a
+        recovery, or None. The WAL stays as it is if readers use it. Raises LiteFSError, OSError.
+        """
+        try:
+            if self._failed is not None:
+                return self._failed
+            self.attach()
+            if self.must_reopen:
+                return self._failed
+            if self.has_unsynced:
+                self.sync_log()
+            return self._leave_wal(self._attached())
+        finally:
+            self.close()
+
+    def _leave_wal(self, writer: WalWriter) -> str | None:
+        if not writer.may_checkpoint():
+            return f"{self.dir.name}: a transaction is open that began before this node was a replica"
+        if writer.is_rollback_mode():
+            with writer.alone() as alone:
+                if alone and self.checkpoint():
+                    writer.empty()
+        if self._received is not None:  # its intent would put it in the place of what is committed next
+            self.checkpoint()
+            self.sync_database()
+            if self._received is not None:
+                return f"{self.dir.name}: readers keep a snapshot from being put in place durably"
+        return None
 
     def detach(self) -> None:
         """Let go of the mount: the WAL and every lock. The next use attaches again."""

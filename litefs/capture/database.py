@@ -14,7 +14,7 @@ from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
 from litefs.sqlite.journal import HEADER_SIZE as JOURNAL_HEADER_SIZE
 from litefs.store import fileops
-from litefs.store.database import Database
+from litefs.store.database import Database, Unsynced
 from litefs.store.together import Part
 
 
@@ -59,17 +59,23 @@ class DatabaseCapture:
 
         A transaction that is open when the database is stopped may still be rolled back, or nobody could read
         it; its commit is refused by the store. What is committed may end its journal whatever happened since.
+        One that is open when commits come to be refused may be rolled back, too.
         """
         if self.journal.committed and file == self._name + "-journal":
             return
-        if not self._gate.writable():
+        if not self._gate.writable() and not (self.is_open and file != self._name + "-wal"):
             raise Refused(file, "this node is not the primary")
-        if self.db.stopped is not None and not (self.journal.hot or self.raw.pending):
+        if self.db.stopped is not None and not self.is_open:
             raise Refused(file, f"the database is stopped: {self.db.stopped}")
         if self.db.sums.damaged:
             raise Refused(file, "the database is damaged, served for reading only: rename a good one over it")
         if file != self._name:
             self.raw.check(file)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the database file has changes that are not committed."""
+        return self.journal.hot or self.raw.pending
 
     # -- database file -----------------------------------------------------------------------------
 
@@ -79,6 +85,11 @@ class DatabaseCapture:
         """``handle``: the open file it comes through."""
         self.check_writable(self._name)
         if not self.wal.holds_logged_frames:
+            begun = self.raw.pending and not self.journal.hot
+            if not begun and not self._gate.admits() and not self._restores(offset, data):
+                # At the end of a journal SQLite could not roll back any more, only leave it to others. Amid
+                # writes without one nothing is refused: who has no journal at all would leave a torn file.
+                raise Refused(self._name, "its transaction could not be committed now")
             if self.journal.hot:
                 self.journal.database_write(fd, offset, data)
             else:
@@ -92,6 +103,15 @@ class DatabaseCapture:
             self._file_bytes += len(data)
 
         return _synced(self._take_log_bytes(), self._sync_log, finish)
+
+    def _restores(self, offset: int, data: bytes) -> bool:
+        """Whether a write lays nothing but pages as the log has them: a rollback."""
+        page_size = self.db.page_size
+        if not page_size or offset % page_size or len(data) % page_size:
+            return False
+        first, sums = offset // page_size + 1, self.db.sums
+        pages = (data[at : at + page_size] for at in range(0, len(data), page_size))
+        return all(sums.matches(pgno, page) for pgno, page in enumerate(pages, first))
 
     def database_truncate(self, fd: int, size: int, handle: int | None = None) -> None:
         """A checkpoint's or VACUUM's truncation, a rollback's, an extension, or the begin of a copy."""
@@ -122,7 +142,8 @@ class DatabaseCapture:
             try:
                 fileops.fdatasync(fd)
             except OSError as exc:
-                self.db.stop(f"{self._name}: fsync failed: {exc}")
+                self.db.sums_file.distrust()
+                self.db.stop(f"{self._name}: fsync failed: {exc}", Unsynced.FILE)
                 raise
 
         before = self.db.position.txid
@@ -178,12 +199,28 @@ class DatabaseCapture:
         Raises LiteFSError, OSError.
         """
         txid = self._complete_txid()
-        if self.db.stopped is not None and self.db.resume():
-            log.warning("%s: its log could be synced again, commits are taken again", self._name)
         if self.db.stopped is not None or self.db.sums.durable_txid >= txid:
             return None
         self._sync_log()
         return txid
+
+    def mend(self) -> BigCommit | None:
+        """Try to make durable what a failed sync left, so that commits are taken again; None if that is not
+        what stopped the database, or while a transaction is open.
+        """
+        if not self.db.can_resume or self.journal.hot or self.raw.pending:
+            return None
+        resumed: list[bool] = []
+
+        def run() -> None:
+            resumed.append(self.db.resume(self.wal.backfill.lacks))
+
+        def finish(error: Exception | None) -> None:
+            _reraise(error)
+            if any(resumed):
+                log.warning("%s: it could be synced again, commits are taken again", self._name)
+
+        return BigCommit(run, finish)
 
     def end_sync(self, txid: int) -> None:
         """The database file was synced after ``begin_sync`` returned ``txid``."""
@@ -255,7 +292,7 @@ class DatabaseCapture:
         try:
             self.db.sync()
         except (OSError, LiteFSError) as exc:
-            self.db.stop(f"{self._name}: the log could not be synced: {exc}", until_synced=True)
+            self.db.stop(f"{self._name}: the log could not be synced: {exc}", Unsynced.LOG)
             raise
 
 

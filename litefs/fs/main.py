@@ -28,6 +28,7 @@ from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
 from litefs.fs.role import RoleState, boottime_ns
+from litefs.fs.rolechange import RoleChanges
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
@@ -39,19 +40,21 @@ from litefs.link.messages import (
     Failed,
     Forget,
     Forgotten,
+    Freeze,
     Lag,
     Loose,
     Mounted,
     Opened,
-    RoleSet,
     SetRole,
     Start,
     Stop,
     Stopped,
+    Thaw,
     Unpublished,
 )
 from litefs.store import fileops
 from litefs.store.damage import advice, mark_damaged
+from litefs.store.database import Unsynced
 from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
@@ -84,7 +87,7 @@ class FsProcess:
     """State and tasks of the fs process; implements :class:`litefs.capture.commit.Watcher`."""
 
     def __init__(self, channel: Channel, wake: Wake, start: Start) -> None:
-        self.role = RoleState()
+        self.role = RoleState(start.grace_ns)
         self._channel = channel
         self._wake = wake
         self._start = start
@@ -125,6 +128,7 @@ class FsProcess:
         reports = await trio.to_thread.run_sync(self._recover)
         databases = Databases(self._data, self.role, self, self._start.node_id, self._unrecovered)
         operations = self._operations(databases)
+        self._changes = RoleChanges(self.role, databases, self._channel.send)
         session = Session(
             operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
         )
@@ -143,6 +147,7 @@ class FsProcess:
                 nursery.start_soon(self._sweep, databases)
                 nursery.start_soon(self._look_at_seals, databases)
                 nursery.start_soon(self._flush_link)
+                nursery.start_soon(self._changes.run)
                 asked = await self._serve_link(databases, operations, Mounted(session.minor, reports))
                 await databases.sweep()
                 await self._leave(operations, session)
@@ -218,17 +223,12 @@ class FsProcess:
 
     async def _handle(self, message: AnyMessage, databases: Databases, operations: Operations) -> None:
         match message:
-            case SetRole():
-                if message.role is not Role.PRIMARY:
-                    for db in databases:
-                        await db.idle()
-                        await db.sweep()
-                    while busy := [db for db in databases if db.busy]:  # since another one was waited for
-                        await busy[0].idle()
-                self._set_role(message, databases)
-                await self._channel.send(RoleSet(message.term))
+            case SetRole() | Freeze():
+                await self._changes.request(message)
+            case Thaw():
+                self.role.thaw()
             case Deadline():
-                self.role.deadline_ns = message.deadline_ns
+                self.role.extend(message.deadline_ns)
             case Lag():
                 self.role.lag_ms = message.lag_ms
                 self.role.primary_timestamp_ms = message.timestamp_ms
@@ -242,16 +242,6 @@ class FsProcess:
                 await self._channel.send(Forgotten(message.name))
             case _:
                 log.error("unexpected message on the link: %r", message)
-
-    def _set_role(self, message: SetRole, databases: Databases) -> None:
-        role = self.role
-        if message.role is Role.PRIMARY and role.role is not Role.PRIMARY:
-            for line in databases.set_primary():
-                log.error("cannot write to its log: %s", line)
-        elif message.role is not Role.PRIMARY:
-            databases.set_replica()
-        role.role, role.term = message.role, message.term
-        role.deadline_ns, role.primary = message.deadline_ns, message.primary
 
     async def _flush_link(self) -> None:
         while True:
@@ -283,11 +273,14 @@ class FsProcess:
                 if capture is None or db.busy:
                     continue
                 try:
-                    if (txid := capture.begin_sync()) is None:
+                    await db.run(capture.mend())
+                    if db.capture is not capture or (txid := capture.begin_sync()) is None:
                         continue
                     await trio.to_thread.run_sync(fileops.fdatasync, db.open_database())
                 except (LiteFSError, OSError) as exc:
-                    capture.db.stop(f"{db.name}: could not be synced: {exc}")
+                    if db.capture is capture:  # it may have been removed meanwhile
+                        capture.db.sums_file.distrust()
+                        capture.db.stop(f"{db.name}: could not be synced: {exc}", Unsynced.FILE)
                     continue
                 if db.capture is capture:
                     capture.end_sync(txid)
@@ -298,7 +291,7 @@ class FsProcess:
         """Answer nothing any more, make connections that stay open fail instead of answering from caches
         (I10), unmount.
         """
-        self.role.role, self.role.deadline_ns = Role.NONE, 0
+        self.role.become(Role.NONE, self.role.term, 0, None)
         operations.dead = True
         inodes = operations.invalidated_inodes()
         with trio.move_on_after(2):
