@@ -17,7 +17,7 @@ NAMES = ("a", "b")
 
 @dataclass
 class Life:
-    """One life of a replica: what its disk has, whether its stream is open, its acknowledgements under way."""
+    """One life of a replica: what its disk has, its stream, its acknowledgements under way."""
 
     durable: dict[str, int]
     connected: bool = False
