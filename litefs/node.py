@@ -91,7 +91,7 @@ class Node:
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._watch = Primary(data, self._mount, self._guard.mount_guard, self._guard.restart)
         self._replica = Replica(
-            ReplicaSettings(data, self._mount, config.lease.reconnect_delay),
+            ReplicaSettings(data, self._mount, config.lease.reconnect_delay, config.lease.candidate),
             self._lease,
             lambda: self.identity,
             SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from types import TracebackType
@@ -11,7 +12,8 @@ import trio
 
 from litefs.cluster.probe import speaks_something_else
 from litefs.errors import ClusterMismatch, LiteFSError, PeerError, ProtocolMismatch
-from litefs.stream.handshake import encode_positions, parse_headers, request_headers
+from litefs.stream.acks import HEADER_STREAM_ID, Ack, AckAnswer, decode_answer, encode
+from litefs.stream.handshake import encode_positions, format_node_id, parse_headers, request_headers
 from litefs.stream.protocols import Identity
 from litefs.types import Position
 
@@ -42,6 +44,7 @@ class Peer:
     def __init__(self, url: str, *, read_idle: float = READ_IDLE_SECONDS) -> None:
         self.url = url.rstrip("/")
         self.read_idle = read_idle
+        self.stream_id = secrets.randbits(64)
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Peer:
@@ -83,7 +86,7 @@ class Peer:
             "POST",
             f"{self.url}/stream",
             content=encode_positions(positions),
-            headers=request_headers(identity),
+            headers=self._headers(identity),
         )
         response = await self._answer(request)
         try:
@@ -94,6 +97,28 @@ class Peer:
             with trio.move_on_after(1) as scope:
                 scope.shield = True
                 await response.aclose()
+
+    async def acknowledge(self, identity: Identity, ack: Ack) -> AckAnswer:
+        """Tell the primary what this replica holds of the stream that is open.
+
+        Raises PeerError, Refused (the stream is not the present one, or its primary is none any more),
+        FormatError.
+        """
+        assert self._client is not None
+        try:
+            with self.translated(), trio.fail_after(ANSWER_SECONDS):
+                response = await self._client.post(
+                    f"{self.url}/stream/ack", content=encode(ack), headers=self._headers(identity)
+                )
+        except trio.TooSlowError:
+            raise PeerError(f"{self.url}: no answer within {ANSWER_SECONDS:g} s") from None
+        if response.status_code != 200:
+            message = response.text[:MAX_ERROR_BODY].strip() or response.reason_phrase
+            raise Refused(f"{self.url}: {message} (status {response.status_code})", response.status_code)
+        return decode_answer(response.content)
+
+    def _headers(self, identity: Identity) -> dict[str, str]:
+        return request_headers(identity) | {HEADER_STREAM_ID: format_node_id(self.stream_id)}
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         assert self._client is not None
