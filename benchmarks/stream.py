@@ -22,6 +22,8 @@ from typing import Any
 import trio
 
 from litefs.cluster.follow import Callbacks, follow
+from litefs.cluster.replicas import Replicas
+from litefs.link.rules import SyncRules
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Buffer, Identity
 from litefs.types import Position
@@ -41,6 +43,7 @@ class BenchNode:
         self.primary_hostname = None
         self.catalog = catalog
         self.lag_seconds = 0.0
+        self.replicas = Replicas(catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
     def databases(self) -> Sequence[Any]:
         return []

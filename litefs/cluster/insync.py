@@ -111,15 +111,25 @@ class InSync:
             present=len(present),
             settled=(
                 len(self._possible) == 1
-                and self._wanted(now) == self.stored
+                and self.wanted(now) == self.stored
                 and len(present) == len(counted)
                 and not any(replica.joining for replica in self._replicas.values())
             ),
         )
 
-    def wants_write(self, now: float) -> bool:
-        """Whether the store should get another set."""
-        return len(self._possible) > 1 or self._wanted(now) != self.stored
+    def wanted(self, now: float) -> frozenset[int]:
+        """The set that the store should have, as of now."""
+        proposed = frozenset().union(*self._possible[1:])
+        return frozenset(
+            node
+            for node, replica in self._replicas.items()
+            if (
+                node in self.stored
+                or (self._exact and replica.connected and (replica.joining or node in proposed))
+            )
+            and _covers(replica.durable, self._answered)
+            and not self._is_late(node, now)
+        )
 
     def next_look(self) -> float | None:
         """When ``tick`` is due if nothing is heard; None: not before the next event."""
@@ -194,7 +204,7 @@ class InSync:
 
     def propose(self, now: float) -> frozenset[int]:
         """The set that the next write of the store is to have; from now on it may be there."""
-        wanted = self._wanted(now)
+        wanted = self.wanted(now)
         if wanted not in self._possible:
             self._possible.append(wanted)
         for node in wanted:
@@ -207,20 +217,6 @@ class InSync:
         self._changed()
 
     # -- parts -------------------------------------------------------------------------------------
-
-    def _wanted(self, now: float) -> frozenset[int]:
-        """The set as it should be."""
-        proposed = frozenset().union(*self._possible[1:])
-        return frozenset(
-            node
-            for node, replica in self._replicas.items()
-            if (
-                node in self.stored
-                or (self._exact and replica.connected and (replica.joining or node in proposed))
-            )
-            and _covers(replica.durable, self._answered)
-            and not self._is_late(node, now)
-        )
 
     def _is_late(self, node: int, now: float) -> bool:
         due = self._due(node)

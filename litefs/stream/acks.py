@@ -8,6 +8,8 @@ handles in the stream, so that one that was removed is never taken for another o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 from litefs.errors import FormatError
@@ -53,6 +55,15 @@ class AckAnswer(msgspec.Struct, frozen=True, array_like=True):
     """``sync``: where these rules require replicas, this one is to sync its log at once; None: never."""
 
     sync: SyncRules | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaInfo:
+    """A connected replica, as its primary sees it; ``in_sync``: it has every commit that was answered."""
+
+    node_id: int
+    candidate: bool
+    in_sync: bool
 
 
 _encoder = msgspec.msgpack.Encoder()

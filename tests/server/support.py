@@ -11,7 +11,9 @@ from typing import IO
 import httpx
 import trio
 
+from litefs.cluster.replicas import Replicas
 from litefs.errors import DatabaseNotFound
+from litefs.link.rules import SyncRules
 from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
 from litefs.server.view import DatabaseInfo, Export
@@ -38,6 +40,7 @@ class FakeNode:
         self.import_gate = trio.Event()
         self.import_gate.set()
         self.exports: list[IO[bytes]] = []
+        self.replicas = Replicas(self.catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
     def databases(self) -> Sequence[DatabaseInfo]:
         return [
