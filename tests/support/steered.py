@@ -25,7 +25,7 @@ from litefs.store.paths import DataDir
 
 
 class Steered(Node):
-    """A node that begins as a replica and does what it is told; a candidate, whatever its lease says of it."""
+    """A node that begins as a replica and does what it is told; a candidate for all that."""
 
     def __init__(self, config: Config, data: DataDir, lock_fd: int) -> None:
         super().__init__(config, data, lock_fd)
