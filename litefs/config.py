@@ -207,6 +207,9 @@ class Config(_Section, frozen=True):
         self.lease.validate()
         validate_patterns(self.lease.databases, "lease.databases")
         _validate_replication(self.replication)
+        if self.lease.type == "object" and self.lease.object.directory is not None:
+            # A node must not need its own mount to become primary.
+            _refuse_inside(os.path.abspath(self.lease.object.directory), os.path.abspath(self.fuse.dir))
         if self.log.format not in ("text", "json"):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):
@@ -335,6 +338,11 @@ def _refuse_overlap(mount: str, data: str) -> None:
         raise ConfigError(f"the data directory {data} lies inside the fuse directory {mount}")
     if common == data:
         raise ConfigError(f"the fuse directory {mount} lies inside the data directory {data}")
+
+
+def _refuse_inside(lease: str, mount: str) -> None:
+    if os.path.commonpath([lease, mount]) == mount:
+        raise ConfigError(f"lease.object.url: {lease} lies inside the fuse directory {mount}")
 
 
 def _resolve_mount(path: str) -> str:

@@ -210,6 +210,11 @@ def test_plain_scalars_read_as_the_type_of_their_field() -> None:
         ("lease: {type: object, object: {url: /path}}", "lease.object.url: write a URL"),
         ("lease: {type: object, object: {url: 'file:///p', key: a/../b}}", "lease.object.key"),
         ("lease: {type: object, object: {url: 'file:///p', key: ''}}", "lease.object.key"),
+        ("lease: {type: object, object: {url: 'file://p'}}", "lease.object.url: write file:///path"),
+        (
+            "lease: {type: object, object: {url: 'file:///litefs/p'}}",
+            "/litefs/p lies inside the fuse directory",
+        ),
         (STATIC.replace("}", ", grace: -1s}"), "lease.grace must not be negative"),
     ],
 )

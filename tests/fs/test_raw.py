@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from litefs.store.paths import DataDir
+from litefs.store.segments import list_segments
 from litefs.types import Position, Role
 from tests.fs.harness import Fs, python, serving, wait_for
 from tests.fs.replay import rebuilt, replay
@@ -437,6 +438,49 @@ def test_a_commit_is_logged_while_the_next_transaction_is_open(tmp_path: Path, m
             with rebuilt(log, tmp_path / "rebuilt.db") as db:
                 assert db.execute("SELECT a FROM t").fetchall() == [(1,)]
             db.close()
+        finally:
+            client.kill()
+            client.communicate()
+        fs.stop()
+
+
+IDLE_WRITER = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=" + sys.argv[2])
+db.execute("PRAGMA synchronous=OFF")
+db.execute("CREATE TABLE t(a)")
+db.execute("INSERT INTO t VALUES(1)")
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("mode", ["MEMORY", "OFF"])
+def test_a_commit_that_nothing_follows_is_logged_though_nobody_syncs_or_closes(
+    tmp_path: Path, mode: str
+) -> None:
+    """The sweep alone sees it: the connection stays open, and writes no more. Nor does the test open anything
+    on the mount, because the close of any file of the database sweeps as well.
+    """
+    log = DataDir(tmp_path / "data").database_dir("a.db").log
+
+    def rows() -> list[tuple[int]]:
+        if not list_segments(log):
+            return []
+        with closing(rebuilt(log, tmp_path / "rebuilt.db")) as db:
+            if not db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                return []
+            found: list[tuple[int]] = db.execute("SELECT a FROM t").fetchall()
+            return found
+
+    with serving(tmp_path) as fs:
+        command = [sys.executable, "-c", IDLE_WRITER, str(fs.mount / "a.db"), mode]
+        client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"done\n"
+            wait_for(lambda: rows() == [(1,)], 10, "the sweep")
         finally:
             client.kill()
             client.communicate()
