@@ -106,6 +106,7 @@ class Replicas:
             self._answered = dict(self._positions)
             self._machine = InSync(
                 {name: position.txid for name, position in self._positions.items()},
+                trio.current_time(),
                 timeout=self.rules.timeout,
                 degrade=self.rules.degrade,
             )

@@ -93,8 +93,22 @@ def test_a_replica_becomes_a_member_by_a_write_of_the_store() -> None:
         assert scene.replicas.in_sync() == (1,)
         assert scene.told[-1].counted == 0, "it counted before the store was known to have it"
         scene.replicas.stored((1,))
-        assert (scene.told[-1].counted, scene.told[-1].present, scene.told[-1].settled) == (1, 1, True)
+        assert (scene.told[-1].counted, scene.told[-1].present) == (1, 1)
         assert [(one.node_id, one.in_sync) for one in scene.replicas.connected()] == [(1, True)]
+
+    run(main)
+
+
+def test_replicas_are_expected_for_a_while() -> None:
+    async def main() -> None:
+        scene = Scene()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scene.replicas.run)
+            await trio.sleep(RULES.timeout - 0.1)
+            assert not scene.told[-1].settled
+            await trio.sleep(0.2)
+            assert scene.told[-1].settled
+            nursery.cancel_scope.cancel()
 
     run(main)
 
