@@ -87,6 +87,8 @@ class Replicas:
         """Of those, up to where commits may have been answered."""
         self._reached: dict[str, dict[int, Position]] = {}
         """Of those, what replicas have had durably since then, by transaction."""
+        self._own: dict[str, Position] = {}
+        """Where this node's databases were when they were published last."""
         self._primary = False
         self._generation = -1
         self._told: tuple[Standing, int] | None = None
@@ -120,6 +122,7 @@ class Replicas:
         self._positions.clear()
         self._answered.clear()
         self._reached.clear()
+        self._own.clear()
         self._generation, self._told, self._asked_for = -1, None, frozenset()
         self._told_released.clear()
 
@@ -138,6 +141,7 @@ class Replicas:
         for session in self._sessions.values():
             session.held.pop(name, None)
             session.durable.pop(name, None)
+        self._own.pop(name, None)
         self._forget(name)
         if self._machine is not None and self.rules.required(name):
             self._update(dropped=(name,))
@@ -160,7 +164,11 @@ class Replicas:
         sources: Mapping[int, Source],
     ) -> None:
         """A replica's stream begins: ``offered`` is what it has, ``sources`` are its databases by handle."""
-        begun = {name: source.position().txid for name, source in self._catalog.sources().items()}
+        begun = {
+            name: position.txid
+            for name, source in self._catalog.sources().items()
+            if (position := _position(source)) is not None
+        }
         self._sessions[replica.node_id] = Session(replica, stream_id, offered, sources, begun)
 
     def left(self, replica: Identity, stream_id: int) -> None:
@@ -226,8 +234,9 @@ class Replicas:
                 for session in self._sessions.values()
                 if session.candidate and session.held.get(name, ZERO).txid >= session.begun.get(name, 1)
             ]
-            own = source.position()
-            best = max(held, key=lambda position: position.txid, default=own)
+            if (own := _position(source)) is not None:
+                self._own[name] = own
+            best = max(held, key=lambda position: position.txid, default=self._own.get(name, ZERO))
             found[name] = max(best, self._answered.get(name, ZERO), key=lambda position: position.txid)
         return found
 
@@ -286,8 +295,10 @@ class Replicas:
         self._follow_catalog()
         now = trio.current_time()
         for name, source in self._sources.items():
-            if name not in self._positions or not source.is_at(self._positions[name]):
-                position = self._positions[name] = source.position()
+            if name in self._positions and source.is_at(self._positions[name]):
+                continue
+            if (position := _position(source)) is not None:
+                self._positions[name] = position
                 self._machine.advanced(name, position.txid, now)
 
     def _follow_catalog(self) -> None:
@@ -345,6 +356,14 @@ class Replicas:
             if txid in reached:
                 self._answered[name] = reached[txid]
             self._reached[name] = {at: position for at, position in reached.items() if at > txid}
+
+
+def _position(source: Source) -> Position | None:
+    """Where a database is; None if its writer died inside an update: the next fs process recovers it."""
+    try:
+        return source.position()
+    except OSError:
+        return None
 
 
 def _parts(released: Mapping[str, int]) -> list[dict[str, int]]:

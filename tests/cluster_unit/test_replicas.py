@@ -247,6 +247,26 @@ def test_what_was_answered_stays_published_when_its_members_are_gone() -> None:
     run(main)
 
 
+def test_a_position_that_cannot_be_read_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> Position:
+        raise TimeoutError("the writer stopped inside an update")
+
+    async def main() -> None:
+        scene = Scene()
+        published = scene.replicas.published()
+        monkeypatch.setattr(scene.a, "position", stopped)
+        monkeypatch.setattr(scene.a, "is_at", lambda position: False)
+        scene.join(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scene.replicas.run)
+            await trio.testing.wait_all_tasks_blocked()
+            scene.catalog.notify()
+            assert scene.replicas.published() == published
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
 def test_a_new_fs_process_is_told_everything() -> None:
     async def main() -> None:
         scene = Scene()
