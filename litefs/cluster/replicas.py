@@ -45,7 +45,6 @@ def sync_rules(config: ReplicationConfig) -> SyncRules:
 class Session:
     """One open stream. ``sources``: its databases by handle; ``begun``: where they were when it began."""
 
-    replica: Identity
     stream_id: int
     offered: Mapping[str, Position]
     sources: Mapping[int, Source]
@@ -169,7 +168,7 @@ class Replicas:
             for name, source in self._catalog.sources().items()
             if (position := _position(source)) is not None
         }
-        self._sessions[replica.node_id] = Session(replica, stream_id, offered, sources, begun)
+        self._sessions[replica.node_id] = Session(stream_id, offered, sources, begun)
 
     def left(self, replica: Identity, stream_id: int) -> None:
         """That stream ended."""
