@@ -45,7 +45,6 @@ def sync_rules(config: ReplicationConfig) -> SyncRules:
 class Session:
     """One open stream. ``sources``: its databases by handle; ``begun``: where they were when it began."""
 
-    replica: Identity
     stream_id: int
     offered: Mapping[str, Position]
     sources: Mapping[int, Source]
@@ -87,6 +86,8 @@ class Replicas:
         """Of those, up to where commits may have been answered."""
         self._reached: dict[str, dict[int, Position]] = {}
         """Of those, what replicas have had durably since then, by transaction."""
+        self._own: dict[str, Position] = {}
+        """Where this node's databases were when they were published last."""
         self._primary = False
         self._generation = -1
         self._told: tuple[Standing, int] | None = None
@@ -108,6 +109,7 @@ class Replicas:
             self._answered = dict(self._positions)
             self._machine = InSync(
                 {name: position.txid for name, position in self._positions.items()},
+                trio.current_time(),
                 timeout=self.rules.timeout,
                 degrade=self.rules.degrade,
             )
@@ -121,6 +123,7 @@ class Replicas:
         self._positions.clear()
         self._answered.clear()
         self._reached.clear()
+        self._own.clear()
         self._generation, self._told, self._asked_for = -1, None, frozenset()
         self._told_released.clear()
 
@@ -139,6 +142,7 @@ class Replicas:
         for session in self._sessions.values():
             session.held.pop(name, None)
             session.durable.pop(name, None)
+        self._own.pop(name, None)
         self._forget(name)
         if self._machine is not None and self.rules.required(name):
             self._update(dropped=(name,))
@@ -161,8 +165,12 @@ class Replicas:
         sources: Mapping[int, Source],
     ) -> None:
         """A replica's stream begins: ``offered`` is what it has, ``sources`` are its databases by handle."""
-        begun = {name: source.position().txid for name, source in self._catalog.sources().items()}
-        self._sessions[replica.node_id] = Session(replica, stream_id, offered, sources, begun)
+        begun = {
+            name: position.txid
+            for name, source in self._catalog.sources().items()
+            if (position := _position(source)) is not None
+        }
+        self._sessions[replica.node_id] = Session(stream_id, offered, sources, begun)
 
     def left(self, replica: Identity, stream_id: int) -> None:
         """That stream ended."""
@@ -231,8 +239,9 @@ class Replicas:
                 for session in self._sessions.values()
                 if session.candidate and session.held.get(name, ZERO).txid >= session.begun.get(name, 1)
             ]
-            own = source.position()
-            best = max(held, key=lambda position: position.txid, default=own)
+            if (own := _position(source)) is not None:
+                self._own[name] = own
+            best = max(held, key=lambda position: position.txid, default=self._own.get(name, ZERO))
             found[name] = max(best, self._answered.get(name, ZERO), key=lambda position: position.txid)
         return found
 
@@ -256,8 +265,8 @@ class Replicas:
         one."""
         members = self._machine.stored if self._machine is not None else frozenset()
         candidates = [
-            (session.replica.node_id in members, self._held(session), session.replica.node_id)
-            for session in self._sessions.values()
+            (node_id in members, self._held(session), node_id)
+            for node_id, session in self._sessions.items()
             if session.candidate
         ]
         return max(candidates)[2] if candidates else None
@@ -320,8 +329,10 @@ class Replicas:
         self._follow_catalog()
         now = trio.current_time()
         for name, source in self._sources.items():
-            if name not in self._positions or not source.is_at(self._positions[name]):
-                position = self._positions[name] = source.position()
+            if name in self._positions and source.is_at(self._positions[name]):
+                continue
+            if (position := _position(source)) is not None:
+                self._positions[name] = position
                 self._machine.advanced(name, position.txid, now)
 
     def _follow_catalog(self) -> None:
@@ -379,6 +390,14 @@ class Replicas:
             if txid in reached:
                 self._answered[name] = reached[txid]
             self._reached[name] = {at: position for at, position in reached.items() if at > txid}
+
+
+def _position(source: Source) -> Position | None:
+    """Where a database is; None if its writer died inside an update: the next fs process recovers it."""
+    try:
+        return source.position()
+    except OSError:
+        return None
 
 
 def _parts(released: Mapping[str, int]) -> list[dict[str, int]]:

@@ -93,8 +93,22 @@ def test_a_replica_becomes_a_member_by_a_write_of_the_store() -> None:
         assert scene.replicas.in_sync() == (1,)
         assert scene.told[-1].counted == 0, "it counted before the store was known to have it"
         scene.replicas.stored((1,))
-        assert (scene.told[-1].counted, scene.told[-1].present, scene.told[-1].settled) == (1, 1, True)
+        assert (scene.told[-1].counted, scene.told[-1].present) == (1, 1)
         assert [(one.node_id, one.in_sync) for one in scene.replicas.connected()] == [(1, True)]
+
+    run(main)
+
+
+def test_replicas_are_expected_for_a_while() -> None:
+    async def main() -> None:
+        scene = Scene()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scene.replicas.run)
+            await trio.sleep(RULES.timeout - 0.1)
+            assert not scene.told[-1].settled
+            await trio.sleep(0.2)
+            assert scene.told[-1].settled
+            nursery.cancel_scope.cancel()
 
     run(main)
 
@@ -229,6 +243,26 @@ def test_what_was_answered_stays_published_when_its_members_are_gone() -> None:
             nursery.cancel_scope.cancel()
         assert scene.write() is None
         assert scene.replicas.published()["a"] == at
+
+    run(main)
+
+
+def test_a_position_that_cannot_be_read_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> Position:
+        raise TimeoutError("the writer stopped inside an update")
+
+    async def main() -> None:
+        scene = Scene()
+        published = scene.replicas.published()
+        monkeypatch.setattr(scene.a, "position", stopped)
+        monkeypatch.setattr(scene.a, "is_at", lambda position: False)
+        scene.join(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scene.replicas.run)
+            await trio.testing.wait_all_tasks_blocked()
+            scene.catalog.notify()
+            assert scene.replicas.published() == published
+            nursery.cancel_scope.cancel()
 
     run(main)
 

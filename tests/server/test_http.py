@@ -70,6 +70,7 @@ def test_metrics() -> None:
                 "litefs_is_primary 1.0",
                 "litefs_db_count 1.0",
                 "litefs_subscriber_count 0.0",
+                "litefs_sync_replicas 0.0",
                 "litefs_lag_seconds 0.25",
                 'litefs_db_txid{db="app.db"} 1.0',
                 'litefs_db_commit_count_total{db="app.db"} 7.0',
