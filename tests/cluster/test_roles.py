@@ -407,6 +407,7 @@ def test_random_changes_lose_no_acknowledged_commit(pair: Pair, mode: str) -> No
                             holder.call("execute", statement=rng.choice(["COMMIT", "ROLLBACK"]))
                     holder.close()
                 case "read":
+                    pair.replica.wait_settled()  # a mount may be made anew until then
                     for node in (pair.primary, pair.replica):
                         stack.enter_context(sql(node, readonly=True)).call(
                             "script", statements=["BEGIN", "SELECT count(*) FROM t"]
