@@ -2,7 +2,7 @@
 
 Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
 ``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``, ``exec.on-promote``,
-``exec.on-demote``.
+``exec.on-demote``, ``replication``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ import msgspec
 
 from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
 from litefs.config_lease import LeaseConfig
-from litefs.config_types import Duration, FileMode, Secret, split_command
+from litefs.config_types import Duration, FileMode, Secret, Sync, split_command
 from litefs.config_types import Section as _Section
 from litefs.config_yaml import decode, expand_environment
 from litefs.errors import ConfigError
 
 DEFAULT_PORT = 20202
 FILE_NAME = "litefs.yml"
+
+MAX_SYNC_TIMEOUT = 8.0
+"""Seconds: the kernel keeps the lock of a WAL while a commit's answer is held, and new connections wait."""
 
 _UNIMPLEMENTED = (
     "strict-verify",
@@ -106,6 +109,25 @@ class ProxyConfig(_Section, frozen=True):
     idle_timeout: Duration = Duration(30)
 
 
+class ReplicatedDatabase(_Section, frozen=True):
+    """Ours: ``sync`` of the databases whose names match ``name``, which may have ``*``, ``?`` and ``[…]``."""
+
+    name: str
+    sync: Sync
+
+
+class ReplicationConfig(_Section, frozen=True):
+    """Ours: how many replicas must hold a commit durably before its client is told.
+
+    The first entry of ``databases`` that matches counts, else ``sync``.
+    """
+
+    sync: Sync = Sync(0)
+    timeout: Duration = Duration(2)
+    on_shortage: str = "refuse"
+    databases: tuple[ReplicatedDatabase, ...] = ()
+
+
 class BackupConfig(_Section, frozen=True):
     """The backup target."""
 
@@ -148,6 +170,7 @@ class Config(_Section, frozen=True):
     http: HTTPConfig = HTTPConfig()
     proxy: ProxyConfig = ProxyConfig()
     lease: LeaseConfig = LeaseConfig()
+    replication: ReplicationConfig = ReplicationConfig()
     backup: BackupConfig = BackupConfig()
     log: LogConfig = LogConfig()
     tracing: TracingConfig = TracingConfig()
@@ -183,6 +206,7 @@ class Config(_Section, frozen=True):
         _validate_directories(self.fuse.dir, self.data.dir)
         self.lease.validate()
         validate_patterns(self.lease.databases, "lease.databases")
+        _validate_replication(self.replication)
         if self.lease.type == "object" and self.lease.object.directory is not None:
             # A node must not need its own mount to become primary.
             _refuse_inside(os.path.abspath(self.lease.object.directory), os.path.abspath(self.fuse.dir))
@@ -274,6 +298,18 @@ def split_address(address: str, key: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise ConfigError(f"{key}: expected HOST:PORT, got {address!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _validate_replication(replication: ReplicationConfig) -> None:
+    if not 0 < replication.timeout <= MAX_SYNC_TIMEOUT:
+        raise ConfigError(
+            f"replication.timeout must be positive and at most {MAX_SYNC_TIMEOUT:g} s, got "
+            f"{replication.timeout}: a held commit holds its database's write lock"
+        )
+    if replication.on_shortage not in ("refuse", "degrade"):
+        raise ConfigError(
+            f"replication.on-shortage must be 'refuse' or 'degrade', got {replication.on_shortage!r}"
+        )
 
 
 def _validate_directories(mount: str, data: str) -> None:

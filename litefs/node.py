@@ -18,6 +18,7 @@ import trio
 
 from litefs.cluster.follow import Callbacks
 from litefs.cluster.lease import StaticLease
+from litefs.cluster.replicas import Replicas, sync_rules
 from litefs.config import Config
 from litefs.copies import Copies
 from litefs.errors import LiteFSError, NotPrimary
@@ -31,6 +32,7 @@ from litefs.link.messages import (
     ExposedAck,
     Forget,
     Forgotten,
+    Holding,
     Lag,
     LogOptions,
     Loose,
@@ -89,13 +91,28 @@ class Node:
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._security = Security.of(config)
         self._replica = Replica(
-            ReplicaSettings(data, self._mount, config.lease.reconnect_delay, self._security.peer),
+            ReplicaSettings(
+                data,
+                self._mount,
+                config.lease.reconnect_delay,
+                self._security.peer,
+                config.lease.candidate,
+            ),
             lambda: self.identity,
             SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
             Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
         )
+        self.replicas = Replicas(
+            self._catalog, sync_rules(config.replication), lambda: self.identity, self._guard.post
+        )
         self.roles = RoleChanges(
-            data, self._catalog, self._guard, self._replica, config.lease.demote_delay, self._role_changed
+            data,
+            self._catalog,
+            self._guard,
+            self._replica,
+            self.replicas,
+            config.lease.demote_delay,
+            self._role_changed,
         )
         watched = self._guard.mount_guard
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
@@ -124,7 +141,7 @@ class Node:
                 await self.roles.settled()
             app = create_app(self, self._security.tokens)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
-            for task in (self._wake_loop, self._watch.run, self._lag_loop):
+            for task in (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run):
                 nursery.start_soon(task)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
@@ -205,6 +222,7 @@ class Node:
             mode=fuse.mode,
             log=LogOptions(log_.format, log_.timestamp, log_.debug),
             grace_ns=int(self._config.lease.grace * 1e9),
+            sync=self.replicas.rules,
         )
 
     # -- the fs process -------------------------------------------------------------------------------
@@ -230,6 +248,8 @@ class Node:
                 self._watch.unpublished(message.name)
             case Loose():
                 self._watch.loose(message.name)
+            case Holding():
+                self.replicas.holding(message.hold)
             case Dropped():
                 self._dropped(message.name)
             case Forgotten():
@@ -265,6 +285,7 @@ class Node:
     def _dropped(self, name: str) -> None:
         log.info("%s: removed", name)
         self._catalog.remove(name)
+        self.replicas.dropped(name)
         self._watch.dropped(name)
 
     # -- replica --------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from typing import TypeVarTuple, Unpack
 
 import trio
 
-from litefs.cluster.lease import Grant, PrimaryInfo
+from litefs.cluster.lease import Beat, Grant, PrimaryInfo
+from litefs.cluster.replicas import Replicas
 from litefs.errors import LiteFSError
 from litefs.fs.role import boottime_ns
 from litefs.guard import FsGuard
@@ -58,6 +59,7 @@ class RoleChanges:
         catalog: StoreCatalog,
         guard: FsGuard,
         replica: Replica,
+        replicas: Replicas,
         demote_delay: float,
         changed: Callable[[Role], Awaitable[None]],
     ) -> None:
@@ -73,6 +75,7 @@ class RoleChanges:
         self._catalog = catalog
         self._guard = guard
         self._replica = replica
+        self._replicas = replicas
         self._demote_delay = demote_delay
         self._changed = changed
         self._deadline_ns: float = 0
@@ -148,6 +151,7 @@ class RoleChanges:
             self._restart(message.failed)
             return
         if self.role is Role.PRIMARY:
+            self._replicas.mounted(primary=True)  # the fs process begins every role without knowing of them
             self.leads = True
         elif not self._attached:
             self._spawn(self._attach, self._life)
@@ -227,6 +231,22 @@ class RoleChanges:
         """Store the id of the cluster that this node belongs to from now on. Raises LiteFSError, OSError."""
         self._data.set_cluster_id(cluster_id)
 
+    def published(self) -> Mapping[str, Position]:
+        """What a failover must keep, by database."""
+        return self._replicas.published()
+
+    def in_sync(self) -> tuple[int, ...] | None:
+        """Node ids of the replicas that hold every acknowledged commit; None while positions decide."""
+        return self._replicas.in_sync()
+
+    def recorded(self, beat: Beat) -> None:
+        """The lease's store holds ``beat``, from this node."""
+        self._replicas.stored(beat.in_sync)
+
+    def successor(self) -> int | None:
+        """Node id of the connected candidate that lacks least; None if there is none."""
+        return self._replicas.nearest()
+
     def extend(self, deadline_ns: float) -> None:
         """Commits may be acknowledged until then (CLOCK_BOOTTIME, ns; ``math.inf``: for ever)."""
         self._deadline_ns = deadline_ns
@@ -257,6 +277,7 @@ class RoleChanges:
             log.warning("no longer primary: %s", reason)
             self._fenced, self._set = trio.Event(), trio.Event()
             self.role, self.leads, self._is_frozen, self._deadline_ns = Role.REPLICA, False, False, 0
+            self._replicas.end()
             self._catalog.notify()
             self._post_role()
             if not self._mounted:  # nobody could commit
@@ -292,6 +313,11 @@ class RoleChanges:
             await self._frozen.wait()
             return
         raise LiteFSError(f"commits did not end within {FENCE_SECONDS:g} s")
+
+    async def await_target(self, node_id: int) -> None:
+        """While frozen: return when that replica holds all that this node does. Raises PeerError if it is not
+        connected, or no candidate."""
+        await self._replicas.await_all(node_id)
 
     async def thaw(self) -> None:
         """Let commits go on; harmless if they do."""

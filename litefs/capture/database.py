@@ -50,7 +50,7 @@ class DatabaseCapture:
         self.journal = JournalCapture(name, db, gate, watcher, self.raw, admit_super)
         self._open_database = open_database
         self._name = name
-        self._gate = gate
+        self.gate = gate
         self._log_bytes = self._file_bytes = 0
         """Bytes that clients wrote to the WAL, and to database and journal, since these were synced last."""
 
@@ -63,7 +63,7 @@ class DatabaseCapture:
         """
         if self.journal.committed and file == self._name + "-journal":
             return
-        if not self._gate.writable() and not (self.is_open and file != self._name + "-wal"):
+        if not self.gate.writable() and not (self.is_open and file != self._name + "-wal"):
             raise Refused(file, "this node is not the primary")
         if self.db.stopped is not None and not self.is_open:
             raise Refused(file, f"the database is stopped: {self.db.stopped}")
@@ -86,7 +86,7 @@ class DatabaseCapture:
         self.check_writable(self._name)
         if not self.wal.holds_logged_frames:
             begun = self.raw.pending and not self.journal.hot
-            if not begun and not self._gate.admits() and not self._restores(offset, data):
+            if not begun and not self.gate.admits() and not self._restores(offset, data):
                 # At the end of a journal SQLite could not roll back any more, only leave it to others. Amid
                 # writes without one nothing is refused: who has no journal at all would leave a torn file.
                 raise Refused(self._name, "its transaction could not be committed now")
@@ -157,7 +157,7 @@ class DatabaseCapture:
                 return
             self.db.sums.durable_txid = max(self.db.sums.durable_txid, self._complete_txid())
             if logged is not None:
-                self._gate.confirm()
+                self.gate.confirm()
 
         return _synced(self._take_log_bytes() + self._take_file_bytes() + pending, run, finish)
 
@@ -169,7 +169,7 @@ class DatabaseCapture:
 
         def finish(error: Exception | None) -> None:
             job.finish(error)
-            self._gate.confirm()
+            self.gate.confirm()
 
         return _synced(self.raw.pending_bytes, job.run, finish)
 

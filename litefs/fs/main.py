@@ -27,6 +27,7 @@ from litefs.fs.databases import Databases
 from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
+from litefs.fs.replication import Replicated
 from litefs.fs.role import RoleState, boottime_ns
 from litefs.fs.rolechange import RoleChanges
 from litefs.fs.session import Session
@@ -41,10 +42,12 @@ from litefs.link.messages import (
     Forget,
     Forgotten,
     Freeze,
+    Holding,
     Lag,
     Loose,
     Mounted,
     Opened,
+    Replication,
     SetRole,
     Start,
     Stop,
@@ -88,6 +91,7 @@ class FsProcess:
 
     def __init__(self, channel: Channel, wake: Wake, start: Start) -> None:
         self.role = RoleState(start.grace_ns)
+        self.replicated = Replicated(self.role, start.sync, wake.signal)
         self._channel = channel
         self._wake = wake
         self._start = start
@@ -111,7 +115,11 @@ class FsProcess:
     def loose(self, name: str) -> None:
         self._post(Loose(name))
 
-    def _post(self, message: Opened | Dropped | Unpublished | Loose) -> None:
+    def _dropped(self, name: str) -> None:
+        self.replicated.removed(name)
+        self._post(Dropped(name))
+
+    def _post(self, message: Opened | Dropped | Unpublished | Loose | Holding) -> None:
         try:
             self._channel.post(message)
         except LinkClosed:
@@ -126,7 +134,9 @@ class FsProcess:
         """
         die_with_parent(True)  # until there is a mount to remove: recovery may be cut short anywhere
         reports = await trio.to_thread.run_sync(self._recover)
-        databases = Databases(self._data, self.role, self, self._start.node_id, self._unrecovered)
+        databases = Databases(
+            self._data, self.role, self, self._start.node_id, self._unrecovered, self.replicated
+        )
         operations = self._operations(databases)
         self._changes = RoleChanges(self.role, databases, self._channel.send)
         session = Session(
@@ -176,7 +186,7 @@ class FsProcess:
             mode,
             os.getppid(),
             lambda name: self._post(Opened(name)),
-            lambda name: self._post(Dropped(name)),
+            self._dropped,
         )
 
     def _recover(self) -> list[str]:
@@ -229,6 +239,9 @@ class FsProcess:
                 self.role.thaw()
             case Deadline():
                 self.role.extend(message.deadline_ns)
+            case Replication():
+                if self.replicated.told(message):
+                    self._post(Holding(message.hold))
             case Lag():
                 self.role.lag_ms = message.lag_ms
                 self.role.primary_timestamp_ms = message.timestamp_ms
@@ -292,6 +305,7 @@ class FsProcess:
         (I10), unmount.
         """
         self.role.become(Role.NONE, self.role.term, 0, None)
+        self.replicated.begin()
         operations.dead = True
         inodes = operations.invalidated_inodes()
         with trio.move_on_after(2):

@@ -12,7 +12,6 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
@@ -24,6 +23,7 @@ from litefs.capture.database import DatabaseCapture
 from litefs.errors import InvalidName, LiteFSError
 from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
+from litefs.fs.handles import Handle, may_be_sqlite
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
 from litefs.fs.namespace import Ownership, answered
 from litefs.fs.role import RoleState
@@ -38,28 +38,6 @@ FIRST_PAGE = 4096
 database, or after its wal-index header was zeroed those of the WAL.
 """
 _CACHED = (Kind.DATABASE, Kind.WAL, Kind.SHM)
-
-
-def _may_be_sqlite(flags: int) -> bool:
-    """Whether a database opened so may be locked: close(2) must not wait for us then, invariant I25.
-
-    SQLite opens to read, and never truncates. Who copies a file into place wants the FLUSH: it logs the copy.
-    """
-    return flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
-
-
-@dataclass(slots=True, eq=False)
-class Handle:
-    """An open file. ``closed``: a client closed a descriptor of it; it may have others. ``applies``: the
-    replica's applier opened it, and no other part of the node process.
-    """
-
-    inode: Inode
-    fd: int
-    writable: bool
-    from_node: bool
-    applies: bool
-    closed: bool = False
 
 
 class Operations(SuperRequests):
@@ -134,16 +112,17 @@ class Operations(SuperRequests):
                 await db.run(capture.journal.truncate(fd, size, db.open_database()))
             else:
                 capture.database_truncate(fd, size, fh)
+            await db.answerable()
         finally:
             if opened:
                 os.close(fd)
 
     async def _turn(self, db: FsDatabase, inode: Inode) -> None:
         """Wait until a change of the file may be looked at: until the deadline moves, or grace is over, and
-        no big commit is under way."""
+        no big commit is under way, and a little if replicas are missing."""
         if inode.kind is not Kind.SHM and self._role.must_wait():
             await self._role.wait()
-        await db.idle()
+        await db.ready()
 
     def _is_applied(self, shm: Inode) -> bool:
         """Whether the node process, as a replica, has a wal-index mapped: to cut it would kill that process;
@@ -191,7 +170,7 @@ class Operations(SuperRequests):
         if db is not None and not db.announced and inode.kind is Kind.DATABASE and client:
             db.announced = True
             self._on_open(db.name)
-        if inode.kind is Kind.DATABASE and _may_be_sqlite(flags):
+        if inode.kind is Kind.DATABASE and may_be_sqlite(flags):
             return UnflushedInfo(fh=number)
         return FileInfo(fh=number, direct_io=inode.is_control, keep_cache=not inode.is_control)
 
@@ -276,9 +255,10 @@ class Operations(SuperRequests):
         db = handle.inode.db
         if db is None or handle.inode.kind is not Kind.DATABASE or not handle.writable:
             return
-        await db.idle()
+        await db.ready()
         if db.capture is not None and not handle.inode.unlinked:
             await db.run(db.capture.database_flush(fh))
+            await db.answerable()
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -301,7 +281,7 @@ class Operations(SuperRequests):
         if inode.kind is Kind.SHM or db is None:
             fileops.pwrite_all(handle.fd, buf, off)
             return len(buf)
-        if db.busy or self._role.must_wait():
+        if db.must_wait or self._role.must_wait():
             await self._turn(db, inode)
         if handle.applies and self._role.role is not Role.PRIMARY:
             fileops.pwrite_all(handle.fd, buf, off)
@@ -317,6 +297,8 @@ class Operations(SuperRequests):
             job = capture.journal_write(handle.fd, off, buf, db.open_database())
         if job is not None:
             await db.run(job)
+        if db.owes_answer:
+            await db.answerable()
         return len(buf)
 
     @answered
@@ -335,6 +317,7 @@ class Operations(SuperRequests):
             await db.run(db.capture.database_sync(handle.fd, fh))
         else:
             await db.run(db.capture.journal_sync(handle.fd))
+        await db.answerable()
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Names need no sync of their own: recovery makes journal and WAL follow the log."""
@@ -369,12 +352,17 @@ class Operations(SuperRequests):
         if inode.kind is Kind.DATABASE:
             for companion in self.inodes.of_database(db):
                 self._vanished(parent_inode, companion)
+        try:
+            await db.answerable()
+        except LiteFSError:
+            self._vanished(parent_inode, inode)
+            raise
 
     async def _unlink_captured(self, db: FsDatabase, inode: Inode) -> None:
         if inode.kind is Kind.DATABASE:  # also one that is damaged: its owner has nothing else left to do
             if db.removed:
                 raise FUSEError(errno.ENOENT)
-            self._role.check()
+            (db.gate or self._role).check()
             self._dbs.remove(db)
             self._on_drop(db.name)
             self._role.confirm()

@@ -101,8 +101,8 @@ class RoleState:
         self.thaw()
 
     def extend(self, deadline_ns: int) -> None:
-        """The deadline was moved; an earlier one that arrives late counts for nothing."""
-        self.deadline_ns = max(self.deadline_ns, deadline_ns)
+        """The deadline was moved."""
+        self.deadline_ns = deadline_ns
         self._wake()
 
     def freeze(self) -> None:

@@ -88,7 +88,10 @@ class RoleChanges:
         await self._send(RoleSet(message.term, message.role, failed))
 
     def _assume(self, message: SetRole) -> None:
+        anew = (self._role.role, self._role.term) != (message.role, message.term)
         self._role.become(message.role, message.term, message.deadline_ns, message.primary)
+        if anew:
+            self._databases.replicated.begin()
 
     async def fence(self) -> None:
         """Let no commit begin; those under way end, and what is complete is logged."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from litefs.errors import FormatError
+from litefs.link.rules import SyncRules
 from litefs.types import Role
 
 FOREVER = (1 << 63) - 1
@@ -49,6 +50,7 @@ class Start(Message, frozen=True):
     log: LogOptions = LogOptions()
     grace_ns: int = 0
     """How long a change waits for a deadline that has passed to move, before it is refused."""
+    sync: SyncRules = SyncRules()
 
 
 class SetRole(Message, frozen=True):
@@ -78,6 +80,24 @@ class Freeze(Message, frozen=True):
 
 class Thaw(Message, frozen=True):
     """Commits go on."""
+
+
+class Replication(Message, frozen=True):
+    """How replicas stand on the primary; the fields of :class:`litefs.cluster.insync.Standing`, then:
+
+    ``hold`` numbers the times that commits began to wait; a new one is answered by :class:`Holding`.
+    ``released``: by database, of those that changed, the last transaction that all have who are waited for.
+    ``dropped``: removals that the node process knows of: what it says of these names from now on is about
+    other databases.
+    """
+
+    waiting: bool
+    counted: int
+    present: int
+    settled: bool
+    hold: int
+    released: dict[str, int]
+    dropped: tuple[str, ...] = ()
 
 
 class Lag(Message, frozen=True):
@@ -195,6 +215,12 @@ class Loose(Message, frozen=True):
     name: str
 
 
+class Holding(Message, frozen=True):
+    """From now on commits wait, as :class:`Replication` asked with this ``hold``."""
+
+    hold: int
+
+
 class Stopped(Message, frozen=True):
     """Everything was unmounted and settled."""
 
@@ -205,6 +231,7 @@ AnyMessage = (
     | Deadline
     | Freeze
     | Thaw
+    | Replication
     | Lag
     | Exposed
     | Forget
@@ -221,6 +248,7 @@ AnyMessage = (
     | Opened
     | Unpublished
     | Loose
+    | Holding
     | Stopped
 )
 

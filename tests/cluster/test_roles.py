@@ -33,7 +33,7 @@ class Steered(Node):
     """A node whose role this test decides (tests/support/steered.py)."""
 
     def __init__(self, root: Path, name: str, **lease: Any) -> None:
-        settings = {"type": "static", "candidate": False, "advertise-url": "http://127.0.0.1:9", **lease}
+        settings = {"type": "static", "candidate": True, "advertise-url": "http://127.0.0.1:9", **lease}
         super().__init__(root, name, lease=settings)
         self._socket = str(self.root / "steer")
 
@@ -74,9 +74,13 @@ class Pair:
         self.replica.steer("follow", self.primary.url, self.term)
 
     def swap(self) -> None:
-        """The planned change: the primary gives its role up at a position that the replica has."""
+        """The planned change: the primary gives its role up when the replica says that it has everything."""
+        target = self.replica.steer("status")["node_id"]
+        wait_until(
+            lambda: self.primary.steer("status")["successor"] == target, 10, "the replica acknowledges"
+        )
         self.primary.steer("freeze")
-        wait_equal(self.primary, self.replica, "a.db")
+        self.primary.steer("await", target)
         self.primary.steer("demote")
         self.primary, self.replica = self.replica, self.primary
         self.lead()
@@ -403,6 +407,7 @@ def test_random_changes_lose_no_acknowledged_commit(pair: Pair, mode: str) -> No
                             holder.call("execute", statement=rng.choice(["COMMIT", "ROLLBACK"]))
                     holder.close()
                 case "read":
+                    pair.replica.wait_settled()  # a mount may be made anew until then
                     for node in (pair.primary, pair.replica):
                         stack.enter_context(sql(node, readonly=True)).call(
                             "script", statements=["BEGIN", "SELECT count(*) FROM t"]

@@ -31,6 +31,7 @@ from litefs.link.messages import (
     Start,
     Stop,
 )
+from litefs.link.rules import SyncRules
 from litefs.types import Role
 
 T = TypeVar("T", bound=Message)
@@ -40,7 +41,9 @@ _decoder = msgspec.msgpack.Decoder(AnyMessage)
 class Fs:
     """A running fs process."""
 
-    def __init__(self, data: Path, mount: Path, log: Path, grace: float = 0) -> None:
+    def __init__(
+        self, data: Path, mount: Path, log: Path, *, grace: float = 0, sync: SyncRules | None = None
+    ) -> None:
         self.data, self.mount = data, mount
         self.seen: list[AnyMessage] = []
         mount.mkdir(exist_ok=True)
@@ -52,7 +55,9 @@ class Fs:
         argv = [sys.executable, "-m", "litefs.fs.main", *map(str, fds)]
         self.process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL, stderr=self._log)
         theirs.close()
-        self.send(Start(str(data), str(mount), node_id=1, grace_ns=int(grace * 1e9)))
+        self.send(
+            Start(str(data), str(mount), node_id=1, grace_ns=int(grace * 1e9), sync=sync or SyncRules())
+        )
         self.mounted = self.expect(Mounted)
 
     def send(self, message: Message) -> None:
@@ -82,6 +87,10 @@ class Fs:
         self.process.wait(10)
         assert not session.is_mounted(self.mount)
 
+    def hang_up(self) -> None:
+        """The node process is gone."""
+        self._socket.close()
+
     def close(self) -> None:
         """Whatever state it is in: no process and no mount stay."""
         if self.process.poll() is None:
@@ -101,9 +110,11 @@ class Fs:
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, role: Role = Role.PRIMARY, grace: float = 0) -> Iterator[Fs]:
+def serving(
+    tmp_path: Path, role: Role = Role.PRIMARY, *, grace: float = 0, sync: SyncRules | None = None
+) -> Iterator[Fs]:
     """An fs process over ``tmp_path/data`` and ``tmp_path/mnt``, by default as primary for ever."""
-    fs = Fs(tmp_path / "data", tmp_path / "mnt", tmp_path / "fs.log", grace)
+    fs = Fs(tmp_path / "data", tmp_path / "mnt", tmp_path / "fs.log", grace=grace, sync=sync)
     try:
         if role is not Role.NONE:
             fs.become(role)

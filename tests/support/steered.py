@@ -2,6 +2,7 @@
 
 It runs as a replica of nobody. Each connection to the unix socket brings one JSON line and takes one:
 ``["promote", TERM]``, ``["demote"]``, ``["follow", URL or null, TERM]``, ``["freeze"]``, ``["thaw"]``,
+``["await", NODE ID]``,
 ``["status"]``. What the steps of an election would check is not checked here.
 """
 
@@ -15,7 +16,7 @@ import sys
 import trio
 
 from litefs import logs
-from litefs.cluster.lease import Grant, PrimaryInfo
+from litefs.cluster.lease import Grant, PrimaryInfo, StaticLease
 from litefs.config import Config, load
 from litefs.housekeeping import raise_file_limit
 from litefs.link.messages import LogOptions
@@ -24,7 +25,12 @@ from litefs.store.paths import DataDir
 
 
 class Steered(Node):
-    """A node that begins as a replica and does what it is told."""
+    """A node that begins as a replica and does what it is told; a candidate for all that."""
+
+    def __init__(self, config: Config, data: DataDir, lock_fd: int) -> None:
+        super().__init__(config, data, lock_fd)
+        lease = config.lease
+        self._lease = StaticLease(candidate=False, hostname=lease.hostname, advertise_url=lease.advertise_url)
 
     async def steer(self, request: list[object]) -> object:
         """One step; returns what is answered."""
@@ -38,6 +44,8 @@ class Steered(Node):
                 await self.roles.follow(PrimaryInfo("leader", str(url)) if url else None, term)
             case ["freeze"]:
                 await self.roles.freeze()
+            case ["await", int(node_id)]:
+                await self.roles.await_target(node_id)
             case ["thaw"]:
                 await self.roles.thaw()
             case ["status"]:
@@ -46,6 +54,8 @@ class Steered(Node):
                     "settled": self.roles.is_settled,
                     "held_up": self.roles.held_up,
                     "restarts": self._guard.restarts,
+                    "node_id": self.identity.node_id,
+                    "successor": self.roles.successor(),
                 }
             case _:
                 raise ValueError(f"no such step: {request}")
