@@ -45,6 +45,9 @@ class BenchNode:
     def databases(self) -> Sequence[Any]:
         return []
 
+    async def readers_see(self, name: str) -> bool:
+        raise NotImplementedError
+
     async def import_database(self, name: str, chunks: Any) -> None:
         raise NotImplementedError
 

@@ -90,6 +90,12 @@ class PositionMismatch(LiteFSError):
     http_status = 409
 
 
+class WaitTimeout(LiteFSError):
+    """A database did not get as far as was waited for, in time."""
+
+    http_status = 504
+
+
 class PeerError(LiteFSError):
     """The other node is at fault or unreachable."""
 

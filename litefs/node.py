@@ -11,11 +11,14 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from collections.abc import AsyncIterable
 from pathlib import Path
 
 import trio
 
+from litefs.apply.publish import is_published
+from litefs.client import SOCKET
 from litefs.cluster.follow import Callbacks
 from litefs.cluster.lease import StaticLease
 from litefs.config import Config
@@ -43,7 +46,7 @@ from litefs.link.messages import (
 )
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.server.app import create_app
-from litefs.server.serve import bind, serve
+from litefs.server.serve import bind, bind_local, serve
 from litefs.server.view import DatabaseInfo, Export
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
@@ -106,6 +109,7 @@ class Node:
         sockets = bind(self._config.http.addr)
         supervisor = Supervisor(commands_of(self._config.commands, command))
         prepare_mountpoint(str(self._mount))
+        sockets.append(self._bind_local())
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._signals, supervisor)
@@ -181,6 +185,11 @@ class Node:
         self._watch.close()
         self._guard.stop()
         await gone.wait()
+
+    def _bind_local(self) -> socket.socket:
+        """The socket of litefs.client: for those who may write the databases, since it lets them do so."""
+        fuse = self._config.fuse
+        return bind_local(self._data.path / SOCKET, fuse.mode or 0o600, fuse.uid, fuse.gid)
 
     def _ensure_cluster_id(self) -> None:
         if self._data.cluster_id() is None:
@@ -338,6 +347,12 @@ class Node:
                     sizes.append(path.stat().st_size)
             found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
         return found
+
+    async def readers_see(self, name: str) -> bool:
+        if not self.is_primary:
+            return True  # a replica's position moves when its readers see it
+        sums = self._data.database_dir(name).sums
+        return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         if not self.is_primary:

@@ -126,7 +126,11 @@ class FsProcess:
         databases = Databases(self._data, self.role, self, self._start.node_id, self._unrecovered)
         operations = self._operations(databases)
         session = Session(
-            operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
+            operations,
+            self._start.mountpoint,
+            source=self._start.data_dir,  # by which litefs.client finds the node's socket
+            allow_other=self._start.allow_other,
+            debug=self._start.debug,
         )
         die_with_parent(False)
         session.mount()

@@ -57,6 +57,10 @@ class NodeView(Protocol):
 
     def databases(self) -> Sequence[DatabaseInfo]: ...
 
+    async def readers_see(self, name: str) -> bool:
+        """Whether a transaction that begins now on the mount sees ``name`` at its position: not for a moment
+        at a commit on the primary. Raises DatabaseNotFound, OSError."""
+
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         """Replace or create ``name`` by the SQLite database in ``chunks``; raises LiteFSError."""
 

@@ -34,6 +34,7 @@ class FakeNode:
         self.primary_hostname: str | None = None
         self.catalog = catalog or MemoryCatalog()
         self.lag_seconds = 0.25
+        self.unpublished = False
         self.imported: dict[str, bytes] = {}
         self.import_gate = trio.Event()
         self.import_gate.set()
@@ -44,6 +45,9 @@ class FakeNode:
             DatabaseInfo(name, source.position(), commits=7, log_segments=2, log_bytes=4096)
             for name, source in self.catalog.sources().items()
         ]
+
+    async def readers_see(self, name: str) -> bool:
+        return not self.unpublished
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         await self.import_gate.wait()
