@@ -45,6 +45,15 @@ class BenchNode:
     def databases(self) -> Sequence[Any]:
         return []
 
+    async def halt(self, name: str, lock_id: int, peer: Any, renew: bool) -> Any:
+        raise NotImplementedError
+
+    async def unhalt(self, name: str, lock_id: int, peer: Any) -> None:
+        raise NotImplementedError
+
+    async def forward(self, name: str, lock_id: int, peer: Any, chunks: Any, size: int) -> Any:
+        raise NotImplementedError
+
     async def readers_see(self, name: str) -> bool:
         raise NotImplementedError
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +39,12 @@ NEVER_SYNCED_MS = (1 << 31) - 1
 ANSWER_SECONDS = 10.0
 """How long a node may take to answer, beyond what it was asked to wait."""
 
+HALT_SECONDS = 30.0
+"""How long getting, renewing or giving up a HALT lock may take, beyond ANSWER_SECONDS."""
+
+RENEW_SECONDS = 5.0
+"""Between two renewals of a HALT lock, which lasts 30 s."""
+
 _FIRST_POLL, _LONGEST_POLL = 0.001, 0.02
 """Seconds between two looks at ``NAME-pos``."""
 
@@ -47,6 +55,10 @@ class NotOnMount(LiteFSError):
 
 class NodeUnreachable(PeerError):
     """The node cannot be asked: its socket is out of reach, or the node is gone."""
+
+
+class HaltLost(LiteFSError):
+    """The HALT lock ended before it was given up: what was committed until then is safe, nothing after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +151,40 @@ def lag(path: StrPath) -> float | None:
     """
     milliseconds = int((locate(path).mount / ".lag").read_text())
     return None if milliseconds == NEVER_SYNCED_MS else milliseconds / 1000
+
+
+@contextmanager
+def halt(path: StrPath) -> Iterator[None]:
+    """Write a database from a replica: connections that are opened inside the block may write.
+
+    The primary's write lock is held meanwhile, so nobody else writes, and each commit is in the primary's log
+    before it is answered. A commit that fails inside the block may or may not have happened; the lock is lost
+    then. On the primary this does nothing. Raises DatabaseNotFound, NodeUnreachable or PeerError if the lock
+    cannot be had; HaltLost at the end if it was lost.
+    """
+    place = locate(path)
+    url = f"/halt?name={quote(place.name, safe='')}&id={1 + secrets.randbits(62)}"
+    _request(place, "POST", url, HALT_SECONDS)
+    stop, lost = threading.Event(), list[LiteFSError]()
+
+    def renew() -> None:
+        while not stop.wait(RENEW_SECONDS):
+            try:
+                _request(place, "POST", f"{url}&renew=1", HALT_SECONDS)
+            except LiteFSError as error:
+                lost.append(error)
+                return
+
+    renewer = threading.Thread(target=renew, name="litefs-halt", daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewer.join()
+        _request(place, "DELETE", url, HALT_SECONDS)
+    if lost:
+        raise HaltLost(f"{os.fspath(path)}: the HALT lock was lost: {lost[0]}")
 
 
 class _Connection(http.client.HTTPConnection):

@@ -25,6 +25,7 @@ from litefs.config import Config
 from litefs.copies import Copies
 from litefs.errors import LiteFSError, NotPrimary
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
+from litefs.halt.node import HaltLinks, Halts
 from litefs.housekeeping import Primary, Retention, raise_file_limit
 from litefs.link.channel import Wake
 from litefs.link.messages import (
@@ -35,19 +36,22 @@ from litefs.link.messages import (
     ExposedAck,
     Forget,
     Forgotten,
+    HaltEnded,
+    HaltSet,
     Lag,
     LogOptions,
     Loose,
     Mounted,
     Opened,
     SetRole,
+    Staged,
     Start,
     Unpublished,
 )
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.server.app import create_app
 from litefs.server.serve import bind, bind_local, serve
-from litefs.server.view import DatabaseInfo, Export
+from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.handshake import Hello
@@ -101,6 +105,18 @@ class Node:
             Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
         )
         self._copies = Copies(data, self._mount, self._catalog)
+        self._halts = Halts(
+            data,
+            self._mount,
+            self._catalog,
+            HaltLinks(
+                self._lease.primary,
+                lambda: self.identity,
+                self._guard.post,
+                self._guard.restart,
+                lambda: self._replica.sink,
+            ),
+        )
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -123,7 +139,7 @@ class Node:
                 nursery.cancel_scope.cancel()
                 return 0
             await nursery.start(serve, create_app(self), sockets, http_stop)
-            for task in (self._wake_loop, self._watch.run, self._lag_loop):
+            for task in (self._wake_loop, self._watch.run, self._lag_loop, self._halts.run):
                 nursery.start_soon(task)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
@@ -181,6 +197,7 @@ class Node:
     async def _leave(self, gone: trio.Event) -> None:
         """Let go of the mount, then have it removed; bounded, so that a stop never takes long."""
         self._guard.prepare_stop()
+        await self._halts.leave()
         await self._replica.leave()
         self._watch.close()
         self._guard.stop()
@@ -241,9 +258,12 @@ class Node:
                 self._forgotten.pop(message.name, trio.Event()).set()
             case ExposedAck():
                 self._exposed.pop(message.name, trio.Event()).set()
+            case Staged() | HaltSet() | HaltEnded():
+                self._halts.replica.message(message)
 
     async def _died(self) -> None:
         """The mount is gone: everything that was a client of it ends."""
+        await self._halts.unmounted()
         await self._replica.unmounted()
         self._watch.forget()
 
@@ -347,6 +367,17 @@ class Node:
                     sizes.append(path.stat().st_size)
             found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
         return found
+
+    async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
+        return await self._halts.halt(name, lock_id, peer, renew, self.is_primary)
+
+    async def unhalt(self, name: str, lock_id: int, peer: Identity | None) -> None:
+        await self._halts.unhalt(name, lock_id, peer)
+
+    async def forward(
+        self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
+    ) -> Position:
+        return await self._halts.primary.forward(name, lock_id, peer, chunks, size)
 
     async def readers_see(self, name: str) -> bool:
         if not self.is_primary:

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"store", "link"}),
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "server", "supervise"}),
-    frozenset({"copies", "guard", "housekeeping", "replica"}),
+    frozenset({"copies", "guard", "halt", "housekeeping", "replica"}),
     frozenset({"node"}),
     frozenset({"cli"}),
 )

@@ -86,8 +86,8 @@ def text(message: str, status: int = 200) -> Response:
 
 
 def create_app(node: NodeView) -> LiteFSApp:
-    """The node's HTTP API: /stream, /info, /import, /export, /db and /metrics."""
-    from litefs.server import admin, metrics, positions, replication
+    """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db and /metrics."""
+    from litefs.server import admin, halt, metrics, positions, replication
 
     app = LiteFSApp("litefs", static_folder=None, template_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=None, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)
@@ -102,6 +102,7 @@ def create_app(node: NodeView) -> LiteFSApp:
 
     _handle_errors(app)
     admin.register(app, node)
+    halt.register(app, node)
     metrics.register(app, node)
     positions.register(app, node)
     replication.register(app, node)

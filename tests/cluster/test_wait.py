@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,10 @@ def test_reads_never_go_back_after_a_wait(
     assert [answer["back"] for answer in answers] == [[]] * SESSIONS
 
 
+def has_lag(helper: Client, path: str) -> bool:
+    return helper.call("look", path=path)["lag"] is not None
+
+
 def test_what_the_helper_finds(
     primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client], tmp_path: Path
 ) -> None:
@@ -82,7 +87,7 @@ def test_what_the_helper_finds(
             "is_primary": True,
         }
         wait_until(
-            lambda path=replica.path(name): helper.call("look", path=path)["lag"] is not None,
+            partial(has_lag, helper, replica.path(name)),
             10,
             "the replica has a lag",
         )
