@@ -7,6 +7,7 @@ next mount.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -476,16 +477,24 @@ class Applier:
         self._room, self._returned = 0, True
         if self.writer is not None:
             locks.unlock(self.writer.shm.fd, SHM_CKPT)
+            with contextlib.suppress(locks.LockTimeout):  # a client is still inside: later
+                self._settle(timeout=0)
 
     def _let_go(self) -> None:
         if self._lent is not None:
             self._lent.close()
             self._lent = None
 
-    def _settle(self) -> None:
+    @property
+    def is_settled(self) -> bool:
+        """Whether this applier knows all that is in the WAL: not after ``take_back`` while a client, whose
+        lock ended, still holds WAL_WRITE."""
+        return not self._returned
+
+    def _settle(self, timeout: float = LEND_TIMEOUT) -> None:
         """After ``take_back``: see what the others left in the WAL, and publish what its client did not."""
         writer, sums = self._attached(), self._database.sums
-        with locks.exclusive(writer.shm.fd, SHM_WRITE, timeout=LEND_TIMEOUT):
+        with locks.exclusive(writer.shm.fd, SHM_WRITE, timeout=timeout):
             writer.settle(sums.wal())
             sums.set_wal(0, 0, 0)
         if self._checkpointer is not None:

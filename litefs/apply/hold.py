@@ -170,7 +170,7 @@ def _with_wal(path: Path, timeout: float) -> Iterator[None]:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         locks.wait_shared(fd, SHARED_FIRST, SHARED_SIZE, timeout=timeout)
-        if not DatabaseHeader.parse(fileops.pread_all(fd, DATABASE_HEADER, 0)).is_wal:
+        if not _has_wal(path, fd):  # else its connections hold SHARED for as long as they are open
             locks.wait_exclusive(fd, RESERVED, timeout=timeout)
             locks.wait_exclusive(fd, PENDING, timeout=timeout)
             locks.wait_exclusive(fd, SHARED_FIRST, SHARED_SIZE, timeout=timeout)
@@ -183,18 +183,25 @@ def _with_wal(path: Path, timeout: float) -> Iterator[None]:
         locks.close(fd)
 
 
+def _has_wal(path: Path, fd: int) -> bool:
+    """Whether every transaction of the database open as ``fd`` uses a WAL."""
+    wal = path.with_name(path.name + "-wal")
+    is_wal = DatabaseHeader.parse(fileops.pread_all(fd, DATABASE_HEADER, 0)).is_wal
+    return is_wal or (wal.exists() and wal.stat().st_size > 0)
+
+
 def _make_wal(path: Path, fd: int) -> None:
     """Put an empty WAL beside the database open as ``fd``, of which we hold EXCLUSIVE."""
-    wal, journal = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
-    header = DatabaseHeader.parse(fileops.pread_all(fd, DATABASE_HEADER, 0))
-    if header.is_wal or (wal.exists() and wal.stat().st_size):
+    if _has_wal(path, fd):
         return
+    wal, journal = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
     if journal.exists() and any(journal.read_bytes()[:8]):
         raise DatabaseBusy(f"{path.name}: a transaction that was broken off has to be rolled back first")
+    page_size = DatabaseHeader.parse(fileops.pread_all(fd, DATABASE_HEADER, 0)).page_size
     like = os.fstat(fd)
     new = os.open(wal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, like.st_mode & 0o777)
     try:
         follow_owner(new, like)
-        fileops.pwrite_all(new, empty_wal(header.page_size), 0)
+        fileops.pwrite_all(new, empty_wal(page_size), 0)
     finally:
         os.close(new)

@@ -459,7 +459,8 @@ class ReplicaSink:
         if state is None or state.damage or state.broken or state.lock.locked():
             return
         async with state.lock:
-            wrong = await self._thread(self._scrubber.step, state.applier) if state.applier else None
+            applier = state.applier if state.applier is not None and state.applier.is_settled else None
+            wrong = await self._thread(self._scrubber.step, applier) if applier is not None else None
         if wrong:
             self._damaged(state, describe(wrong))
             if self._on_damage is not None:

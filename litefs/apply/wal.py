@@ -211,14 +211,14 @@ class WalWriter:
                 index.backfill_attempted = 0
                 for mark in range(1, SHM_READ_COUNT):
                     index.set_read_mark(mark, 0 if mark == 1 else READ_MARK_UNUSED)
-                if os.fstat(self.wal_fd).st_size > KEEP_BYTES:
-                    fileops.truncate(self.wal_fd, HEADER_SIZE)
             finally:
                 locks.unlock(self.shm.fd, SHM_READ0 + 1, SHM_READ_COUNT - 1)
         else:
             header = self._next_generation(header)
         wal = WalHeader(self.page_size, *header.salt, self._sequence(), bool(header.big_end_cksum))
         fileops.pwrite_all(self.wal_fd, wal.pack(), 0)
+        if os.fstat(self.wal_fd).st_size > KEEP_BYTES:  # nobody reads behind this header
+            fileops.truncate(self.wal_fd, HEADER_SIZE)
         return header._replace(frame_cksum=wal.checksum)
 
     def _next_generation(self, header: IndexHeader) -> IndexHeader:

@@ -274,9 +274,9 @@ class WalCapture:
 
         Raises OSError (ENOSPC).
         """
-        if end <= self._secured:
+        start = max(self._size, self._secured)  # what a transaction spilled and rolled back is there, too
+        if end <= start:
             return
-        start = max(self._size, self._secured)
         try:
             fileops.fallocate(fd, start, end + PREALLOCATE - start)
             self._secured = end + PREALLOCATE
