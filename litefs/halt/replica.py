@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import trio
 
-from litefs.apply.applier import Lent
+from litefs.apply.lending import Lent
 from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import Peer
 from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
@@ -33,7 +33,7 @@ SHIP_SECONDS = 30.0
 
 
 class Lender(Protocol):
-    """What applies the stream on this replica: :class:`litefs.apply.sink.ReplicaSink`."""
+    """What applies the stream on this replica: :class:`litefs.apply.lending.LendingSink`."""
 
     async def lend(self, name: str) -> Lent: ...
     async def take_back(self, name: str) -> None: ...
