@@ -2,8 +2,9 @@
 
 Two processes, as two nodes are. Rows: one big snapshot (MB/s of page images, incompressible), a catch-up of
 small records (records/s), and live single commits (notify to sink, latency in ms, one commit every 10 ms).
+With --tls both nodes show certificates.
 
-    python benchmarks/stream.py [--json] [--megabytes 256] [--records 100000]
+    python benchmarks/stream.py [--tls] [--json] [--megabytes 256] [--records 100000]
 """
 
 from __future__ import annotations
@@ -13,18 +14,27 @@ import json
 import multiprocessing
 import random
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import trio
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from litefs.cluster.follow import Callbacks, follow
+from litefs.cluster.peer import PeerSettings
+from litefs.config_http import TLSConfig
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Buffer, Identity
+from litefs.tls import ClientTLS, ServerTLS
 from litefs.types import Position
+from tests.support.certificates import Authority, settings
 
 CLUSTER = "LFSC0123456789ABCDEF"
 PAGE = 4096
@@ -64,7 +74,7 @@ class BenchNode:
         raise NotImplementedError
 
 
-def primary(pipe: Connection, megabytes: int, records: int) -> None:
+def primary(pipe: Connection, megabytes: int, records: int, tls: TLSConfig | None) -> None:
     """The serving process: builds its databases, then commits when told."""
     from litefs.server.app import create_app
     from litefs.server.serve import bind, serve
@@ -84,7 +94,8 @@ def primary(pipe: Connection, megabytes: int, records: int) -> None:
     async def main() -> None:
         sockets = bind("127.0.0.1:0")
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve, create_app(BenchNode(catalog)), sockets, trio.Event())
+            secure = ServerTLS(tls) if tls is not None else None
+            await nursery.start(serve, create_app(BenchNode(catalog)), sockets, trio.Event(), secure)
             pipe.send((sockets[0].getsockname()[1], base, start, small.position(), big.position()))
             await trio.to_thread.run_sync(pipe.recv)
             for _ in range(300):
@@ -152,10 +163,11 @@ class CountingSink:
         pass
 
 
-async def measure(pipe: Connection, megabytes: int, records: int) -> dict[str, float]:
+async def measure(pipe: Connection, megabytes: int, records: int, tls: TLSConfig | None) -> dict[str, float]:
     """Three streams, one after the other; returns the figures."""
     port, base, start, small, big = pipe.recv()
-    url, identity = f"http://127.0.0.1:{port}", Identity(2, CLUSTER, 1)
+    url, identity = f"http{'s' if tls else ''}://127.0.0.1:{port}", Identity(2, CLUSTER, 1)
+    peer = PeerSettings(tls=ClientTLS(tls or TLSConfig()))
 
     async def adopt(cluster_id: str) -> None:
         raise AssertionError(cluster_id)
@@ -163,7 +175,8 @@ async def measure(pipe: Connection, megabytes: int, records: int) -> dict[str, f
     async def run(at: dict[str, Position], wait_for: str) -> CountingSink:
         sink = CountingSink(at, {"small": small, "big": big})
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(follow, url, sink, lambda: identity, Callbacks(adopt))
+            callbacks = Callbacks(adopt)
+            nursery.start_soon(partial(follow, url, sink, lambda: identity, callbacks, settings=peer))
             with trio.fail_after(120):
                 if wait_for:
                     while wait_for not in sink.finished:
@@ -191,21 +204,32 @@ async def measure(pipe: Connection, megabytes: int, records: int) -> dict[str, f
     }
 
 
+def run(arguments: argparse.Namespace, directory: Path) -> dict[str, float]:
+    """The figures; certificates go into ``directory``."""
+    ours = theirs = None
+    if arguments.tls:
+        authority = Authority(directory)
+        ours, theirs = (settings(authority.issue(name), authority.ca) for name in ("replica", "primary"))
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    size = arguments.megabytes, arguments.records
+    process = context.Process(target=primary, args=(there, *size, theirs), daemon=True)
+    process.start()
+    figures = trio.run(measure, here, *size, ours)
+    process.join(10)
+    return figures
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--records", type=int, default=20_000)
+    parser.add_argument("--tls", action="store_true", help="mutual TLS")
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(
-        target=primary, args=(there, arguments.megabytes, arguments.records), daemon=True
-    )
-    process.start()
-    figures = trio.run(measure, here, arguments.megabytes, arguments.records)
-    process.join(10)
+    with tempfile.TemporaryDirectory() as directory:
+        figures = run(arguments, Path(directory))
     steal = Path("/proc/stat").read_text().split()[8]
     if arguments.json:
         print(json.dumps(figures | {"steal_ticks": int(steal)}))

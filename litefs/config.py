@@ -1,6 +1,7 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
-Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``.
+Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
+``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import ClassVar
 
 import msgspec
 
-from litefs.config_types import Duration, FileMode, split_command
+from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
+from litefs.config_lease import LeaseConfig
+from litefs.config_types import Duration, FileMode, Secret, split_command
+from litefs.config_types import Section as _Section
 from litefs.config_yaml import decode, expand_environment
 from litefs.errors import ConfigError
 
@@ -26,17 +30,11 @@ _UNIMPLEMENTED = (
     "http.snapshot-timeout",
     "lease.promote",
     "lease.demote-delay",
-    "lease.databases",
-    "lease.consul",
     "proxy",
     "backup",
     "tracing",
 )
 """Keys, or whole sections, that are read but have no function yet."""
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
-    """Frozen, keyword-only, YAML names with dashes; unknown keys are errors."""
 
 
 class ExecCommand(_Section, frozen=True):
@@ -75,6 +73,10 @@ class HTTPConfig(_Section, frozen=True):
 
     addr: str = f":{DEFAULT_PORT}"
     snapshot_timeout: Duration = Duration(0)
+    tls: TLSConfig = TLSConfig()
+    auth_token: Secret | None = None
+    """Ours: the token that requests need, and that this node shows to others; None asks for none."""
+    tokens: tuple[TokenConfig, ...] = ()
 
     @property
     def host_port(self) -> tuple[str, int]:
@@ -97,33 +99,6 @@ class ProxyConfig(_Section, frozen=True):
     read_header_timeout: Duration = Duration(10)
     write_timeout: Duration = Duration(0)
     idle_timeout: Duration = Duration(30)
-
-
-class ConsulConfig(_Section, frozen=True):
-    """The Consul lease."""
-
-    url: str = ""
-    key: str = ""
-    ttl: Duration = Duration(10)
-    lock_delay: Duration = Duration(1)
-
-
-class LeaseConfig(_Section, frozen=True):
-    """Who is primary.
-
-    With ``static``, ``candidate: true`` is the primary itself; on the others ``hostname``
-    and ``advertise-url`` name the primary.
-    """
-
-    type: str = ""
-    hostname: str = ""
-    advertise_url: str = ""
-    candidate: bool = True
-    promote: bool = False
-    reconnect_delay: Duration = Duration(1)
-    demote_delay: Duration = Duration(10)
-    databases: tuple[str, ...] = ()
-    consul: ConsulConfig = ConsulConfig()
 
 
 class BackupConfig(_Section, frozen=True):
@@ -201,7 +176,8 @@ class Config(_Section, frozen=True):
     def validate(self) -> None:
         """Check what no single field can know; the messages are Go's where Go has one. Raises ConfigError."""
         _validate_directories(self.fuse.dir, self.data.dir)
-        _validate_lease(self.lease)
+        self.lease.validate()
+        validate_patterns(self.lease.databases, "lease.databases")
         if self.log.format not in ("text", "json"):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):
@@ -215,6 +191,8 @@ class Config(_Section, frozen=True):
         if self.data.retention_monitor_interval <= 0:
             raise ConfigError("data.retention-monitor-interval must be positive")
         split_address(self.http.addr, "http.addr")
+        validate_tls(self.http.tls)
+        validate_tokens(self.http.auth_token, self.http.tokens)
         for command in self.commands:
             split_command(command.cmd)
 
@@ -254,8 +232,10 @@ def parse(text: str, origin: str, environment: Mapping[str, str] | None) -> tupl
     if environment is not None:
         text = expand_environment(text, environment)
     config, raw = decode(text, Config, origin)
-    config = _with_lease_defaults(config)
     try:
+        scheme = "https" if config.http.tls.serves else "http"
+        lease = config.lease.with_defaults(scheme, config.http.host_port[1], os.environ)
+        config = msgspec.structs.replace(config, lease=lease)
         config.validate()
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
@@ -286,29 +266,6 @@ def split_address(address: str, key: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise ConfigError(f"{key}: expected HOST:PORT, got {address!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _with_lease_defaults(config: Config) -> Config:
-    """A Consul lease advertises this machine's host name and HTTP port unless told otherwise, as in Go."""
-    lease = config.lease
-    if lease.type != "consul":
-        return config
-    hostname = lease.hostname or socket.gethostname()
-    url = lease.advertise_url or f"http://{hostname}:{config.http.host_port[1]}"
-    return msgspec.structs.replace(
-        config, lease=msgspec.structs.replace(lease, hostname=hostname, advertise_url=url)
-    )
-
-
-def _validate_lease(lease: LeaseConfig) -> None:
-    if lease.type not in ("consul", "static"):
-        raise ConfigError(f"invalid lease type, must be either 'consul' or 'static', got: {lease.type!r}")
-    if lease.databases and lease.candidate:
-        raise ConfigError("cannot specify a database replication filter on candidate nodes")
-    if lease.type == "static" and not lease.candidate and not lease.advertise_url:
-        raise ConfigError("a static lease on a replica needs lease.advertise-url, the URL of the primary")
-    if lease.type == "consul" and not lease.consul.key:
-        raise ConfigError("must specify a consul key")
 
 
 def _validate_directories(mount: str, data: str) -> None:

@@ -1,10 +1,14 @@
-"""Scalars of ``litefs.yml`` that YAML has no type for: Go durations, octal modes, shell-like commands."""
+"""What ``litefs.yml`` is made of: its sections, and scalars that YAML has no type for (Go durations, octal
+modes, secrets, shell-like commands)."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from decimal import Decimal
+from typing import ClassVar, Self
+
+import msgspec
 
 from litefs.errors import ConfigError
 
@@ -23,6 +27,10 @@ _TERM = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _LONGEST = Decimal((1 << 63) - 1) * _UNITS["ns"]
 _SHELL_OPERATORS = frozenset(";&|<>")
 _MAX_MODE = 0o7777
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """Frozen, keyword-only, YAML names with dashes; unknown keys are errors."""
 
 
 class Duration(float):
@@ -125,3 +133,38 @@ def _unquoted_operator(command: str) -> str | None:
         elif character in _SHELL_OPERATORS:
             return character
     return None
+
+
+class NonEmpty(str):
+    """A text that may be left out, but not be there and empty: then a variable that is not set would open
+    what the key was to close."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ConfigError for an empty text."""
+        if not text:
+            raise ConfigError("is empty; is the variable set? To do without, leave the key out")
+        return cls(text)
+
+
+class FilePath(NonEmpty):
+    """The path of a file that has to be there."""
+
+    __slots__ = ()
+
+
+class Secret(NonEmpty):
+    """A text that no message shows: itself, or ``file:PATH`` for what that file holds."""
+
+    __slots__ = ()
+    FILE: ClassVar = "file:"
+
+    @property
+    def path(self) -> str | None:
+        """The file to read, None if this is the secret itself."""
+        return self.removeprefix(self.FILE) if self.startswith(self.FILE) else None
+
+    def __repr__(self) -> str:
+        return "Secret(…)"

@@ -17,10 +17,13 @@ from collections.abc import Mapping
 import msgspec
 import yaml
 
-from litefs.config_types import Duration, FileMode
+from litefs.config_types import Duration, FileMode, FilePath, NonEmpty, Secret
 from litefs.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
+_PARSED = (Duration, FileMode, FilePath, Secret)
+"""Types that read themselves from a scalar's text."""
+_NEVER_EMPTY = {FilePath, Secret}
 _REFERENCE = re.compile(
     r"\$(?:\{(?P<braced>[^}]*)\}|(?P<special>[*#$@!?\-0-9])|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<open>\{))"
 )
@@ -81,7 +84,7 @@ def decode(text: str, model: type[T], origin: str) -> tuple[T, dict[str, object]
 
 
 def _parse_scalar(kind: type, value: object) -> object:
-    """msgspec's hook for Duration and FileMode, which the reader has parsed already."""
+    """msgspec's hook for the types of ``_PARSED``, which the reader has parsed already."""
     if isinstance(value, kind):
         return value
     raise NotImplementedError(kind)
@@ -130,7 +133,7 @@ class _Reader:
             if key in seen:
                 self._fail(key_node, where, "the key is given twice")
             seen.add(key)
-            if value_node.tag != f"{_TAG}null":
+            if value_node.tag != f"{_TAG}null" or _NEVER_EMPTY & {*_alternatives(fields[key])}:
                 found[key] = self.value(value_node, fields[key], where)
         return found
 
@@ -146,8 +149,8 @@ class _Reader:
         for kind in choices:
             if kind is str:
                 return text
-            if kind is FileMode or kind is Duration:
-                return self._parsed(node, Duration if kind is Duration else FileMode, text, path)
+            if isinstance(kind, type) and issubclass(kind, _PARSED):
+                return self._parsed(node, kind, text, path)
         # A node is of no type that a field can have: it stays one if it is not what its tag or its look says,
         # as 2001-02-30 is no date. PyYAML lets every kind of error through then.
         value: object = node
@@ -159,7 +162,9 @@ class _Reader:
             self._fail(node, path, f"expected {' or '.join(named)}, got {text!r}")
         return value
 
-    def _parsed(self, node: yaml.Node, kind: type[Duration] | type[FileMode], text: str, path: str) -> object:
+    def _parsed(
+        self, node: yaml.Node, kind: type[Duration | FileMode | NonEmpty], text: str, path: str
+    ) -> object:
         if kind is Duration and node.tag != f"{_TAG}str":
             self._fail(node, path, f'expected a duration with a unit, as in "{text}s", got {text!r}')
         try:

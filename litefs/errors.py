@@ -54,6 +54,16 @@ class NotPrimary(LiteFSError):
     http_status = 503
 
 
+class HandoffFailed(LiteFSError):
+    """The role was not passed on: who was primary still is, or has lost the lease."""
+
+
+class NotEligible(LiteFSError):
+    """This node must not become primary; the message says why, and what would be lost."""
+
+    http_status = 409
+
+
 class CommitRefused(LiteFSError):
     """A commit was refused before it was logged; the client rolls back."""
 
@@ -117,6 +127,17 @@ class PeerError(LiteFSError):
 
 class ProtocolMismatch(PeerError):
     """The peer speaks another version of the stream, or no stream at all."""
+
+
+class NotTrusted(PeerError):
+    """Certificate or token: this node and the other one do not trust each other until that is changed."""
+
+
+class AccessDenied(LiteFSError):
+    """The request's token is not for what it asks."""
+
+    errno = errno.EACCES
+    http_status = 403
 
 
 class FsProcessDied(LiteFSError):

@@ -49,6 +49,7 @@ from litefs.link.messages import (
     Unpublished,
 )
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
+from litefs.security import Security
 from litefs.server.app import create_app
 from litefs.server.serve import bind, bind_local, serve
 from litefs.server.view import DatabaseInfo, Export, HaltGrant
@@ -97,8 +98,9 @@ class Node:
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._watch = Primary(data, self._mount, self._guard.mount_guard, self._guard.restart)
+        self._security = Security.of(config)
         self._replica = Replica(
-            ReplicaSettings(data, self._mount, config.lease.reconnect_delay),
+            ReplicaSettings(data, self._mount, config.lease.reconnect_delay, self._security.peer),
             self._lease,
             lambda: self.identity,
             SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
@@ -115,6 +117,7 @@ class Node:
                 self._guard.post,
                 self._guard.restart,
                 lambda: self._replica.sink,
+                self._security.peer,
             ),
         )
 
@@ -138,7 +141,8 @@ class Node:
             if self._stop.is_set() and not self._guard.served:
                 nursery.cancel_scope.cancel()
                 return 0
-            await nursery.start(serve, create_app(self), sockets, http_stop)
+            app = create_app(self, self._security.tokens)
+            await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             for task in (self._wake_loop, self._watch.run, self._lag_loop, self._halts.run):
                 nursery.start_soon(task)
             data = self._config.data

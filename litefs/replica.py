@@ -12,6 +12,7 @@ import trio
 from litefs.apply.lending import LendingSink
 from litefs.cluster.follow import Callbacks, follow
 from litefs.cluster.lease import StaticLease
+from litefs.cluster.peer import PeerSettings
 from litefs.store.paths import DataDir
 from litefs.stream.protocols import Identity
 from litefs.types import Position
@@ -27,6 +28,7 @@ class ReplicaSettings:
     data: DataDir
     mount: Path
     reconnect_delay: float
+    peer: PeerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Replica:
                         sink,
                         self._identity,
                         self._callbacks,
+                        settings=self._settings.peer,
                         reconnect_delay=self._settings.reconnect_delay,
                         spool_dir=self._settings.data.path,
                     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.netns import Host, Network
 from tests.support.node import Node, unmount_below
 from tests.support.processes import MARKER, Client, command_line, proc_stat, run_members
 
@@ -37,12 +38,19 @@ def _failed(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
+def network() -> Iterator[Network]:
+    """An empty network of namespaces (see tests/support/netns.py), removed after the test."""
+    with Network() as network:
+        yield network
+
+
+@pytest.fixture
 def make_node(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Node]]:
     """A factory of nodes below ``tmp_path``; all are ended after the test, their logs shown if it failed."""
     nodes: list[Node] = []
 
-    def make(name: str, *, primary: Node | None = None, **overrides: Any) -> Node:
-        node = Node(tmp_path, name, primary=primary, **overrides)
+    def make(name: str, *, primary: Node | None = None, host: Host | None = None, **overrides: Any) -> Node:
+        node = Node(tmp_path, name, primary=primary, host=host, **overrides)
         nodes.append(node)
         return node
 

@@ -20,6 +20,7 @@ from hypercorn.trio import serve
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from litefs.cli import transfer
+from litefs.cli.connection import Connection
 from litefs.cli.flags import Flag, UsageError, parse_flags
 from litefs.cli.main import main
 from litefs.cli.transfer import CHUNK, export_database, import_database
@@ -95,7 +96,7 @@ def test_a_consul_lease_is_refused_by_name(tmp_path: Path, capfd: pytest.Capture
     assert f"config file read from {path}" in done.stdout
     assert "lease type 'consul' has no function yet" in done.stderr
     warned = [line for line in done.stderr.splitlines() if line.startswith("level=WARN")]
-    assert [line.rpartition(" ")[2].rstrip('"') for line in warned] == ["lease.consul.key", "proxy.debug"]
+    assert [line.rpartition(" ")[2].rstrip('"') for line in warned] == ["proxy.debug"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,24 +223,24 @@ def test_import_refuses_what_is_no_whole_database(node: FakeNode, database: Path
     for broken in (b"", b"SQLite format 3\0", b"x" * 8192, whole[:-4096], whole[:-1]):
         database.write_bytes(broken)
         with pytest.raises(FormatError, match=r"source\.db"):
-            import_database(node.url, "a.db", database)
+            import_database(Connection(node.url), "a.db", database)
     database.write_bytes(whole)
     database.with_name("source.db-wal").write_bytes(b"x")
     with pytest.raises(FormatError, match=r"not complete without source\.db-wal"):
-        import_database(node.url, "a.db", database)
+        import_database(Connection(node.url), "a.db", database)
     assert not node.databases
 
 
 def test_import_reports_the_nodes_refusal(node: FakeNode, database: Path) -> None:
     node.full = True
     with pytest.raises(PeerError, match=r"invalid response: code=500: no space left on device"):
-        import_database(node.url, "a.db", database)
+        import_database(Connection(node.url), "a.db", database)
 
 
 def test_import_sends_nothing_to_a_replica(node: FakeNode, database: Path) -> None:
     node.primary = "other"
     with pytest.raises(PeerError, match=r"is not the primary, which is other"):
-        import_database(node.url, "a.db", database)
+        import_database(Connection(node.url), "a.db", database)
     assert not node.databases
 
 
@@ -248,14 +249,14 @@ def test_a_failed_export_touches_nothing(node: FakeNode, database: Path, tmp_pat
     database.with_name("source.db-wal").write_bytes(b"x")
     node.databases = {"a.db": before, "text": b"no database " * 100}
     with pytest.raises(DatabaseNotFound, match="database not found"):
-        export_database(node.url, "b.db", database)
+        export_database(Connection(node.url), "b.db", database)
     with pytest.raises(FormatError, match="is not a SQLite database"):
-        export_database(node.url, "text", database)
+        export_database(Connection(node.url), "text", database)
     node.cut = True
     with pytest.raises(PeerError):
-        export_database(node.url, "a.db", database)
+        export_database(Connection(node.url), "a.db", database)
     with pytest.raises(LiteFSError, match="cannot write"):
-        export_database(node.url, "a.db", tmp_path / "missing" / "f")
+        export_database(Connection(node.url), "a.db", tmp_path / "missing" / "f")
     assert database.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.db", "source.db-wal"]
 
@@ -266,7 +267,7 @@ def test_an_export_takes_the_old_wal_away(node: FakeNode, database: Path, tmp_pa
     target = tmp_path / "target.db"
     for suffix in ("", "-wal", "-shm", "-journal"):
         target.with_name(target.name + suffix).write_bytes(b"old")
-    export_database(node.url, "a.db", target)
+    export_database(Connection(node.url), "a.db", target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.db", "target.db"]
 
 
@@ -274,9 +275,9 @@ def test_no_node_there(database: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(PeerError, match=rf"http://127\.0\.0\.1:{port}: "):
-        import_database(f"http://127.0.0.1:{port}", "a.db", database)
+        import_database(Connection(f"http://127.0.0.1:{port}"), "a.db", database)
     with pytest.raises(PeerError):
-        import_database("localhost:1", "a.db", database)
+        import_database(Connection("localhost:1"), "a.db", database)
 
 
 def test_something_else_answers(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,5 +297,5 @@ def test_something_else_answers(database: Path, monkeypatch: pytest.MonkeyPatch)
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         with pytest.raises(PeerError):
-            export_database(f"http://127.0.0.1:{server.getsockname()[1]}", "a.db", database)
+            export_database(Connection(f"http://127.0.0.1:{server.getsockname()[1]}"), "a.db", database)
         thread.join(10)

@@ -12,10 +12,10 @@ from typing import BinaryIO
 import httpx
 import msgspec
 
+from litefs.cli.connection import FLAGS, GREETING_TIMEOUT, Connection
 from litefs.cli.flags import Arguments, Flag, UsageError, describe, parse_flags
-from litefs.config import DEFAULT_PORT
 from litefs.config_types import Duration
-from litefs.errors import DatabaseNotFound, FormatError, LiteFSError, PeerError
+from litefs.errors import FormatError, LiteFSError, PeerError
 from litefs.sqlite.header import SIZE as HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 from litefs.store import fileops
@@ -23,25 +23,16 @@ from litefs.store import fileops
 CHUNK = 1 << 20
 """Bytes read, sent or written at a time."""
 
-CONNECT_TIMEOUT = 10.0
-GREETING_TIMEOUT = 5.0
-"""Seconds that a node has to say who it is; what is not a node may never say anything."""
-
-IDLE_TIMEOUT = 300.0
-"""Seconds without a byte, in either direction, after which the node counts as gone. A node answers an
-import only when all of it is replicated, hence minutes."""
-
-_MAX_ERROR_TEXT = 4096
 _SIDE_FILES = ("-journal", "-wal", "-shm")
 
 _FLAGS = (
-    Flag("url", "URL of a node; an import needs the primary", "URL", f"http://localhost:{DEFAULT_PORT}"),
     Flag("name", "name of the database in the cluster", "NAME"),
+    *FLAGS,
 )
 
 USAGE = {
     "import": "Usage:\n\n  litefs import [ARGUMENTS] PATH\n\n"
-    "Sends the SQLite database at PATH to a node, replacing the database NAME if there is one.\n\n"
+    "Sends the SQLite database at PATH to the primary, replacing the database NAME if there is one.\n\n"
     f"Arguments:\n\n{describe(_FLAGS)}",
     "export": "Usage:\n\n  litefs export [ARGUMENTS] PATH\n\n"
     "Writes a consistent copy of the database NAME to PATH, replacing PATH when all of it has arrived.\n\n"
@@ -64,7 +55,7 @@ def import_command(argv: Sequence[str]) -> int:
     """``litefs import``. Raises UsageError, LiteFSError."""
     arguments, path = _arguments(argv)
     started = time.monotonic()
-    import_database(arguments.values["url"], arguments.values["name"], path)
+    import_database(Connection.of(arguments), arguments.values["name"], path)
     _report("Import", arguments.values["name"], started)
     return 0
 
@@ -73,16 +64,16 @@ def export_command(argv: Sequence[str]) -> int:
     """``litefs export``. Raises UsageError, LiteFSError."""
     arguments, path = _arguments(argv)
     started = time.monotonic()
-    export_database(arguments.values["url"], arguments.values["name"], path)
+    export_database(Connection.of(arguments), arguments.values["name"], path)
     _report("Export", arguments.values["name"], started)
     return 0
 
 
-def import_database(url: str, name: str, path: Path) -> None:
-    """Send the database file at ``path`` to the primary at ``url`` as ``name``.
+def import_database(node: Connection, name: str, path: Path) -> None:
+    """Send the database file at ``path`` to the primary ``node`` as ``name``.
 
     Raises FormatError, before anything is sent, for a file that is no SQLite database or is not complete
-    without its journal or WAL; PeerError if the node cannot be reached or refuses.
+    without its journal or WAL; PeerError if the node cannot be reached or refuses, NotTrusted, AccessDenied.
     """
     try:
         file = path.open("rb")
@@ -93,35 +84,35 @@ def import_database(url: str, name: str, path: Path) -> None:
         _require_database(file, size, path)
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         content = _chunks(file, size, path)
-        with _client() as client:
-            info = _greet(client, url)
+        with node.client() as client:
+            info = _greet(node, client)
             if not info.is_primary:
                 # Said before gigabytes are sent for nothing.
                 primary = info.primary.hostname or "not known there"
-                raise PeerError(f"{url} is not the primary, which is {primary}")
-            with _exchange(client, "POST", url, "/import", name, headers=headers, content=content):
+                raise PeerError(f"{node.url} is not the primary, which is {primary}")
+            with node.exchange(client, "POST", "/import", name, headers=headers, content=content):
                 pass
 
 
-def export_database(url: str, name: str, path: Path) -> None:
-    """Write the database ``name`` of the node at ``url`` to ``path``; on failure ``path`` is as it was.
+def export_database(node: Connection, name: str, path: Path) -> None:
+    """Write the database ``name`` of ``node`` to ``path``; on failure ``path`` is as it was.
 
     Journal, WAL and wal-index that lie beside ``path`` belong to its old content and go with it: SQLite
-    would apply them to the new one. Raises DatabaseNotFound, PeerError, FormatError, LiteFSError (the file
-    cannot be written).
+    would apply them to the new one. Raises DatabaseNotFound, PeerError, NotTrusted, AccessDenied,
+    FormatError, LiteFSError (the file cannot be written).
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            with _client() as client:
-                _greet(client, url)
-                with _exchange(client, "GET", url, "/export", name) as response:
+            with node.client() as client:
+                _greet(node, client)
+                with node.exchange(client, "GET", "/export", name) as response:
                     for chunk in response.iter_bytes(CHUNK):
                         file.write(chunk)
             file.flush()
             fileops.fsync(file.fileno())
         with temporary.open("rb") as file:
-            _require_header(file, temporary.stat().st_size, f"the answer of {url}")
+            _require_header(file, temporary.stat().st_size, f"the answer of {node.url}")
         for suffix in _SIDE_FILES:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         fileops.rename(temporary, path)
@@ -187,61 +178,10 @@ def _chunks(file: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
         yield chunk
 
 
-def _client() -> httpx.Client:
-    """A client that speaks HTTP/2 from its first byte, as every node does."""
-    return httpx.Client(http1=False, http2=True, trust_env=False)
-
-
-def _greet(client: httpx.Client, url: str) -> _Info:
-    """Make sure, within seconds, that a LiteFS node answers at ``url``. Raises PeerError if not."""
-    with _exchange(client, "GET", url, "/info", timeout=GREETING_TIMEOUT) as response:
+def _greet(node: Connection, client: httpx.Client) -> _Info:
+    """Make sure, within seconds, that a LiteFS node answers. Raises PeerError if not."""
+    with node.exchange(client, "GET", "/info", timeout=GREETING_TIMEOUT) as response:
         try:
             return msgspec.json.decode(response.read(), type=_Info)
         except msgspec.MsgspecError as error:
-            raise PeerError(f"{url} is not a LiteFS node: {error}") from None
-
-
-@contextlib.contextmanager
-def _exchange(
-    client: httpx.Client,
-    method: str,
-    url: str,
-    path: str,
-    name: str | None = None,
-    *,
-    headers: dict[str, str] | None = None,
-    content: Iterator[bytes] | None = None,
-    timeout: float = IDLE_TIMEOUT,
-) -> Iterator[httpx.Response]:
-    """One request; yields the open response of a success. ``timeout``: seconds without a byte.
-
-    Raises DatabaseNotFound for 404, PeerError for any other status and for every failure of the network.
-    """
-    try:
-        request = client.build_request(
-            method,
-            url.rstrip("/") + path,
-            params=None if name is None else {"name": name},
-            headers=headers,
-            content=content,
-            timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
-        )
-        with contextlib.closing(client.send(request, stream=True)) as response:
-            if response.status_code == httpx.codes.NOT_FOUND:
-                raise DatabaseNotFound(f"database not found: {name}" if name else f"no LiteFS node at {url}")
-            if response.status_code != httpx.codes.OK:
-                raise PeerError(f"invalid response: code={response.status_code}{_reason(response)}")
-            yield response
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise PeerError(f"{url}: {str(error) or type(error).__name__}") from None
-
-
-def _reason(response: httpx.Response) -> str:
-    """The node's own words, bounded, to append to the status."""
-    text = b""
-    for chunk in response.iter_bytes(_MAX_ERROR_TEXT):
-        text += chunk
-        if len(text) >= _MAX_ERROR_TEXT:
-            break
-    words = " ".join(text[:_MAX_ERROR_TEXT].decode("utf-8", "replace").split())
-    return f": {words}" if words else ""
+            raise PeerError(f"{node.url} is not a LiteFS node: {error}") from None

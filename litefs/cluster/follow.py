@@ -10,19 +10,21 @@ from pathlib import Path
 
 import trio
 
-from litefs.cluster.peer import READ_IDLE_SECONDS, Peer
+from litefs.cluster.peer import READ_IDLE_SECONDS, Peer, PeerSettings
 from litefs.errors import (
     ChecksumMismatch,
     ClusterMismatch,
     FormatError,
     LiteFSError,
     NotSupported,
+    NotTrusted,
     PeerError,
     ProtocolMismatch,
 )
 from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Identity, Sink
 from litefs.stream.receiver import DatabaseFailed, Receiver
+from litefs.tokens import matches
 from litefs.types import ZERO, Position
 
 logger = logging.getLogger(__name__)
@@ -93,11 +95,13 @@ class Follower:
         identity: Callable[[], Identity],
         callbacks: Callbacks,
         *,
+        settings: PeerSettings | None = None,
         reconnect_delay: float = RECONNECT_DELAY,
         read_idle: float = READ_IDLE_SECONDS,
         spool_dir: Path | None = None,
     ) -> None:
         self._url = url
+        self._settings = settings or PeerSettings()
         self._sink = sink
         self._identity = identity
         self._callbacks = callbacks
@@ -109,6 +113,8 @@ class Follower:
         """Of the databases that failed and have not been seen to do well since."""
         self._failed: set[str] = set()
         """Databases that failed in the present stream."""
+        self._unwanted: set[str] = set()
+        """Databases that are here and not in the filter, of which the log was told."""
         self._logged = ""
         self._connected = False
 
@@ -154,7 +160,7 @@ class Follower:
         return delay
 
     def _delay(self, error: LiteFSError | None) -> float:
-        lasting = isinstance(error, ClusterMismatch | ProtocolMismatch) or (
+        lasting = isinstance(error, ClusterMismatch | ProtocolMismatch | NotTrusted) or (
             isinstance(error, FormatError) and not isinstance(error, ChecksumMismatch)
         )
         return SLOW_DELAY * (0.5 + random.random() / 2) if lasting else self._backoff.delay()
@@ -170,7 +176,7 @@ class Follower:
             spool_dir=self._spool_dir,
         )
         async with (
-            Peer(self._url, read_idle=self._read_idle) as peer,
+            Peer(self._url, self._settings, read_idle=self._read_idle) as peer,
             peer.stream(self._identity(), self._positions()) as chunks,
         ):
             reason = await receiver.run(chunks)
@@ -180,7 +186,15 @@ class Follower:
         positions = dict(self._sink.positions())
         for name in self._distrusted & positions.keys():
             positions[name] = ZERO
-        return positions
+        return {name: position for name, position in positions.items() if self._wanted(name)}
+
+    def _wanted(self, name: str) -> bool:
+        if not self._settings.databases or matches(self._settings.databases, name):
+            return True
+        if name not in self._unwanted:
+            self._unwanted.add(name)
+            logger.warning("%s: not in lease.databases; what is here stays as it is", name)
+        return False
 
     def _ready(self) -> None:
         self._backoff.reset()
@@ -213,6 +227,7 @@ async def follow(
     identity: Callable[[], Identity],
     callbacks: Callbacks,
     *,
+    settings: PeerSettings | None = None,
     reconnect_delay: float = RECONNECT_DELAY,
     read_idle: float = READ_IDLE_SECONDS,
     spool_dir: Path | None = None,
@@ -228,6 +243,7 @@ async def follow(
         sink,
         identity,
         callbacks,
+        settings=settings,
         reconnect_delay=reconnect_delay,
         read_idle=read_idle,
         spool_dir=spool_dir,

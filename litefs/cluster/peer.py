@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 import trio
 
-from litefs.cluster.probe import speaks_something_else
-from litefs.errors import ClusterMismatch, LiteFSError, PeerError, ProtocolMismatch
-from litefs.stream.handshake import encode_positions, parse_headers, request_headers
+from litefs.cluster.probe import describe, speaks_something_else
+from litefs.config_http import TLSConfig
+from litefs.errors import ClusterMismatch, LiteFSError, NotTrusted, PeerError, ProtocolMismatch
+from litefs.stream.handshake import (
+    FILTER,
+    HEADER_LIMITED,
+    encode_positions,
+    parse_headers,
+    request_headers,
+)
 from litefs.stream.protocols import Identity
+from litefs.tls import ClientTLS, failure
+from litefs.tokens import Tokens, bearer
 from litefs.types import Position
 
 if TYPE_CHECKING:
@@ -39,18 +49,35 @@ class Refused(PeerError):
         self.status = status
 
 
-class Peer:
-    """A node at ``url`` (``http://host:port``); a context that holds one connection."""
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """How this node meets others: the token that it shows, whom it trusts, the databases that it asks for (as
+    patterns; none: all), and whether it has to be given all of them, as a candidate has."""
 
-    def __init__(self, url: str, *, read_idle: float = READ_IDLE_SECONDS) -> None:
+    tokens: Tokens = field(default_factory=Tokens)
+    tls: ClientTLS = field(default_factory=lambda: ClientTLS(TLSConfig()))
+    databases: tuple[str, ...] = ()
+    candidate: bool = False
+
+
+class Peer:
+    """A node at ``url`` (``http://host:port`` or ``https://``); a context that holds one connection."""
+
+    def __init__(
+        self, url: str, settings: PeerSettings | None = None, *, read_idle: float = READ_IDLE_SECONDS
+    ) -> None:
         self.url = url.rstrip("/")
+        self.settings = settings or PeerSettings()
         self.read_idle = read_idle
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Peer:
         import httpx  # a primary never needs it: 10 MB less in an idle node
 
+        token = self.settings.tokens.own()
         self._client = httpx.AsyncClient(
+            headers={} if token is None else {"Authorization": bearer(token)},
+            verify=self.settings.tls.context(self.url),
             http1=False,
             http2=True,
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
@@ -73,7 +100,7 @@ class Peer:
         """Ask for what follows ``positions``: a context that gives the chunks of the response.
 
         Raises PeerError (unreachable, silent, broken off), Refused (its own words), ClusterMismatch,
-        ProtocolMismatch (it speaks something else).
+        ProtocolMismatch (it speaks something else), NotTrusted (certificate, token).
         """
         return self._stream(identity, positions)
 
@@ -85,6 +112,7 @@ class Peer:
         request = self._client.build_request(
             "POST",
             f"{self.url}/stream",
+            params={FILTER: self.settings.databases},
             content=encode_positions(positions),
             headers=request_headers(identity),
         )
@@ -109,7 +137,7 @@ class Peer:
             error = caught
         other = await speaks_something_else(self.url)
         if other is not None:
-            raise ProtocolMismatch(f"{self.url}: does not speak HTTP/2, it answers {other[:40]!r}") from error
+            raise ProtocolMismatch(f"{self.url}: {describe(other)}") from error
         raise error
 
     async def ask(
@@ -144,11 +172,26 @@ class Peer:
             message = await self._error_text(response)
             if response.status_code == ClusterMismatch.http_status:
                 raise ClusterMismatch(f"{self.url}: {message}")
+            if response.status_code in (401, 403):
+                raise NotTrusted(f"{self.url}: {self._token_hint(response.status_code)}")
             raise Refused(f"{self.url}: {message} (status {response.status_code})", response.status_code)
         try:
             parse_headers(response.headers.get)
         except LiteFSError as error:
             raise ProtocolMismatch(f"{self.url}: {error}") from error
+        limited = response.headers.get(HEADER_LIMITED)
+        if limited is not None and self.settings.candidate:
+            raise NotTrusted(
+                f"{self.url}: our token is {limited} there, not one for all databases; a candidate needs "
+                "such a one (http.auth-token), or lease.candidate: false"
+            )
+
+    def _token_hint(self, status: int) -> str:
+        if status == 403:
+            return "our token is not for this (status 403): it has a list of databases there, in http.tokens"
+        if self.settings.tokens.own() is None:
+            return "wants a token (status 401): set http.auth-token to one that it accepts"
+        return "does not accept our token (status 401): compare http.auth-token here and there"
 
     async def _error_text(self, response: httpx.Response) -> str:
         body = b""
@@ -161,13 +204,18 @@ class Peer:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn the errors of httpx, httpcore and h2 into ours."""
+        """Turn the errors of httpx, httpcore, h2 and TLS into ours."""
         import h2.exceptions
         import httpx
 
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except httpx.NetworkError as error:
+            if (found := failure(self.url, error)) is not None:
+                raise found from error
+            words = f"cannot connect: {error}" if isinstance(error, httpx.ConnectError) else repr(error)
+            raise PeerError(f"{self.url}: {words}") from error
+        except httpx.ConnectTimeout as error:
             raise PeerError(f"{self.url}: cannot connect: {error}") from error
         except (httpx.LocalProtocolError, h2.exceptions.H2Error) as error:
             raise ProtocolMismatch(f"{self.url}: does not speak HTTP/2: {error}") from error

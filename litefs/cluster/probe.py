@@ -9,6 +9,8 @@ import trio
 PROBE_SECONDS = 1.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _SETTINGS = 4
+_TLS_ALERT = b"\x15\x03"
+"""First bytes of what a TLS server says to bytes that are no TLS (RFC 8446 §5.1, §6)."""
 
 
 async def speaks_something_else(url: str) -> bytes | None:
@@ -32,3 +34,10 @@ async def speaks_something_else(url: str) -> bytes | None:
         except trio.BrokenResourceError:
             pass
     return data if data and (len(data) < 4 or data[3] != _SETTINGS) else None
+
+
+def describe(answer: bytes) -> str:
+    """What somebody who gave such an answer speaks, and what to do about it."""
+    if answer.startswith(_TLS_ALERT) or b"TLS" in answer.partition(b"\r\n")[0]:
+        return "speaks TLS: let its URL (lease.advertise-url) begin with https://"
+    return f"does not speak HTTP/2, it answers {answer[:40]!r}"

@@ -13,7 +13,7 @@ import trio
 
 from litefs.apply.lending import Lent
 from litefs.cluster.lease import PrimaryInfo
-from litefs.cluster.peer import Peer
+from litefs.cluster.peer import Peer, PeerSettings
 from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
 from litefs.halt.primary import ACQUIRE_SECONDS, HALT_SECONDS
 from litefs.link.messages import Accepted, Halt, HaltEnd, HaltEnded, HaltSet, HaltUntil, Message, Staged
@@ -41,14 +41,15 @@ class Lender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HaltLinks:
-    """Whom HALT deals with: the primary (None: not known), who this node is, the fs process
-    (``restart`` has it recover and mount anew), and the sink of the present mount."""
+    """Whom HALT deals with: the primary (None: not known), who this node is, the fs process (``restart`` has
+    it recover and mount anew), the sink of the present mount, and how to meet other nodes."""
 
     primary: Callable[[], PrimaryInfo | None]
     identity: Callable[[], Identity]
     post: Callable[[Message], None]
     restart: Callable[[str], None]
     lender: Callable[[], Lender | None]
+    peer: PeerSettings
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +125,7 @@ class ReplicaHalts:
         primary = self._links.primary()
         if primary is None:
             raise NotPrimary("the primary is not known")
-        peer = await Peer(primary.advertise_url).__aenter__()
+        peer = await Peer(primary.advertise_url, self._links.peer).__aenter__()
         taken = self._taken[name] = Taken(name, lock_id, peer, float("inf"))
         try:
             grant = await self._ask(taken, renew=False)

@@ -10,6 +10,7 @@ from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
 from litefs.errors import FormatError, NotPrimary
+from litefs.server import access
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import Export, NodeView
 from litefs.store.paths import validate_name
@@ -56,7 +57,8 @@ def _name() -> str:
     name = request.args.get("name", "")
     if not name:
         raise FormatError("name required")
-    return validate_name(name)
+    access.require(validate_name(name))
+    return name
 
 
 def register(app: LiteFSApp, node: NodeView) -> None:

@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from litefs.errors import LiteFSError
 from litefs.server.view import NodeView
 from litefs.stream.handshake import HEADER_CLUSTER_ID, HEADER_ID, format_node_id
+from litefs.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,11 @@ def text(message: str, status: int = 200) -> Response:
     return response
 
 
-def create_app(node: NodeView) -> LiteFSApp:
-    """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db and /metrics."""
+def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
+    """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db and /metrics, for those with a
+    token if one is required."""
     from litefs.server import admin, halt, metrics, positions, replication
+    from litefs.server.access import TokenWall
 
     app = LiteFSApp("litefs", static_folder=None, template_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=None, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)
@@ -106,6 +109,7 @@ def create_app(node: NodeView) -> LiteFSApp:
     metrics.register(app, node)
     positions.register(app, node)
     replication.register(app, node)
+    app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens())  # type: ignore[method-assign]
     return app
 
 

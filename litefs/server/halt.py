@@ -10,6 +10,7 @@ import re
 from quart import Response, request
 
 from litefs.errors import FormatError, NotPrimary
+from litefs.server.access import require
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import NodeView
 from litefs.store.paths import validate_name
@@ -24,7 +25,8 @@ def _name() -> str:
     name = request.args.get("name", "")
     if not name:
         raise FormatError("name required")
-    return validate_name(name)
+    require(validate_name(name))
+    return name
 
 
 def _number(parameter: str) -> int:

@@ -7,20 +7,25 @@ from collections.abc import Iterable
 import trio
 from quart import Response
 
+from litefs.server.access import current
 from litefs.server.app import LiteFSApp
 from litefs.server.replication import Subscribers
 from litefs.server.view import NodeView
+from litefs.tokens import Access
 
 
-def render(node: NodeView, subscribers: Subscribers) -> bytes:
-    """The text exposition of all metrics. Imports prometheus-client at first use only."""
+def render(node: NodeView, subscribers: Subscribers, access: Access) -> bytes:
+    """The text exposition of all metrics, of databases those that ``access`` allows.
+
+    Imports prometheus-client at first use only.
+    """
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
 
     class NodeCollector(Collector):
         def collect(self) -> Iterable[Metric]:
-            databases = node.databases()
+            databases = [database for database in node.databases() if access.allows(database.name)]
             for name, text, value in (
                 ("litefs_is_primary", "1 if this node is the primary.", float(node.is_primary)),
                 ("litefs_db_count", "Number of databases.", len(databases)),
@@ -61,5 +66,5 @@ def register(app: LiteFSApp, node: NodeView) -> None:
 
     @app.route("/metrics", methods=["GET", "POST", "PUT"], provide_automatic_options=False)
     async def metrics() -> Response:
-        body = await trio.to_thread.run_sync(render, node, app.extensions["subscribers"])
+        body = await trio.to_thread.run_sync(render, node, app.extensions["subscribers"], current())
         return Response(body, content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
-from litefs.errors import ClusterMismatch, FormatError, NotPrimary, ProtocolMismatch
+from litefs.config_http import validate_patterns
+from litefs.errors import ClusterMismatch, ConfigError, FormatError, NotPrimary, ProtocolMismatch
+from litefs.server.access import current
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import NodeView
+from litefs.stream.filtered import FilteredCatalog
 from litefs.stream.handshake import (
+    FILTER,
+    HEADER_LIMITED,
     MAX_POSITION_MAP,
     decode_positions,
     format_node_id,
     parse_headers,
     request_headers,
 )
-from litefs.stream.protocols import Identity
+from litefs.stream.protocols import Catalog, Identity
 from litefs.stream.sender import Sender
+from litefs.tokens import Access, matches
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +84,20 @@ def check_replica(own: Identity, is_primary: bool, replica: Identity) -> None:
         raise NotPrimary(f"this node leads term {own.term}, the replica has seen term {replica.term}")
 
 
+def visible(catalog: Catalog, access: Access, patterns: Sequence[str]) -> Catalog:
+    """What a replica is sent of ``catalog``: what its token allows, and of that what it asks for (no
+    patterns: all). Raises FormatError."""
+    try:
+        validate_patterns(tuple(patterns), FILTER)
+    except ConfigError as error:
+        raise FormatError(str(error)) from None
+    if not patterns and not access.limited:
+        return catalog
+    return FilteredCatalog(
+        catalog, lambda name: access.allows(name) and (not patterns or matches(patterns, name))
+    )
+
+
 async def _read_positions() -> bytes:
     body = bytearray()
     async for chunk in request.body:
@@ -100,6 +121,11 @@ def register(app: LiteFSApp, node: NodeView) -> None:
             return text(str(error), 400)
         check_replica(node.identity, node.is_primary, replica)
         positions = decode_positions(await _read_positions())
-        sender = Sender(node.catalog, node.identity, positions, active=lambda: node.is_primary)
+        access = current()
+        catalog = visible(node.catalog, access, request.args.getlist(FILTER))
+        sender = Sender(catalog, node.identity, positions, active=lambda: node.is_primary)
         body = StreamBody(sender, f"{format_node_id(replica.node_id)} ({request.remote_addr})", subscribers)
-        return Response(body, headers=request_headers(node.identity), content_type="application/octet-stream")
+        headers = request_headers(node.identity)
+        if access.limited:
+            headers[HEADER_LIMITED] = access.name
+        return Response(body, headers=headers, content_type="application/octet-stream")

@@ -1,5 +1,5 @@
-"""The listener: Hypercorn on trio, HTTP/1.1 and HTTP/2 over plaintext TCP (prior knowledge or upgrade), and
-over a unix socket for the clients of this host."""
+"""The listener: Hypercorn on trio, HTTP/1.1 and HTTP/2 over TLS (ALPN) or plaintext TCP (prior knowledge or
+upgrade), and over a unix socket for the clients of this host."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from quart_trio import QuartTrio
 
 from litefs.errors import ConfigError, LiteFSError
 from litefs.server import http2
+from litefs.server.secure import SecureStream, secured
+from litefs.tls import ServerTLS
 
 GRACE_SECONDS = 0.5
 """Requests in flight have this long to finish after the server was told to stop."""
@@ -125,11 +127,13 @@ async def serve(
     app: QuartTrio,
     sockets: list[socket.socket],
     stop: trio.Event,
+    tls: ServerTLS | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until ``stop`` is set or the task is cancelled; closes the sockets.
 
+    With ``tls`` TCP connections speak nothing else; unix sockets are of this host and never do.
     After ``stop`` requests in flight get GRACE_SECONDS, then their connections are closed by force:
     Hypercorn shields its sends, so a peer that stopped reading would otherwise hold the node up.
     """
@@ -137,7 +141,7 @@ async def serve(
     config, wrapper = hypercorn_config(), ASGIWrapper(app)
     state = LifespanState({})
     context = WorkerContext(None)
-    connections = _Connections(wrapper, config, context, state)
+    connections = _Connections(wrapper, config, context, state, tls)
     async with trio.open_nursery() as lifespan_nursery:
         lifespan = Lifespan(wrapper, config, state)
         await lifespan_nursery.start(lifespan.handle_lifespan)
@@ -164,12 +168,18 @@ class _Connections:
     """Accepts connections and can close all of them."""
 
     def __init__(
-        self, app: ASGIWrapper, config: Config, context: WorkerContext, state: LifespanState
+        self,
+        app: ASGIWrapper,
+        config: Config,
+        context: WorkerContext,
+        state: LifespanState,
+        tls: ServerTLS | None,
     ) -> None:
         self._app = app
         self._config = config
         self._context = context
         self._state = state
+        self._tls = tls
         self._streams: set[trio.SocketStream] = set()
         self._left = trio.lowlevel.ParkingLot()
 
@@ -189,7 +199,11 @@ class _Connections:
         with self._registered(stream):
             state = ConnectionState(self._state)
             try:
-                await TCPServer(self._app, self._config, self._context, state, cast("Any", stream))
+                ready: trio.SocketStream | SecureStream | None = stream
+                if self._tls is not None and stream.socket.family != socket.AF_UNIX:
+                    ready = await secured(stream, self._tls)
+                if ready is not None:
+                    await TCPServer(self._app, self._config, self._context, state, cast("Any", ready))
             except Exception:
                 # one connection, whatever a peer does with it, must not take the node down
                 logger.exception("a connection ended with an unexpected error")

@@ -1,10 +1,11 @@
 """What replica and primary tell each other before frames flow (version 1 of our own stream).
 
-Request: ``POST /stream`` over HTTP/2 with the headers below; the body is the replica's position map, all
-integers big-endian: u32 count, then per database, names ascending: u32 name length, name (UTF-8), u64 TXID,
-u64 checksum. Response: status 200 with the same headers, then the hello: magic ``LFSTRM\\r\\n``, u16
-version, u16 length of what follows, u64 node id, u64 term, i64 Unix ms, u8 length and cluster id, u8 length
-and hostname. Frames follow (:mod:`litefs.stream.frames`).
+Request: ``POST /stream`` over HTTP/2 with the headers below, and ``?filter=PATTERN`` for each pattern of
+databases that alone are wanted (none: all); the body is the replica's position map, all integers big-endian:
+u32 count, then per database, names ascending: u32 name length, name (UTF-8), u64 TXID, u64 checksum.
+Response: status 200 with the same headers, then the hello: magic ``LFSTRM\\r\\n``, u16 version, u16 length of
+what follows, u64 node id, u64 term, i64 Unix ms, u8 length and cluster id, u8 length and hostname. Frames
+follow (:mod:`litefs.stream.frames`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ HEADER_STREAM = "LiteFS-Stream"
 HEADER_ID = "Litefs-Id"
 HEADER_CLUSTER_ID = "Litefs-Cluster-Id"
 HEADER_TERM = "Litefs-Term"
+HEADER_LIMITED = "Litefs-Limited"
+"""In a response: the name of the replica's token, if that is not for all databases."""
+FILTER = "filter"
 
 MAX_DATABASES = 0xFFFF
 MAX_NAME = 1024

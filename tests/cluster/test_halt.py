@@ -387,3 +387,19 @@ def last_record(node: Node) -> bytes:
         *_, last = reader.read(3, 1 << 20)
         assert last.txid_max == 3
         return bytes(last.body)
+
+
+def test_nodes_with_tokens(make_node: Callable[..., Node], make_client: Callable[..., Client]) -> None:
+    """Clients of a node need no token at its socket; the node shows its own to the primary."""
+    token = {"auth-token": "a-token-of-the-cluster"}
+    primary = make_node("primary", http=token).start()
+    replica = make_node("replica", primary=primary, http=token).start()
+    sql = prepared(primary, replica, "WAL", make_client)
+    halting = make_client("halting")
+    halting.call("halt", 30, path=replica.path("app.db"))
+    halting.call("open", path=replica.path("app.db"))
+    halting.call("execute", statement="INSERT INTO t(who, value) VALUES('replica', 1)")
+    assert sql.call("execute", statement="SELECT who FROM t") == [["primary"], ["replica"]]
+    halting.call("unhalt", 30)
+    session = make_client("session")
+    assert session.call("wait", path=replica.path("app.db"), txid=4, seconds=5).startswith(f"{4:016x}/")

@@ -11,12 +11,15 @@ from typing import IO
 import httpx
 import trio
 
+from litefs.config_http import TLSConfig
 from litefs.errors import DatabaseNotFound
 from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
 from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.stream.memory import MemoryCatalog
 from litefs.stream.protocols import Identity
+from litefs.tls import ServerTLS
+from litefs.tokens import Tokens
 from litefs.types import Position
 
 CLUSTER = "LFSC0123456789ABCDEF"
@@ -79,15 +82,19 @@ class FakeNode:
 
 
 @asynccontextmanager
-async def serving(node: FakeNode) -> AsyncIterator[str]:
+async def serving(
+    node: FakeNode, tls: TLSConfig | None = None, tokens: Tokens | None = None
+) -> AsyncIterator[str]:
     """The node's base URL while it is served; stopping must take less than 2 s."""
     sockets = bind("127.0.0.1:0")
     port = sockets[0].getsockname()[1]
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve, create_app(node), sockets, stop)
+        await nursery.start(
+            serve, create_app(node, tokens), sockets, stop, None if tls is None else ServerTLS(tls)
+        )
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
         finally:
             stop.set()
             nursery.cancel_scope.deadline = trio.current_time() + STOP_SECONDS

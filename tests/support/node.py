@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import yaml
 from litefs.errors import MountError
 from litefs.fs.session import FSTYPE, UNDERLAY_SOURCE, abort, find_mount, lazy_unmount, mount_table
 from litefs.types import Position
+from tests.support.netns import Host
 from tests.support.processes import (
     Client,
     ClientError,
@@ -56,9 +58,18 @@ class Node:
     """One node below ``root``: ``litefs.yml``, ``mnt`` (the mount), ``data``, ``node.log``.
 
     ``primary`` is the node whose URL the static lease names; None makes this node the primary itself.
+    ``host``: where it runs, None in the network of the tests.
     """
 
-    def __init__(self, root: Path, name: str, *, primary: Node | None = None, **overrides: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        *,
+        primary: Node | None = None,
+        host: Host | None = None,
+        **overrides: Any,
+    ) -> None:
         self.root = root / name
         self.name = name
         self.mount = self.root / "mnt"
@@ -67,12 +78,16 @@ class Node:
         self.config = self.root / "litefs.yml"
         self.mount.mkdir(parents=True)
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.host = host
+        secure = "cert" in overrides.get("http", {}).get("tls", {})
+        self.url = (
+            f"http{'s' if secure else ''}://{host.address if host is not None else '127.0.0.1'}:{self.port}"
+        )
         leader = primary or self
         settings: dict[str, Any] = {
             "fuse": {"dir": str(self.mount)},
             "data": {"dir": str(self.data)},
-            "http": {"addr": f":{self.port}"},
+            "http": {"addr": f":{self.port}", **overrides.pop("http", {})},
             "lease": {
                 "type": "static",
                 "hostname": leader.name,
@@ -83,6 +98,9 @@ class Node:
             **overrides,
         }
         self.config.write_text(yaml.safe_dump(settings))
+        self.tls: ssl.SSLContext | None = None
+        """Of the questions that the tests put to its HTTP, as are these headers."""
+        self.headers: dict[str, str] = {}
         self.process: subprocess.Popen[Any] | None = None
         self._files: Client | None = None
 
@@ -92,6 +110,8 @@ class Node:
         line = [sys.executable, "-m", "litefs.cli.main", "mount", "-config", str(self.config)]
         if command:
             line += ["--", *command]
+        if self.host is not None:
+            line = self.host.command(line)
         with self.log.open("ab") as log:
             self.process = spawn(line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         return self.process
@@ -121,8 +141,12 @@ class Node:
 
     def info(self) -> dict[str, Any] | None:
         """The answer of ``GET /info``, or None if there is none."""
+        return self.host.call(self._info) if self.host is not None else self._info()
+
+    def _info(self) -> dict[str, Any] | None:
+        request = urllib.request.Request(f"{self.url}/info", headers=self.headers)
         try:
-            with urllib.request.urlopen(f"{self.url}/info", timeout=2) as response:
+            with urllib.request.urlopen(request, timeout=2, context=self.tls) as response:
                 answer: dict[str, Any] = json.load(response)
                 return answer
         except (OSError, urllib.error.URLError, ValueError):
