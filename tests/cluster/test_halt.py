@@ -392,8 +392,11 @@ def last_record(node: Node) -> bytes:
 def test_nodes_with_tokens(make_node: Callable[..., Node], make_client: Callable[..., Client]) -> None:
     """Clients of a node need no token at its socket; the node shows its own to the primary."""
     token = {"auth-token": "a-token-of-the-cluster"}
-    primary = make_node("primary", http=token).start()
-    replica = make_node("replica", primary=primary, http=token).start()
+    primary = make_node("primary", http=token)
+    replica = make_node("replica", primary=primary, http=token)
+    for node in (primary, replica):
+        node.headers = {"Authorization": f"Bearer {token['auth-token']}"}
+        node.start()
     sql = prepared(primary, replica, "WAL", make_client)
     halting = make_client("halting")
     halting.call("halt", 30, path=replica.path("app.db"))
