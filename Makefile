@@ -42,7 +42,7 @@ lint: .build-stamp
 test: lint consul
 	$(BOUNDED) $(TEST_SECONDS) $(PYTHON) -m pytest $(PYTEST_ARGS) </dev/null
 
-bench: setup
+bench: .build-stamp
 	@set -e; for benchmark in kernels commit reads lag memory; do $(PYTHON) benchmarks/$$benchmark.py; done
 
 soak: setup
@@ -58,7 +58,7 @@ fuzz: setup
 	else echo "fuzz: no atheris for this Python, left out" >&2; fi
 
 # Third-party test suites on a native directory and on a mount; arguments: SUITES_ARGS="--quick" or names.
-suites: setup
+suites: .build-stamp
 	$(PYTHON) tools/suites.py $(SUITES_ARGS)
 
 clean:

@@ -1,7 +1,8 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
 Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
-``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``.
+``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``, ``exec.on-promote``,
+``exec.on-demote``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ _UNIMPLEMENTED = (
     "data.compress",
     "http.snapshot-timeout",
     "lease.promote",
-    "lease.demote-delay",
     "proxy",
     "backup",
     "tracing",
@@ -42,6 +42,11 @@ class ExecCommand(_Section, frozen=True):
 
     cmd: str
     if_candidate: bool = False
+    on_promote: str = ""
+    """Ours: what tells the running command that its node became the primary: the name of a signal to it, or
+    another command."""
+    on_demote: str = ""
+    """Ours: the same when its node is no longer the primary."""
 
 
 class DataConfig(_Section, frozen=True):
@@ -178,6 +183,9 @@ class Config(_Section, frozen=True):
         _validate_directories(self.fuse.dir, self.data.dir)
         self.lease.validate()
         validate_patterns(self.lease.databases, "lease.databases")
+        if self.lease.type == "object" and self.lease.object.directory is not None:
+            # A node must not need its own mount to become primary.
+            _refuse_inside(os.path.abspath(self.lease.object.directory), os.path.abspath(self.fuse.dir))
         if self.log.format not in ("text", "json"):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):
@@ -294,6 +302,11 @@ def _refuse_overlap(mount: str, data: str) -> None:
         raise ConfigError(f"the data directory {data} lies inside the fuse directory {mount}")
     if common == data:
         raise ConfigError(f"the fuse directory {mount} lies inside the data directory {data}")
+
+
+def _refuse_inside(lease: str, mount: str) -> None:
+    if os.path.commonpath([lease, mount]) == mount:
+        raise ConfigError(f"lease.object.url: {lease} lies inside the fuse directory {mount}")
 
 
 def _resolve_mount(path: str) -> str:

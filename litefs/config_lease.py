@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -31,6 +32,21 @@ class ObjectConfig(Section, frozen=True):
 
     url: str = ""
     key: str = "litefs"
+
+    @property
+    def directory(self) -> str | None:
+        """The path of a ``file:`` URL; None for an object store."""
+        url = urlsplit(self.url)
+        return unquote(url.path) if url.scheme == "file" else None
+
+    def validate(self) -> None:
+        """Raises ConfigError."""
+        if "://" not in self.url:
+            raise ConfigError("lease.object.url: write a URL such as s3://bucket/prefix or file:///path")
+        if self.directory is not None and urlsplit(self.url).netloc not in ("", "localhost"):
+            raise ConfigError(f"lease.object.url: write file:///path, got {self.url!r}")
+        if any(part in ("", ".", "..") for part in self.key.split("/")):
+            raise ConfigError(f"lease.object.key: {self.key!r} cannot be part of a path")
 
 
 class LeaseConfig(Section, frozen=True):
@@ -104,7 +120,7 @@ class LeaseConfig(Section, frozen=True):
         if self.type in ("consul", "fly"):
             self._validate_consul()
         if self.type == "object":
-            self._validate_object()
+            self.object.validate()
         if self.grace < 0:
             raise ConfigError("lease.grace must not be negative")
 
@@ -118,10 +134,3 @@ class LeaseConfig(Section, frozen=True):
             raise ConfigError(f"lease.consul.ttl: Consul takes 10s to 24h, got {consul.ttl}")
         if not 0 <= consul.lock_delay <= MAX_LOCK_DELAY:
             raise ConfigError(f"lease.consul.lock-delay: Consul takes 0s to 1m, got {consul.lock_delay}")
-
-    def _validate_object(self) -> None:
-        url, key = self.object.url, self.object.key
-        if "://" not in url:
-            raise ConfigError("lease.object.url: write a URL such as s3://bucket/prefix or file:///path")
-        if any(part in ("", ".", "..") for part in key.split("/")):
-            raise ConfigError(f"lease.object.key: {key!r} cannot be part of a path")

@@ -52,9 +52,16 @@ class Primary:
     """
 
     def __init__(
-        self, data: DataDir, mountpoint: Path, guard: MountGuard, restart: Callable[[str], None]
+        self,
+        data: DataDir,
+        mountpoint: Path,
+        guard: MountGuard,
+        restart: Callable[[str], None],
+        may_publish: Callable[[], bool],
     ) -> None:
-        """``restart(reason)`` has the fs process recover and mount anew."""
+        """``restart(reason)`` has the fs process recover and mount anew. ``may_publish``: whether this is a
+        primary whose commits count."""
+        self._may_publish = may_publish
         self._data = data
         self._mountpoint = mountpoint
         self._guard = guard
@@ -131,7 +138,7 @@ class Primary:
                     publishers[name] = Publisher(self._mountpoint / name, sums)
             with contextlib.suppress(OSError):
                 self._guard.watch(name)
-        for name, publisher in publishers.items():
+        for name, publisher in publishers.items() if self._may_publish() else ():
             try:
                 if publisher.check():
                     log.info("%s: published a commit that its client had not", name)
@@ -139,7 +146,8 @@ class Primary:
                 log.debug("%s: %s", name, exc)
             except Exception:
                 log.exception("%s: cannot look for unpublished commits", name)
-        self._mend_loose()
+        if self._may_publish():
+            self._mend_loose()
         if refresh:
             self._guard.refresh()
 

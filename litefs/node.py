@@ -29,7 +29,6 @@ from litefs.halt.node import HaltLinks, Halts
 from litefs.housekeeping import Primary, Retention, raise_file_limit
 from litefs.link.channel import Wake
 from litefs.link.messages import (
-    FOREVER,
     AnyMessage,
     Dropped,
     Exposed,
@@ -43,12 +42,12 @@ from litefs.link.messages import (
     Loose,
     Mounted,
     Opened,
-    SetRole,
     Staged,
     Start,
     Unpublished,
 )
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
+from litefs.rolechange import RoleChanges
 from litefs.security import Security
 from litefs.server.app import create_app
 from litefs.server.serve import bind, bind_local, serve
@@ -80,10 +79,7 @@ class Node:
         self._data = data
         self._mount = Path(os.path.abspath(config.fuse.dir))
         self._wake = Wake()
-        self._role = Role.NONE
-        self._term = 0
         self._node_id = secrets.randbits(64)
-        self._primary: str | None = None
         self._exposed: dict[str, trio.Event] = {}
         self._forgotten: dict[str, trio.Event] = {}
         self._ready = trio.Event()
@@ -95,17 +91,21 @@ class Node:
             advertise_url=config.lease.advertise_url,
         )
         self._catalog = StoreCatalog(data)
+        self._supervisor = Supervisor([])
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
-        self._watch = Primary(data, self._mount, self._guard.mount_guard, self._guard.restart)
         self._security = Security.of(config)
         self._replica = Replica(
             ReplicaSettings(data, self._mount, config.lease.reconnect_delay, self._security.peer),
-            self._lease,
             lambda: self.identity,
             SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
             Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
         )
+        self.roles = RoleChanges(
+            data, self._catalog, self._guard, self._replica, config.lease.demote_delay, self._role_changed
+        )
+        watched = self._guard.mount_guard
+        self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
         self._copies = Copies(data, self._mount, self._catalog)
         self._halts = Halts(
             data,
@@ -120,27 +120,30 @@ class Node:
                 self._security.peer,
             ),
         )
+        self._replica.before_release = self._halts.replica.void
 
     # -- life -----------------------------------------------------------------------------------------
 
     async def run(self, command: list[str] | None) -> int:
         """Run until told to stop or until the supervised command ends; returns the exit code."""
         sockets = bind(self._config.http.addr)
-        supervisor = Supervisor(commands_of(self._config.commands, command))
+        self._supervisor = supervisor = Supervisor(commands_of(self._config.commands, command))
         prepare_mountpoint(str(self._mount))
         sockets.append(self._bind_local())
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._signals, supervisor)
             grant = self._lease.grant()
-            self._role = Role.PRIMARY if grant else Role.REPLICA
+            self.roles.begin(grant)
             if grant:
-                self._term = grant.term
                 self._ensure_cluster_id()
+            await nursery.start(self.roles.run)
             await nursery.start(self._guarded, gone)
             if self._stop.is_set() and not self._guard.served:
                 nursery.cancel_scope.cancel()
                 return 0
+            if grant:
+                await self.roles.settled()
             app = create_app(self, self._security.tokens)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             for task in (self._wake_loop, self._watch.run, self._lag_loop, self._halts.run):
@@ -148,10 +151,9 @@ class Node:
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
-            if self._role is Role.REPLICA:
-                nursery.start_soon(self._replica.run, self._ready)
-            else:
-                self._ready.set()
+            nursery.start_soon(self._replica.run, self._ready)
+            if grant is None:
+                await self.roles.follow(self._lease.primary(), 0)
             code = await self._application(supervisor)
             http_stop.set()
             await self._leave(gone)
@@ -167,7 +169,7 @@ class Node:
                 nonlocal code
                 if not self._config.skip_sync:
                     await self._ready.wait()
-                log.info("ready as %s", self._role)
+                log.info("ready as %s", self.roles.role)
                 code = await supervisor.run(self._config.lease.candidate)
                 if code and not self._config.exit_on_error:
                     log.error("the command failed with exit status %d; exit-on-error is false", code)
@@ -223,13 +225,14 @@ class Node:
             str(self._data.path),
             str(self._mount),
             self._node_id,
-            replica=self._role is Role.REPLICA,
+            replica=self.roles.role is not Role.PRIMARY,
             allow_other=fuse.allow_other,
             debug=fuse.debug,
             uid=fuse.uid,
             gid=fuse.gid,
             mode=fuse.mode,
             log=LogOptions(log_.format, log_.timestamp, log_.debug),
+            grace_ns=int(self._config.lease.grace * 1e9),
         )
 
     # -- the fs process -------------------------------------------------------------------------------
@@ -237,15 +240,16 @@ class Node:
     async def _mounted(self, message: Mounted) -> None:
         for line in message.reports:
             log.warning("recovery: %s", line)
-        self._post_role()
-        if self._role is Role.REPLICA:
-            await self._replica.mounted()
         self._catalog.rescan()
         self._catalog.notify()
+        self.roles.mounted()
 
-    def _post_role(self) -> None:
-        deadline = FOREVER if self._role is Role.PRIMARY else 0
-        self._guard.post(SetRole(self._role, self._term, deadline, self._primary))
+    async def _role_changed(self, role: Role) -> None:
+        if role is Role.PRIMARY:
+            self._ready.set()
+        else:
+            await self._halts.primary.void()
+        await self._supervisor.tell(role)
 
     async def _message(self, message: AnyMessage) -> None:
         match message:
@@ -264,11 +268,13 @@ class Node:
                 self._exposed.pop(message.name, trio.Event()).set()
             case Staged() | HaltSet() | HaltEnded():
                 self._halts.replica.message(message)
+            case _:
+                self.roles.message(message)
 
     async def _died(self) -> None:
         """The mount is gone: everything that was a client of it ends."""
         await self._halts.unmounted()
-        await self._replica.unmounted()
+        await self.roles.unmounted()
         self._watch.forget()
 
     async def _expose(self, name: str) -> None:
@@ -300,12 +306,10 @@ class Node:
         self._data.set_cluster_id(cluster_id)
 
     def _connected(self, hello: Hello) -> None:
-        self._primary, self._term = hello.identity.hostname, hello.identity.term
-        self._post_role()
+        self.roles.connected(hello.identity.hostname, hello.identity.term)
 
     def _disconnected(self, error: LiteFSError | None) -> None:
-        self._primary = None
-        self._post_role()
+        self.roles.disconnected()
 
     def _applied(self, name: str, position: Position) -> None:
         if position == ZERO:
@@ -334,11 +338,11 @@ class Node:
     @property
     def identity(self) -> Identity:
         hostname = self._config.lease.hostname or os.environ.get("HOSTNAME", "")
-        return Identity(self._node_id, self._data.cluster_id() or "", self._term, hostname)
+        return Identity(self._node_id, self._data.cluster_id() or "", self.roles.term, hostname)
 
     @property
     def is_primary(self) -> bool:
-        return self._role is Role.PRIMARY
+        return self.roles.leads
 
     @property
     def candidate(self) -> bool:
@@ -350,7 +354,7 @@ class Node:
 
     @property
     def primary_hostname(self) -> str | None:
-        return self._primary
+        return self.roles.primary
 
     @property
     def catalog(self) -> StoreCatalog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import trio
 
 from litefs.apply.lending import LendingSink
 from litefs.cluster.follow import Callbacks, follow
-from litefs.cluster.lease import StaticLease
+from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import PeerSettings
 from litefs.store.paths import DataDir
 from litefs.stream.protocols import Identity
@@ -42,49 +42,66 @@ class SinkHooks:
 
 
 class Replica:
-    """Follows the primary, with a new sink for each mount."""
+    """Follows a primary, whichever it is told, with a new sink for each mount and each time as a replica."""
 
     def __init__(
         self,
         settings: ReplicaSettings,
-        lease: StaticLease,
         identity: Callable[[], Identity],
         hooks: SinkHooks,
         callbacks: Callbacks,
     ) -> None:
         self._settings = settings
-        self._lease = lease
         self._identity = identity
         self._hooks = hooks
         self._callbacks = callbacks
+        self.before_release: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Ends what keeps logs from being let go of."""
+        self._primary: PrimaryInfo | None = None
         self._sink: LendingSink | None = None
-        self._sink_ready = trio.Event()
+        self._changed = trio.Event()
         self._scope = trio.CancelScope()
         self._leaving = False
+        self._at_work = trio.Lock()
+        """Held while the sink is used, or let go of."""
+
+    def follow(self, primary: PrimaryInfo | None) -> None:
+        """Follow that primary from now on, by a stream of its own; nobody if it is None."""
+        self._primary = primary
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+        self._scope.cancel()
 
     async def run(self, caught_up: trio.Event) -> None:
         """Follow until ``leave``. ``caught_up`` is set once every database is as the primary has it."""
         while not self._leaving:
-            await self._sink_ready.wait()
-            sink = self._sink
-            if sink is None:
-                await trio.lowlevel.checkpoint()
-                continue
-            primary = self._lease.primary()
-            assert primary is not None
-            with trio.CancelScope() as self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(sink.run)
-                    nursery.start_soon(_note, sink, caught_up)
-                    await follow(
-                        primary.advertise_url,
-                        sink,
-                        self._identity,
-                        self._callbacks,
-                        settings=self._settings.peer,
-                        reconnect_delay=self._settings.reconnect_delay,
-                        spool_dir=self._settings.data.path,
-                    )
+            changed = self._changed
+            async with self._at_work:
+                sink = self._sink
+                if sink is not None and not changed.is_set():
+                    with trio.CancelScope() as self._scope:
+                        await self._apply(sink, caught_up)
+            await changed.wait()
+
+    async def _apply(self, sink: LendingSink, caught_up: trio.Event) -> None:
+        """Until cancelled, or until the stream has to be begun anew."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sink.run)
+            if self._primary is None:
+                return
+            nursery.start_soon(_note, sink, caught_up)
+            await follow(
+                self._primary.advertise_url,
+                sink,
+                self._identity,
+                self._callbacks,
+                settings=self._settings.peer,
+                reconnect_delay=self._settings.reconnect_delay,
+                spool_dir=self._settings.data.path,
+            )
 
     @property
     def sink(self) -> LendingSink | None:
@@ -92,7 +109,7 @@ class Replica:
         return self._sink
 
     async def mounted(self) -> None:
-        """The mount serves: apply to it. Raises OSError, LiteFSError."""
+        """The mount serves, and the logs are this process's: apply to it. Raises OSError, LiteFSError."""
         hooks = self._hooks
         sink = LendingSink(
             self._settings.data,
@@ -101,27 +118,50 @@ class Replica:
             on_drop=hooks.on_drop,
             on_applied=hooks.on_applied,
             on_recovery_needed=hooks.on_recovery_needed,
-            on_damage=lambda: self._scope.cancel(),
+            on_damage=self._wake,
         )
-        await sink.start()
+        try:
+            await sink.start()
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await sink.close()
+            raise
         self._sink = sink
-        self._sink_ready.set()
+        self._wake()
+
+    async def _take_sink(self) -> LendingSink | None:
+        """The sink, which nobody uses any more."""
+        sink, self._sink = self._sink, None
+        self._wake()
+        async with self._at_work:
+            return sink
 
     async def unmounted(self) -> None:
         """The mount is gone: whatever was a client of it ends."""
-        self._scope.cancel()
-        sink, self._sink = self._sink, None
-        self._sink_ready = trio.Event()
+        sink = await self._take_sink()
         if sink is not None:
             await sink.close()
+
+    async def release(self) -> dict[str, str]:
+        """Stop applying, and let go of the logs for the fs process to write them: for which databases that
+        takes a recovery, and why."""
+        self._primary = None
+        await self.before_release()
+        sink = await self._take_sink()
+        return await sink.release() if sink is not None else {}
 
     async def leave(self) -> None:
         """Let go of the mount for good; bounded."""
         self._leaving = True
-        self._scope.cancel()
-        if self._sink is not None:
+        sink, self._sink = self._sink, None
+        self._wake()
+        if sink is not None:
             with trio.move_on_after(DETACH_SECONDS):
-                await self._sink.close()
+                await sink.close()
+
+    def positions(self) -> Mapping[str, Position]:
+        """What this replica holds; nothing while it applies nothing."""
+        return self._sink.positions() if self._sink is not None else {}
 
     def lag(self) -> tuple[int, int] | None:
         """(ms behind the primary, the primary's clock in Unix ms as last heard); None if it was not heard."""

@@ -19,11 +19,15 @@ import trio
 from litefs.config import ExecCommand
 from litefs.config_types import split_command
 from litefs.errors import CommandFailed
+from litefs.types import Role
 
 log = logging.getLogger(__name__)
 
 STOP_GRACE = 3.0
 """Seconds between the signal to the application and SIGKILL; within the 5 s that a node may take to stop."""
+
+NOTICE_SECONDS = 30.0
+"""How long a command may run that tells of a change of role."""
 
 _PR_SET_PDEATHSIG = 1
 _SIGNAL_EXIT_BASE = 128
@@ -43,12 +47,28 @@ def commands_of(configured: Sequence[ExecCommand], argv: Sequence[str] | None) -
     return [ExecCommand(cmd=argv[0] if len(argv) == 1 else shlex.join(argv))]
 
 
+def notice_of(text: str) -> signal.Signals | list[str] | None:
+    """What ``on-promote`` and ``on-demote`` say: a signal by name, with or without ``SIG``, or the words of a
+    command; None if nothing. Raises ConfigError."""
+    name = text.strip().upper()
+    name = name if name.startswith("SIG") else "SIG" + name
+    if name in signal.Signals.__members__:
+        return signal.Signals[name]
+    return split_command(text) if text.strip() else None
+
+
 class Supervisor:
     """Runs ``commands`` once. At most one of them lives at a time, and none outlives :meth:`run`."""
 
     def __init__(self, commands: Sequence[ExecCommand], *, grace: float = STOP_GRACE) -> None:
         """``grace``: seconds a command has to end after a signal. Raises ConfigError for a bad command."""
         self._commands = [(split_command(command.cmd), command.if_candidate) for command in commands]
+        self._notices = [
+            {Role.PRIMARY: notice_of(command.on_promote), Role.REPLICA: notice_of(command.on_demote)}
+            for command in commands
+        ]
+        self._number = 0
+        self._telling = trio.Lock()
         self._grace = grace
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -68,6 +88,7 @@ class Supervisor:
         for number, (argv, candidates_only) in enumerate(self._commands):
             if self._stopping:
                 return 0
+            self._number = number
             if candidates_only and not is_candidate:
                 log.info("not a candidate, skipping command: %s", shlex.join(argv))
                 continue
@@ -90,6 +111,37 @@ class Supervisor:
             return
         self._child.send_signal(signum)
         self._limit.deadline = min(self._limit.deadline, trio.current_time() + self._grace)
+
+    async def tell(self, role: Role) -> None:
+        """Tell the command that runs now of a change of role, as its entry says; one change after another."""
+        async with self._telling:
+            if self._child is None or self._stopping:
+                return
+            notice = self._notices[self._number].get(role)
+            if isinstance(notice, signal.Signals):
+                log.info("now %s: sending %s to the command", role, notice.name)
+                self._child.send_signal(notice)
+            elif notice is not None:
+                await self._run_notice(role, notice)
+
+    async def _run_notice(self, role: Role, argv: list[str]) -> None:
+        log.info("now %s: running %s", role, shlex.join(argv))
+        try:
+            child = _start(argv)
+        except CommandFailed as error:
+            log.error("%s", error)
+            return
+        try:
+            with trio.move_on_after(NOTICE_SECONDS):
+                await _wait(child)
+        finally:
+            if child.poll() is None:
+                log.warning("ended after %g s: %s", NOTICE_SECONDS, shlex.join(argv))
+                child.kill()
+                with trio.CancelScope(shield=True):
+                    await _wait(child)
+        if child.returncode:
+            log.error("%s: %s", shlex.join(argv), _outcome(child.returncode))
 
     async def _run_one(self, argv: list[str]) -> int:
         """Start one command and wait for it; never leaves it running."""

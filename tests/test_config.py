@@ -109,12 +109,12 @@ def test_every_key_of_go_is_read() -> None:
 
 def test_only_keys_that_are_set_are_named_as_unimplemented() -> None:
     text = (
-        "strict-verify: true\nbackup: {type: file, path:}\nlease: {type: static, demote-delay: 1s}\nproxy:\n"
+        "strict-verify: true\nbackup: {type: file, path:}\nlease: {type: static, promote: true}\nproxy:\n"
     )
     assert unimplemented_keys(parse(text, "f", None)[1]) == [
         "strict-verify",
         "backup.type",
-        "lease.demote-delay",
+        "lease.promote",
     ]
     assert unimplemented_keys(parse(STATIC, "f", None)[1]) == []
 
@@ -198,6 +198,11 @@ def test_plain_scalars_read_as_the_type_of_their_field() -> None:
         ("lease: {type: object, object: {url: /path}}", "lease.object.url: write a URL"),
         ("lease: {type: object, object: {url: 'file:///p', key: a/../b}}", "lease.object.key"),
         ("lease: {type: object, object: {url: 'file:///p', key: ''}}", "lease.object.key"),
+        ("lease: {type: object, object: {url: 'file://p'}}", "lease.object.url: write file:///path"),
+        (
+            "lease: {type: object, object: {url: 'file:///litefs/p'}}",
+            "/litefs/p lies inside the fuse directory",
+        ),
         (STATIC.replace("}", ", grace: -1s}"), "lease.grace must not be negative"),
     ],
 )

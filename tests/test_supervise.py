@@ -17,7 +17,8 @@ import trio.testing
 
 from litefs.config import ExecCommand
 from litefs.errors import CommandFailed, ConfigError
-from litefs.supervise import Supervisor, commands_of
+from litefs.supervise import Supervisor, commands_of, notice_of
+from litefs.types import Role
 
 PATIENCE = 10.0
 """Seconds before a test counts as hanging."""
@@ -221,3 +222,32 @@ def test_a_command_line_replaces_the_configured_commands() -> None:
     assert commands_of(configured, None) == configured
     assert commands_of(configured, ["app -x 'y z'"]) == [ExecCommand(cmd="app -x 'y z'")]
     assert commands_of(configured, ["app", "y z", ">"]) == [ExecCommand(cmd="app 'y z' '>'")]
+
+
+@pytest.mark.parametrize("notice", ["HUP", "command"])
+def test_the_command_that_runs_is_told_of_a_change_of_role(tmp_path: Path, notice: str) -> None:
+    told, ready = tmp_path / "told", tmp_path / "ready"
+    trap = f'trap "echo told > {told}" HUP; echo yes > {ready}; while true; do sleep 0.05; done'
+    on_promote = notice if notice == "HUP" else f"sh -c 'echo told > {told}'"
+    command = ExecCommand(cmd=f"sh -c '{trap}'", on_promote=on_promote, on_demote="/no/such/command")
+
+    async def main() -> str:
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                supervisor = Supervisor([shell("exit 0"), command])
+                nursery.start_soon(supervisor.run, True)
+                await appears(ready)
+                await supervisor.tell(Role.REPLICA)  # what cannot be started is logged, and nothing more
+                assert not told.exists()
+                await supervisor.tell(Role.PRIMARY)
+                text = await appears(told)
+                supervisor.terminate(signal.SIGKILL)
+        return text
+
+    assert trio.run(main).strip() == "told"
+
+
+def test_a_notice_is_a_signal_or_a_command() -> None:
+    assert notice_of("usr1") == notice_of("SIGUSR1") == signal.SIGUSR1
+    assert notice_of("sv restart 'the app'") == ["sv", "restart", "the app"]
+    assert notice_of(" ") is None

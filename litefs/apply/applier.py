@@ -133,12 +133,14 @@ class Applier:
 
     def _attach_wal(self) -> Checkpointer:
         if self.writer is None or self._checkpointer is None:
-            writer = WalWriter(self._mounted, old_readers=self._old_readers)
+            sums = self._database.sums
+            writer = WalWriter(self._mounted, old_readers=self._old_readers, logged=sums.wal())
             if writer.page_size != self._database.page_size:
                 writer.close()
                 raise FormatError(
                     f"{self._mounted}: pages of {writer.page_size} bytes are not what the log has"
                 )
+            sums.set_wal(0, 0, 0)  # whoever looks for unannounced commits finds none on a replica
             self.writer = writer
             self._checkpointer = Checkpointer(writer, self.sync_log, self._policy)
             # What an earlier attachment left in the WAL counts as of now.
@@ -432,6 +434,36 @@ class Applier:
         """The last work before ``close``: everything durable that readers allow. Raises as ``rest``."""
         self.rest()
         self.sync_database()
+
+    def release(self) -> str | None:
+        """Make ready for the fs process to write the log from here on, and ``close``; why that takes a
+        recovery, or None. The WAL stays as it is if readers use it. Raises LiteFSError, OSError.
+        """
+        try:
+            if self._failed is not None:
+                return self._failed
+            self.attach()
+            if self.must_reopen:
+                return self._failed
+            if self.has_unsynced:
+                self.sync_log()
+            return self._leave_wal(self._attached())
+        finally:
+            self.close()
+
+    def _leave_wal(self, writer: WalWriter) -> str | None:
+        if not writer.may_checkpoint():
+            return f"{self.dir.name}: a transaction is open that began before this node was a replica"
+        if writer.is_rollback_mode():
+            with writer.alone() as alone:
+                if alone and self.checkpoint():
+                    writer.empty()
+        if self._received is not None:  # its intent would put it in the place of what is committed next
+            self.checkpoint()
+            self.sync_database()
+            if self._received is not None:
+                return f"{self.dir.name}: readers keep a snapshot from being put in place durably"
+        return None
 
     def detach(self) -> None:
         """Let go of the mount: the WAL and every lock. The next use attaches again."""

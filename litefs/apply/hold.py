@@ -53,7 +53,7 @@ class WriteHold:
         try:
             _recover(path, timeout)
             with _with_wal(path, timeout):
-                self._writer = writer = WalWriter(path)
+                self._writer = writer = WalWriter(path, applies=False)
             locks.wait_exclusive(writer.shm.fd, SHM_WRITE, timeout=timeout)
             writer.settle(self._sums.sums.wal())
         except locks.LockTimeout as error:

@@ -17,6 +17,7 @@ import trio
 
 from litefs.apply.applier import SYNC_INTERVAL, Applier
 from litefs.apply.checkpoint import CheckpointPolicy
+from litefs.apply.locks import LockTimeout
 from litefs.apply.repair import Scrubber, can_attach, describe, leave_to_recovery
 from litefs.apply.state import DatabaseState, lay_records, put_in_place, rebuild
 from litefs.apply.wal import Buffer
@@ -292,6 +293,26 @@ class ReplicaSink:
                             await self._thread(applier.close)
                     state.applier = state.lent = None
 
+    async def release(self) -> dict[str, str]:
+        """As ``close``, for the fs process to write the logs: for which databases that takes a recovery, and
+        why. Never raises for a dead mount."""
+        failed: dict[str, str] = {}
+        for name, state in self._states.items():
+            async with state.lock:
+                await self._abort(state)
+                applier, state.applier = state.applier, None
+                if state.broken is not None:
+                    failed[name] = state.broken
+                if applier is None:
+                    continue
+                try:
+                    reason = await self._thread(applier.release)
+                except (OSError, LiteFSError) as error:
+                    reason = f"{name}: {error}"
+                if reason is not None:
+                    failed[name] = reason
+        return failed
+
     async def _finish(self, name: str, applier: Applier) -> None:
         try:
             await self._thread(applier.finish)
@@ -316,7 +337,11 @@ class ReplicaSink:
 
     async def _apply(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:
         assert state.applier is not None
-        position = await self._thread(state.applier.apply, bodies)
+        try:
+            position = await self._thread(state.applier.apply, bodies)
+        except LockTimeout as error:  # of somebody who opened it while this node was primary
+            self._need_recovery(f"{state.directory.name}: a client keeps the WAL from being written: {error}")
+            raise
         while state.applier.must_reopen:
             await self._reopen(state, state.applier)
             position = state.applier.position

@@ -50,6 +50,10 @@ KEEP_BYTES = 32 << 20
 """A WAL that a long reader let grow beyond this is cut when it starts again; never to nothing (see
 ``old_readers``)."""
 
+APPLIER = os.O_NONBLOCK
+"""Means nothing for a file, so SQLite never sets it: tells the fs process which descriptors of the node
+process may change a replica. An import that was begun on a primary uses others."""
+
 PAGE_1 = struct.pack("=I", 1)
 """The number of the page that carries a change of size alone."""
 
@@ -101,12 +105,24 @@ class WalWriter:
     checkpointed under it.
     """
 
-    def __init__(self, path: Path, *, old_readers: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        old_readers: bool = False,
+        logged: tuple[int, int, int] = (0, 0, 0),
+        applies: bool = True,
+    ) -> None:
         """Attach to the database at ``path``; creates ``-wal`` and ``-shm`` if need be.
+
+        ``logged``: salts and frames of the WAL that a primary's log holds, as ``PageSums.wal`` has them; a
+        commit among them that its client did not announce is announced. ``applies``: it writes what is logged
+        already; else as any client, by way of capture.
 
         Raises FormatError if it is not a database or its wal-index contradicts it, LockTimeout, OSError.
         """
         self.path = path
+        self._mark = APPLIER if applies else 0
         self._fds: list[int] = []
         self.shm: SharedIndex | None = None  # type: ignore[assignment]
         try:
@@ -122,6 +138,7 @@ class WalWriter:
             with locks.exclusive(self.shm.fd, SHM_WRITE, timeout=WRITE_TIMEOUT):
                 if was_empty:
                     fileops.pwrite_all(self.wal_fd, empty_wal(self.page_size), 0)
+                self._announce(logged)
                 self._header = self._read_header()
             self.may_checkpoint()
         except BaseException:
@@ -131,7 +148,7 @@ class WalWriter:
     shm: SharedIndex
 
     def _open(self, path: Path, flags: int, mode: int = 0) -> int:
-        fd = os.open(path, flags | os.O_CLOEXEC, mode)
+        fd = os.open(path, flags | self._mark | os.O_CLOEXEC, mode)
         self._fds.append(fd)
         return fd
 
@@ -186,6 +203,12 @@ class WalWriter:
                 f"{self.path}: wal-index of {header.page_size}-byte pages, database of {self.page_size}"
             )
         return header
+
+    def _announce(self, logged: tuple[int, int, int]) -> None:
+        """Have the wal-index recovered if it knows less than was logged. The caller holds WRITE."""
+        header, frames = self.shm.header(), logged[2]
+        if header is not None and frames and (header.salt != logged[:2] or header.mx_frame < frames):
+            self.shm.index.invalidate()
 
     def _recover(self) -> IndexHeader:
         """``walIndexRecover``: the index and its header are made anew from the committed frames in the WAL
@@ -298,6 +321,25 @@ class WalWriter:
         if self.old_readers and locks.is_free(self.db_fd, SHARED_FIRST, SHARED_SIZE):
             self.old_readers = False
         return not self.old_readers
+
+    def is_rollback_mode(self) -> bool:
+        """Whether the database would have no WAL if its node were not a replica."""
+        return not DatabaseHeader.parse(self.read_page(1)[:DATABASE_HEADER]).is_wal
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Hold EXCLUSIVE on the database for the block if nobody else has it open: whether that is so."""
+        got = locks.try_exclusive(self.db_fd, SHARED_FIRST, SHARED_SIZE)
+        try:
+            yield got
+        finally:
+            if got:
+                locks.try_shared(self.db_fd, SHARED_FIRST, SHARED_SIZE)
+
+    def empty(self) -> None:
+        """Cut the WAL to nothing, as the last of SQLite's connections removes it. Only while ``alone``, with
+        every frame backfilled; close this writer then."""
+        fileops.truncate(self.wal_fd, 0)
 
     def has_frame(self, pgno: int) -> bool:
         """Whether the WAL has an image of a page, so that readers do not look at the database file for it."""

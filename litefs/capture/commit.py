@@ -27,6 +27,10 @@ class Gate(Protocol):
     def writable(self) -> bool:
         """Whether this node is the primary at all."""
 
+    def admits(self) -> bool:
+        """Whether a transaction that is open may still commit, as far as that is known without a look at the
+        clock."""
+
     def check(self) -> None:
         """Before the append. Raises CommitRefused."""
 

@@ -61,17 +61,23 @@ class DatabaseCapture:
 
         A transaction that is open when the database is stopped may still be rolled back, or nobody could read
         it; its commit is refused by the store. What is committed may end its journal whatever happened since.
+        One that is open when commits come to be refused may be rolled back, too.
         """
         if self.journal.committed and file == self._name + "-journal":
             return
-        if not self._gate.writable():
+        if not self._gate.writable() and not (self.is_open and file != self._name + "-wal"):
             raise Refused(file, "this node is not the primary")
-        if self.db.stopped is not None and not (self.journal.hot or self.raw.pending):
+        if self.db.stopped is not None and not self.is_open:
             raise Refused(file, f"the database is stopped: {self.db.stopped}")
         if self.db.sums.damaged:
             raise Refused(file, "the database is damaged, served for reading only: rename a good one over it")
         if file != self._name:
             self.raw.check(file)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the database file has changes that are not committed."""
+        return self.journal.hot or self.raw.pending
 
     # -- database file -----------------------------------------------------------------------------
 
@@ -81,6 +87,11 @@ class DatabaseCapture:
         """``handle``: the open file it comes through."""
         self.check_writable(self._name)
         if not self.wal.holds_logged_frames:
+            begun = self.raw.pending and not self.journal.hot
+            if not begun and not self._gate.admits() and not self._restores(offset, data):
+                # At the end of a journal SQLite could not roll back any more, only leave it to others. Amid
+                # writes without one nothing is refused: who has no journal at all would leave a torn file.
+                raise Refused(self._name, "its transaction could not be committed now")
             if self.journal.hot:
                 self.journal.database_write(fd, offset, data)
             else:
@@ -94,6 +105,15 @@ class DatabaseCapture:
             self._file_bytes += len(data)
 
         return _synced(self._take_log_bytes(), self._sync_log, finish)
+
+    def _restores(self, offset: int, data: bytes) -> bool:
+        """Whether a write lays nothing but pages as the log has them: a rollback."""
+        page_size = self.db.page_size
+        if not page_size or offset % page_size or len(data) % page_size:
+            return False
+        first, sums = offset // page_size + 1, self.db.sums
+        pages = (data[at : at + page_size] for at in range(0, len(data), page_size))
+        return all(sums.matches(pgno, page) for pgno, page in enumerate(pages, first))
 
     def database_truncate(self, fd: int, size: int, handle: int | None = None) -> None:
         """A checkpoint's or VACUUM's truncation, a rollback's, an extension, or the begin of a copy."""

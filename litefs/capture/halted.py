@@ -34,6 +34,9 @@ class HaltGate:
     def writable(self) -> bool:
         return self._clock_ns() < self.deadline_ns
 
+    def admits(self) -> bool:
+        return self.writable()
+
     def check(self) -> None:
         if not self.writable():
             raise CommitRefused("commit refused: the HALT lock is not held any more")

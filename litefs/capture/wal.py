@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from litefs._core.pagesums import checksums_of
 from litefs._core.walcursor import NEED, LoggedFrames, Transaction, WalCursor
+from litefs.capture.adopt import adopt
 from litefs.capture.backfill import Backfill
 from litefs.capture.batches import FrameBatches, grown
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, now_ms
@@ -63,6 +64,20 @@ class WalCapture:
     def pending(self) -> int:
         """Pages whose newest logged image is not in the database file."""
         return self._frames.pending
+
+    def adopt(self, fd: int) -> None:
+        """Go on with the WAL behind *fd*, all of whose commits are in the log. Raises LogCorrupt, OSError."""
+        self._size = self._secured = os.fstat(fd).st_size
+        adopt(fd, self._db, self._cursor, self._frames, self._read_page)
+        if self._cursor.active:
+            self._db.sums.set_wal(
+                self._cursor.salt1, self._cursor.salt2, self._frames.frames if self.pending else 0
+            )
+
+    @property
+    def unsealed(self) -> bool:
+        """Whether the log has commits of this WAL that SQLite could not recover from it."""
+        return bool(self._unsealed or self._loose)
 
     # -- the WAL file ------------------------------------------------------------------------------
 
@@ -283,6 +298,7 @@ class WalCapture:
         except OSError:
             fileops.fallocate(fd, start, end - start)
             self._secured = end
+        self._size = max(self._size, self._secured)  # what is zero may complete a frame that ends in zeros
 
     # -- commits that SQLite seals later, or never -------------------------------------------------
 

@@ -157,6 +157,8 @@ class ConsulLease:
             if not entry.value:
                 await self._calls.run(self._client.put_new, key, proposal)
                 entry = await self._calls.run(self._client.read, key)
+        if not entry.value:
+            raise LeaseUnavailable(f"{self._name}: the key {key} is empty; delete it, or put the id there")
         return entry.value.decode("ascii", "replace").strip()
 
     async def aclose(self) -> None:

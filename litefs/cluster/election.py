@@ -41,6 +41,9 @@ AGAIN_SECONDS = 1.0
 HAND_OVER_SECONDS = 0.8
 """How long commits wait for the target of a handoff; then they go on here. Freezing counts."""
 
+LAST_HAND_OVER_SECONDS = 4.0
+"""The same when the primary stops: a candidate that lacks something could not follow it."""
+
 HANDOFF_SECONDS = 10.0
 """How long a handoff may take altogether, requests to the store included."""
 
@@ -277,8 +280,9 @@ class Election:
                     await self._insist(lambda: self._member.demote(reason))
                     self._tenure.serving = False
                     self._feed(steps.Demoted())
-                case steps.HandOver(target):
-                    failure = await self._step(HAND_OVER_SECONDS, lambda: self._hand_over(target))
+                case steps.HandOver(target, last):
+                    seconds = LAST_HAND_OVER_SECONDS if last else HAND_OVER_SECONDS
+                    failure = await self._step(seconds, lambda: self._hand_over(target))
                     self._feed(steps.CaughtUp() if failure is None else steps.HandOverFailed(failure))
                 case steps.Thaw():
                     await self._insist(self._member.thaw, lambda: self._machine.serving)

@@ -69,7 +69,8 @@ class Beat:
 @dataclass(frozen=True, slots=True)
 class View:
     """The store as of one consistent read: the beat, None before the first primary, and its version, which
-    changes with every write of it. ``held``: a node holds the lease."""
+    changes with every write of it. ``held``: a node holds the lease, or wrote the beat without releasing
+    it."""
 
     version: str
     beat: Beat | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from litefs.cluster.lease import Lease, Timing
 from litefs.cluster.object import ObjectLease, ObjectStore
@@ -34,13 +33,10 @@ def object_lease(config: ObjectConfig, timing: Timing | None = None) -> Lease:
     ``az://`` and whatever else obstore reads). Raises ConfigError."""
     timing = timing or Timing()
     store: ObjectStore
-    url = urlsplit(config.url)
-    if url.scheme == "file":
-        if url.netloc not in ("", "localhost"):
-            raise ConfigError(f"lease.object.url: write file:///path, got {config.url!r}")
+    if config.directory is not None:
         from litefs.cluster.directory import DirectoryStore
 
-        store = DirectoryStore(Path(unquote(url.path)), config.key)
+        store = DirectoryStore(Path(config.directory), config.key)
     else:
         from litefs.cluster.cloud import CloudStore
 

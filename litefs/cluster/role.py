@@ -12,7 +12,7 @@ import math
 
 from litefs.cluster import steps
 from litefs.cluster.lease import Grant, PrimaryInfo, Timing, View
-from litefs.cluster.standing import Standing, inherited
+from litefs.cluster.standing import Standing
 
 SECOND = 1_000_000_000
 
@@ -231,8 +231,7 @@ class RoleMachine:
             self._not_before = int(turn)
             return
         self.state = State.TAKING
-        in_sync = inherited(view.beat, self._node_id, standing)
-        self._out.append(steps.Take(view, self.term + 1, in_sync, self._forced))
+        self._out.append(steps.Take(view, self.term + 1, self._forced))
 
     def _taken(self, event: steps.Won | steps.Missed, now: int) -> None:
         if isinstance(event, steps.Missed):
@@ -350,7 +349,7 @@ class RoleMachine:
 
     def _begin_handoff(self, target: int) -> None:
         self.state, self._target = State.HANDING_OFF, target
-        self._out.append(steps.HandOver(target))
+        self._out.append(steps.HandOver(target, last=self._stopping))
 
     def _answer_handoff(self, error: str) -> None:
         if self._asked:

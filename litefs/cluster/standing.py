@@ -66,19 +66,6 @@ def weigh(
     return Standing(tuple(losses), barred, beyond)
 
 
-def inherited(beat: Beat | None, node_id: int, standing: Standing) -> tuple[int, ...] | None:
-    """The in-sync set that a new primary publishes first.
-
-    Who was in sync still holds every acknowledged commit, and the new primary acknowledges none before each
-    of them has it. After a forced takeover nobody is known to hold what the new primary does.
-    """
-    if beat is None or beat.in_sync is None:
-        return None
-    if standing.obstacle:
-        return ()
-    return tuple(member for member in beat.in_sync if member != node_id)
-
-
 def advance(
     before: Mapping[str, Position], now: Mapping[str, Position], own: Mapping[str, Position]
 ) -> dict[str, Position]:

@@ -195,7 +195,6 @@ class Take:
 
     view: View
     term: int
-    in_sync: tuple[int, ...] | None
     forced: bool
 
 
@@ -246,9 +245,13 @@ class Extend:
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Let commits wait until this replica has all of them: :class:`CaughtUp` or :class:`HandOverFailed`."""
+    """Let commits wait until this replica has all of them: :class:`CaughtUp` or :class:`HandOverFailed`.
+
+    ``last``: the node stops, and without the target nobody may be able to follow it.
+    """
 
     target: int
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

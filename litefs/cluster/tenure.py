@@ -45,8 +45,12 @@ class Tenure:
         return steps.Weighed(view.version, standing)
 
     async def take(self, action: steps.Take) -> steps.Event:
-        """Acquire or claim the lease, then make sure that its cluster is this node's."""
-        self._published, self._in_sync = dict(self._member.positions()), action.in_sync
+        """Acquire or claim the lease, then make sure that its cluster is this node's.
+
+        Until the member serves, positions alone decide who may win next: it holds every acknowledged commit,
+        and acknowledges no other one. So whoever is where it is now will do, in sync before or not.
+        """
+        self._published, self._in_sync = dict(self._member.positions()), None
         beat = self._beat(action.term)
         take = self._lease.claim if action.view.held else self._lease.acquire
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
@@ -14,7 +15,6 @@ from litefs.capture.super import SuperJournals
 from litefs.errors import LiteFSError
 from litefs.fs.locktable import LockTable
 from litefs.fs.role import RoleState
-from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.dropped import drop, rename, replace, tidy
@@ -45,6 +45,8 @@ class FsDatabase:
         self.database_fd = -1
         self.ino = 0
         """Inode of the database file on the mount, once a client opened it."""
+        self.shm_ino = 0
+        """The same of its wal-index."""
         self.announced = False
         self.busy = False
         self._idle = trio.Event()
@@ -154,7 +156,7 @@ class Databases:
         self._role = role
         self._watcher = watcher
         self._node_id = node_id
-        self._locks: LockTable | None = None
+        self.locks: LockTable | None = None
         self.supers = SuperJournals(super_dir(data), role, self._capture_of)
         self._by_name: dict[str, FsDatabase] = {}
         for name in data.names():
@@ -240,42 +242,57 @@ class Databases:
 
     def start_capture(self, db: FsDatabase) -> None:
         """Become the log's writer for this database. Raises LiteFSError, OSError."""
-        if os.path.exists(db.dir.wal) and os.path.getsize(db.dir.wal) >= WAL_HEADER_SIZE:
-            raise LiteFSError(f"{db.name}: there is a WAL whose frames were not captured")
+        capture = self._open_capture(db)
         db.close_sums()
+        db.capture = capture
+
+    def _open_capture(self, db: FsDatabase) -> DatabaseCapture:
+        """Its log and its WAL as a replica left them. May run in a thread. Raises LiteFSError, OSError."""
         store = Database.open(db.dir, node_id=self._node_id)
-        db.capture = DatabaseCapture(
-            db.name,
-            store,
-            self._role,
-            self._watcher,
-            db.open_database,
-            lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
-            self.supers.admit,
-        )
-        if not store.position.txid and os.path.getsize(db.dir.database):
-            db.capture.raw.found()
+        try:
+            capture = DatabaseCapture(
+                db.name,
+                store,
+                self._role,
+                self._watcher,
+                db.open_database,
+                lambda: self.locks is not None and self.locks.exclusive_held(db.ino),
+                self.supers.admit,
+            )
+            with contextlib.suppress(FileNotFoundError), open(db.dir.wal, "rb") as wal:
+                capture.wal.adopt(wal.fileno())
+            if not store.position.txid and os.path.getsize(db.dir.database):
+                capture.raw.found()
+        except BaseException:
+            store.close()
+            raise
+        return capture
 
     def mounted(self, minor: int) -> None:
         """There is a mount, of that device minor: from now on clients hold locks. Raises OSError."""
-        self._locks = LockTable(minor)
+        self.locks = LockTable(minor)
 
     async def sweep(self) -> None:
         """``FsDatabase.sweep`` of each."""
         for db in self:
             await db.sweep()
 
-    def set_primary(self) -> list[str]:
-        """Start capture everywhere; returns what could not be opened, one line each."""
-        errors = []
+    async def set_primary(self) -> dict[str, str]:
+        """Become the writer of every log; returns whose could not be opened, and why.
+
+        No client may change anything meanwhile: a WAL is read in a thread.
+        """
+        failed = {}
         for db in self:
             if db.capture is None and db.error is None:
                 try:
-                    self.start_capture(db)
+                    capture = await trio.to_thread.run_sync(self._open_capture, db)
                 except (LiteFSError, OSError) as exc:
-                    db.error = str(exc)
-                    errors.append(f"{db.name}: {exc}")
-        return errors
+                    db.error = failed[db.name] = str(exc)
+                else:
+                    db.close_sums()
+                    db.capture = capture
+        return failed
 
     def set_replica(self) -> None:
         """Let go of the logs: the node process writes them from now on, but for those written under HALT."""
@@ -287,6 +304,6 @@ class Databases:
     def close(self) -> None:
         for db in self:
             db.close()
-        if self._locks is not None:
-            self._locks.close()
-            self._locks = None
+        if self.locks is not None:
+            self.locks.close()
+            self.locks = None

@@ -29,6 +29,7 @@ from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
 from litefs.fs.role import RoleState, boottime_ns
+from litefs.fs.rolechange import RoleChanges
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
@@ -41,6 +42,7 @@ from litefs.link.messages import (
     Failed,
     Forget,
     Forgotten,
+    Freeze,
     Halt,
     HaltEnd,
     HaltUntil,
@@ -49,11 +51,11 @@ from litefs.link.messages import (
     Message,
     Mounted,
     Opened,
-    RoleSet,
     SetRole,
     Start,
     Stop,
     Stopped,
+    Thaw,
     Unpublished,
 )
 from litefs.store import fileops
@@ -91,7 +93,7 @@ class FsProcess:
     """State and tasks of the fs process; implements :class:`litefs.capture.commit.Watcher`."""
 
     def __init__(self, channel: Channel, wake: Wake, start: Start) -> None:
-        self.role = RoleState()
+        self.role = RoleState(start.grace_ns)
         self._channel = channel
         self._wake = wake
         self._start = start
@@ -132,6 +134,7 @@ class FsProcess:
         reports = await trio.to_thread.run_sync(self._recover)
         databases = Databases(self._data, self.role, self, self._start.node_id, self._unrecovered)
         operations = self._operations(databases)
+        self._changes = RoleChanges(self.role, databases, self._channel.send)
         self._halts = Halts(databases, self.role, self, self._start.node_id, self._post)
         session = Session(
             operations,
@@ -155,6 +158,7 @@ class FsProcess:
                 nursery.start_soon(self._sweep, databases)
                 nursery.start_soon(self._look_at_seals, databases)
                 nursery.start_soon(self._flush_link)
+                nursery.start_soon(self._changes.run)
                 asked = await self._serve_link(databases, operations, Mounted(session.minor, reports))
                 self._halts.abandon()
                 await databases.sweep()
@@ -231,19 +235,12 @@ class FsProcess:
 
     async def _handle(self, message: AnyMessage, databases: Databases, operations: Operations) -> None:
         match message:
-            case SetRole():
-                if message.role is not Role.PRIMARY:
-                    # a commit under HALT waits for an answer that comes by this link
-                    ours = [db for db in databases if not db.halted]
-                    for db in ours:
-                        await db.idle()
-                        await db.sweep()
-                    while busy := [db for db in ours if db.busy]:  # since another one was waited for
-                        await busy[0].idle()
-                self._set_role(message, databases)
-                await self._channel.send(RoleSet(message.term))
+            case SetRole() | Freeze():
+                await self._changes.request(message)
+            case Thaw():
+                self.role.thaw()
             case Deadline():
-                self.role.deadline_ns = message.deadline_ns
+                self.role.extend(message.deadline_ns)
             case Lag():
                 self.role.lag_ms = message.lag_ms
                 self.role.primary_timestamp_ms = message.timestamp_ms
@@ -259,16 +256,6 @@ class FsProcess:
                 await self._halts.handle(message)
             case _:
                 log.error("unexpected message on the link: %r", message)
-
-    def _set_role(self, message: SetRole, databases: Databases) -> None:
-        role = self.role
-        if message.role is Role.PRIMARY and role.role is not Role.PRIMARY:
-            for line in databases.set_primary():
-                log.error("cannot write to its log: %s", line)
-        elif message.role is not Role.PRIMARY:
-            databases.set_replica()
-        role.role, role.term = message.role, message.term
-        role.deadline_ns, role.primary = message.deadline_ns, message.primary
 
     async def _flush_link(self) -> None:
         while True:
@@ -318,7 +305,7 @@ class FsProcess:
         """Answer nothing any more, make connections that stay open fail instead of answering from caches
         (I10), unmount.
         """
-        self.role.role, self.role.deadline_ns = Role.NONE, 0
+        self.role.become(Role.NONE, self.role.term, 0, None)
         operations.dead = True
         inodes = operations.invalidated_inodes()
         with trio.move_on_after(2):

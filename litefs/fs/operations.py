@@ -18,6 +18,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
 from litefs._core.openinfo import UnflushedInfo
+from litefs.apply.wal import APPLIER
 from litefs.capture.commit import Refused
 from litefs.capture.database import DatabaseCapture
 from litefs.errors import InvalidName, LiteFSError
@@ -49,12 +50,15 @@ def _may_be_sqlite(flags: int) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """An open file. ``closed``: a client closed a descriptor of it; it may have others."""
+    """An open file. ``closed``: a client closed a descriptor of it; it may have others. ``applies``: the
+    replica's applier opened it, and no other part of the node process.
+    """
 
     inode: Inode
     fd: int
     writable: bool
     from_node: bool
+    applies: bool
     closed: bool = False
 
 
@@ -89,7 +93,8 @@ class Operations(SuperRequests):
     ) -> EntryAttributes:
         target = self.inodes[inode]
         if fields.update_size:
-            await self._truncate(target, attr.st_size, self._is_node(ctx.pid), fh)
+            applies = fh is not None and self._handles[fh].applies
+            await self._truncate(target, attr.st_size, self._is_node(ctx.pid), applies, fh)
         if not target.is_control and target.kind is not Kind.DIRECTORY:
             file = target.fd if target.fd >= 0 else target.backing
             if fields.update_mode:
@@ -100,11 +105,13 @@ class Operations(SuperRequests):
                 os.chown(file, uid, gid)
         return self._attributes(target)
 
-    async def _truncate(self, inode: Inode, size: int, from_node: bool, fh: int | None = None) -> None:
+    async def _truncate(
+        self, inode: Inode, size: int, from_node: bool, applies: bool, fh: int | None = None
+    ) -> None:
         db = inode.db
         if inode.is_control or db is None:
             raise FUSEError(errno.EPERM)
-        await db.idle()
+        await self._turn(db, inode)
         opened = inode.fd < 0
         fd = os.open(inode.backing, os.O_RDWR | os.O_CLOEXEC) if opened else inode.fd
         try:
@@ -115,7 +122,7 @@ class Operations(SuperRequests):
                 and self._is_applied(inode)
             ):
                 raise FUSEError(errno.EBUSY)
-            if inode.kind is Kind.SHM or (from_node and self._role.role is not Role.PRIMARY):
+            if inode.kind is Kind.SHM or (applies and self._role.role is not Role.PRIMARY):
                 os.ftruncate(fd, size)
                 return
             capture = self._capture(db)
@@ -130,6 +137,13 @@ class Operations(SuperRequests):
         finally:
             if opened:
                 os.close(fd)
+
+    async def _turn(self, db: FsDatabase, inode: Inode) -> None:
+        """Wait until a change of the file may be looked at: until the deadline moves, or grace is over, and
+        no big commit is under way."""
+        if inode.kind is not Kind.SHM and self._role.must_wait():
+            await self._role.wait()
+        await db.idle()
 
     def _is_applied(self, shm: Inode) -> bool:
         """Whether the node process, as a replica, has a wal-index mapped: to cut it would kill that process;
@@ -161,7 +175,8 @@ class Operations(SuperRequests):
         fd = -1 if inode.is_control else inode.open_backing()
         inode.handles += 1
         number = self._new_handle()
-        self._handles[number] = Handle(inode, fd, writable, from_node)
+        applies = from_node and bool(flags & APPLIER)
+        self._handles[number] = Handle(inode, fd, writable, from_node, applies)
         if inode.kind is Kind.WAL and inode.db is not None and inode.db.capture is not None:
             inode.db.capture.wal.opened(os.fstat(fd).st_size)
         db = inode.db
@@ -171,6 +186,8 @@ class Operations(SuperRequests):
             db.ino = inode.ino
             if flags & os.O_TRUNC and db.capture is not None:
                 db.capture.raw.join(number)
+        if db is not None and inode.kind is Kind.SHM:
+            db.shm_ino = inode.ino
         if db is not None and not db.announced and inode.kind is Kind.DATABASE and client:
             db.announced = True
             self._on_open(db.name)
@@ -191,7 +208,7 @@ class Operations(SuperRequests):
             if target.kind is not Kind.SHM and not from_node and read_only:
                 raise FUSEError(errno.EROFS)
             if flags & os.O_TRUNC:  # the kernel leaves that to us
-                await self._truncate(target, 0, from_node)
+                await self._truncate(target, 0, from_node, from_node and bool(flags & APPLIER))
         return self._opened(target, flags, from_node)
 
     @answered
@@ -285,9 +302,9 @@ class Operations(SuperRequests):
         if inode.kind is Kind.SHM or db is None:
             fileops.pwrite_all(handle.fd, buf, off)
             return len(buf)
-        if db.busy:
-            await db.idle()
-        if handle.from_node and self._role.role is not Role.PRIMARY:
+        if db.busy or self._role.must_wait():
+            await self._turn(db, inode)
+        if handle.applies and self._role.role is not Role.PRIMARY:
             fileops.pwrite_all(handle.fd, buf, off)
             return len(buf)
         capture = self._capture(db)
@@ -309,7 +326,7 @@ class Operations(SuperRequests):
         db = handle.inode.db
         if db is None or handle.inode.kind is Kind.SHM:
             return
-        await db.idle()
+        await self._turn(db, handle.inode)
         if db.capture is None:
             if handle.inode.kind is Kind.DATABASE:
                 await trio.to_thread.run_sync(os.fdatasync, handle.fd)
@@ -338,10 +355,10 @@ class Operations(SuperRequests):
         if inode.is_control or db is None:
             raise FUSEError(errno.EPERM)
         try:
-            await db.idle()
+            await self._turn(db, inode)
             if inode.kind is Kind.SHM and not self._is_applied(inode):
                 os.unlink(inode.backing)
-            elif self._role.role is not Role.PRIMARY:
+            elif self._role.role is not Role.PRIMARY and (inode.kind is not Kind.JOURNAL or not db.capture):
                 raise FUSEError(errno.EROFS)
             else:
                 await self._unlink_captured(db, inode)
@@ -364,7 +381,8 @@ class Operations(SuperRequests):
             self._role.confirm()
             return
         capture = self._capture(db)
-        capture.check_writable(inode.path)
+        if inode.kind is Kind.WAL or capture.journal.hot or self._role.writable():
+            capture.check_writable(inode.path)
         if inode.kind is Kind.WAL:
             capture.wal.unlink()
             os.unlink(inode.backing)

@@ -39,6 +39,8 @@ class SuperRequests(Renaming):
     async def _unlink_super(self, parent_inode: int, inode: Inode) -> None:
         """Commit what it stands for. Raises as ``SuperJournals.commit``, FUSEError."""
         supers, path = self._dbs.supers, inode.path
+        if self._role.must_wait():
+            await self._role.wait()
         while busy := [db for db in self._members(path) if db.busy]:
             await busy[0].idle()
         if self._role.role is not Role.PRIMARY:

@@ -47,10 +47,13 @@ class Start(Message, frozen=True):
     gid: int | None = None
     mode: int | None = None
     log: LogOptions = LogOptions()
+    grace_ns: int = 0
+    """How long a change waits for a deadline that has passed to move, before it is refused."""
 
 
 class SetRole(Message, frozen=True):
-    """The role from now on; answered by :class:`RoleSet`.
+    """The role from now on. A primary that becomes something else answers with :class:`Fenced` as soon as
+    nothing can be committed any more; :class:`RoleSet` follows when the logs have changed hands.
 
     ``deadline_ns`` is a CLOCK_BOOTTIME time in nanoseconds. ``primary`` is the primary's hostname while
     this node is a replica that is connected to it.
@@ -66,6 +69,15 @@ class Deadline(Message, frozen=True):
     """The commit deadline was moved by a lease renewal."""
 
     deadline_ns: int
+
+
+class Freeze(Message, frozen=True):
+    """Hold every commit that has not begun, for a handoff; answered by :class:`Frozen`, ended by
+    :class:`Thaw` or another role."""
+
+
+class Thaw(Message, frozen=True):
+    """Commits go on."""
 
 
 class Lag(Message, frozen=True):
@@ -157,10 +169,31 @@ class Failed(Message, frozen=True):
     exit_code: int = 1
 
 
-class RoleSet(Message, frozen=True):
-    """The role of that term is in force."""
+class Fenced(Message, frozen=True):
+    """This node commits nothing any more, under that term or an earlier one."""
 
     term: int
+
+
+class Frozen(Message, frozen=True):
+    """No commit is under way: the positions stay as they are until :class:`Thaw`."""
+
+
+class HeldUp(Message, frozen=True):
+    """Who keeps the logs from changing hands, one line for each; empty if nobody does."""
+
+    by: list[str]
+
+
+class RoleSet(Message, frozen=True):
+    """The role of that term is in force, and with it the logs' writer.
+
+    ``failed``: databases, and why, whose log could not change hands: that takes a recovery.
+    """
+
+    term: int
+    role: Role = Role.NONE
+    failed: dict[str, str] = {}
 
 
 class ExposedAck(Message, frozen=True):
@@ -231,12 +264,17 @@ AnyMessage = (
     Start
     | SetRole
     | Deadline
+    | Freeze
+    | Thaw
     | Lag
     | Exposed
     | Forget
     | Stop
     | Mounted
     | Failed
+    | Fenced
+    | Frozen
+    | HeldUp
     | RoleSet
     | ExposedAck
     | Forgotten

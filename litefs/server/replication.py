@@ -121,9 +121,11 @@ def register(app: LiteFSApp, node: NodeView) -> None:
             return text(str(error), 400)
         check_replica(node.identity, node.is_primary, replica)
         positions = decode_positions(await _read_positions())
-        access = current()
+        own, access = node.identity, current()
         catalog = visible(node.catalog, access, request.args.getlist(FILTER))
-        sender = Sender(catalog, node.identity, positions, active=lambda: node.is_primary)
+        sender = Sender(
+            catalog, own, positions, active=lambda: node.is_primary and node.identity.term == own.term
+        )
         body = StreamBody(sender, f"{format_node_id(replica.node_id)} ({request.remote_addr})", subscribers)
         headers = request_headers(node.identity)
         if access.limited:

@@ -121,7 +121,7 @@ def test_the_log_is_durable_before_the_file_is_overwritten(
     monkeypatch.setattr(applier_module, "write_in_place", written)
     applier.apply(primary.take()[:2])
     assert applier.must_reopen == stays
-    assert done == ["rename", "sync_dir", "write"]
+    assert done[-3:] == ["rename", "sync_dir", "write"]
     applier.close()
 
 

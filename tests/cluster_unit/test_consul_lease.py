@@ -267,6 +267,12 @@ def test_a_session_outlives_its_ttl_while_it_is_renewed(keys: Keys) -> None:
     trio.run(run)
 
 
+def test_an_empty_cluster_id_is_no_id(keys: Keys) -> None:
+    keys.consul.request("PUT", f"/v1/kv/{keys.key}/clusterid", b"")
+    with pytest.raises(LeaseUnavailable, match="clusterid is empty"):
+        trio.run(keys.lease().cluster_id, "LFSC1")
+
+
 def test_the_largest_beat_fits(keys: Keys) -> None:
     async def run() -> None:
         lease = keys.lease()

@@ -30,6 +30,7 @@ class Gated:
         self.timing = lease.timing
         self.silent = False
         self.renewals = 0
+        self.released: list[Beat] = []
 
     async def _reach(self) -> None:
         await trio.sleep(0.02)
@@ -60,6 +61,7 @@ class Gated:
 
     async def release(self, grant: Grant, beat: Beat) -> None:
         await self._reach()
+        self.released.append(beat)
         await self._lease.release(grant, beat)
 
     async def cluster_id(self, proposal: str) -> str:
@@ -72,9 +74,11 @@ class Gated:
 class Node:
     """A member, its election and its lease."""
 
-    def __init__(self, directory: Path, name: str, node_id: int, *, candidate: bool = True) -> None:
+    def __init__(
+        self, directory: Path, name: str, node_id: int, *, candidate: bool = True, timing: Timing = TIMING
+    ) -> None:
         self.member = SmallMember(directory, name, node_id)
-        self.lease = Gated(open_lease(f"file://{directory}/lease", "key", TIMING))
+        self.lease = Gated(open_lease(f"file://{directory}/lease", "key", timing))
         info = PrimaryInfo(name, f"http://{name}")
         self.election = Election(self.lease, self.member, node_id, info, candidate=candidate)
 
@@ -136,22 +140,30 @@ async def test_the_first_candidate_leads_and_the_other_follows(tmp_path: Path) -
 
 
 @in_trio
-async def test_a_handoff_loses_nothing_and_is_quick(tmp_path: Path) -> None:
+async def test_a_handoff_under_writes_loses_nothing_and_is_quick(tmp_path: Path) -> None:
     a, b = pair(tmp_path)
-    async with running(a, b):
+    a.member.slow["demote"] = 0.1  # and commits must not go on meanwhile
+    async with running(a, b), trio.open_nursery() as writers:
         await until(lambda: b.member.following == "a")
-        for _ in range(10):
-            assert a.member.commit()
+        writers.start_soon(a.member.write, 0.001)
+        await trio.sleep(0.3)
         began = trio.current_time()
         await a.election.handoff()
-        assert not a.member.commit()
         await until(b.member.commit)
         took = trio.current_time() - began
+        writers.cancel_scope.cancel()
         print(f"handoff: {took:.3f} s")
         assert took < 1.0 + TIMING.renew
-        assert b.member.tokens[:10] == a.member.tokens[:10]
+        assert [call for call in a.member.calls if call != "follow"][-3:] == [
+            "freeze",
+            "await_target",
+            "demote",
+        ]
         await until(lambda: a.member.following == "b" and a.member.tokens == b.member.tokens)
-        assert [ack.term for ack in read_acks(tmp_path)] == [1] * 10 + [2]
+        acks = read_acks(tmp_path)
+        assert [ack.term for ack in acks] == [1] * (len(acks) - 1) + [2]
+        assert len(acks) > 10
+        assert {bytes.fromhex(ack.token) for ack in acks} <= set(b.member.tokens)
 
 
 @in_trio
@@ -193,6 +205,7 @@ async def test_a_stop_passes_the_role_on(tmp_path: Path) -> None:
         await a.election.stop()
         assert a.state is State.STOPPED
         assert not a.member.serving
+        assert [beat.successor for beat in a.lease.released] == [2]
         await until(b.member.commit)
         assert trio.current_time() - began < TIMING.term, "nobody waited for the lease to expire"
         await b.election.stop()
@@ -200,6 +213,18 @@ async def test_a_stop_passes_the_role_on(tmp_path: Path) -> None:
         assert beat is not None
         assert beat.released
         assert beat.positions == b.member.positions()
+
+
+@in_trio
+async def test_a_stop_gives_its_successor_more_time_than_a_handoff(tmp_path: Path) -> None:
+    a, b = pair(tmp_path)
+    a.member.slow["await_target"] = 2 * HAND_OVER_SECONDS
+    async with running(a, b):
+        await until(lambda: b.member.following == "a")
+        a.member.commit()
+        await a.election.stop()
+        assert [beat.successor for beat in a.lease.released] == [2]
+        await until(b.member.commit)
 
 
 @in_trio
@@ -266,8 +291,10 @@ async def test_a_demotion_that_fails_is_repeated_and_nothing_released_before(tmp
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.election.handoff)
             await until(lambda: "demote" in a.member.calls)
-            await trio.sleep(0.2)
-            assert b.state is State.REPLICA
+            await trio.sleep(0.5)
+            beat = (await a.lease.observe()).beat
+            assert beat is not None
+            assert not beat.released
             a.member.fail.clear()
         await until(b.member.commit)
 
@@ -323,18 +350,19 @@ async def test_only_a_candidate_is_promoted(tmp_path: Path) -> None:
 
 
 @in_trio
-async def test_the_in_sync_set_travels_with_each_renewal(tmp_path: Path) -> None:
-    a, b = pair(tmp_path)
+async def test_the_in_sync_set_travels_with_renewals(tmp_path: Path) -> None:
+    slow = Timing(term=6.0, renew=2.0, margin=0.2)
+    a, b = Node(tmp_path, "a", 1, timing=slow), Node(tmp_path, "b", 2, timing=slow)
     async with running(a, b):
+        await until(lambda: b.member.following == "a" and a.lease.renewals > 0)
         a.member.sync = (2,)
-        a.election.renew_now()
         began = trio.current_time()
+        a.election.renew_now()
         await until(lambda: a.member.beats[-1].in_sync == (2,))
-        assert trio.current_time() - began < TIMING.renew, "at once, not with the next renewal"
+        assert trio.current_time() - began < slow.renew / 2, "at once, not with the next renewal"
         beat = (await a.lease.observe()).beat
         assert beat is not None
         assert beat.in_sync == (2,)
-        await until(lambda: b.member.following == "a")
         await a.election.handoff()
         await until(lambda: b.state is State.PRIMARY)
-        assert b.member.beats[0].in_sync == (), "what it took the lease with: the old set without itself"
+        assert b.member.beats[0].in_sync is None, "positions decide until it serves"

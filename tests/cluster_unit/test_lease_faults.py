@@ -1,6 +1,6 @@
 """Nodes that are killed and stopped at random: never may two of them believe to be primary at a time.
 
-``LITEFS_SOAK`` sets how often (6 by default), ``LITEFS_SEED`` repeats the faults of that seed.
+``LITEFS_SOAK`` sets how often (4 by default), ``LITEFS_SEED`` repeats the faults of that seed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.leases import TIMING
 from tests.support.processes import Client
 
 NODES = 3
-FAULTS = int(os.environ.get("LITEFS_SOAK", "6"))
+FAULTS = int(os.environ.get("LITEFS_SOAK", "4"))
 START_SECONDS = 20.0
 
 

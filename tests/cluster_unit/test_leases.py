@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.leases import TIMING
-from tests.support.processes import Client, ClientError
+from tests.support.processes import Client, ClientError, ClientStuck
 
 Contender = Callable[[str], Client]
 
@@ -41,7 +41,7 @@ def test_of_many_that_see_a_free_lease_one_gets_it(contender: Contender) -> None
 def test_each_term_is_won_once(contender: Contender) -> None:
     nodes = [contender(f"node{number}") for number in range(3)]
     for node in nodes:
-        node.send("take_turns", seconds=3)
+        node.send("take_turns", seconds=2)
     won = sorted(term for node in nodes for term in node.answer(30))
     assert len(won) >= 5
     assert won == list(range(1, len(won) + 1)), "terms follow each other, and none was won twice"
@@ -64,20 +64,12 @@ def test_a_beat_that_went_on_cannot_be_claimed(contender: Contender) -> None:
     assert primary.call("renew") > 0
 
 
-def test_a_live_primary_is_never_taken_over(contender: Contender) -> None:
-    primary, candidate = lead(contender, "primary"), contender("candidate")
-    candidate.send("take_over", seconds=2 * TIMING.term)
-    assert primary.call("hold", 30, seconds=2 * TIMING.term + TIMING.renew, every=TIMING.renew)
-    assert candidate.answer(20) is None
-    assert candidate.call("observe")["hostname"] == "primary"
-
-
-def test_a_silent_primary_is_taken_over_after_its_deadline(contender: Contender) -> None:
+def test_only_a_silent_primary_is_taken_over_and_after_its_deadline(contender: Contender) -> None:
     primary, candidate = lead(contender, "primary"), contender("candidate")
     primary.send("hold", seconds=20, every=TIMING.renew)
     candidate.send("take_over", seconds=20)
-    with pytest.raises(AssertionError):
-        candidate.answer(2 * TIMING.term)
+    with pytest.raises(ClientStuck):
+        candidate.answer(TIMING.term + 2 * TIMING.margin)
     os.kill(primary.process.pid, signal.SIGSTOP)
     taken = candidate.answer(TIMING.term + TIMING.margin + 2 + SLACK)
     assert taken["term"] == 2
@@ -95,7 +87,7 @@ def test_killed_in_the_midst_of_renewals_it_is_taken_over_in_time(contender: Con
     primary, candidate = lead(contender, "primary"), contender("candidate")
     primary.send("hold", seconds=20, every=0)
     candidate.send("take_over", seconds=20)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ClientStuck):
         candidate.answer(1)
     primary.close()
     taken = candidate.answer(TIMING.term + TIMING.margin + 2 + SLACK)

@@ -84,7 +84,7 @@ def test_a_beat_has_to_stand_still_for_term_and_margin_from_the_end_of_its_first
     assert rig.machine.wake_ns == rig.now + MARGIN_NS
     assert rig.tell(steps.Tick(), after=MARGIN_NS - 1) == []
     assert rig.tell(steps.Tick(), after=1) == [steps.Weigh(AGAIN)]
-    assert rig.weighed(AGAIN) == [steps.Take(AGAIN, 5, None, False)]
+    assert rig.weighed(AGAIN) == [steps.Take(AGAIN, 5, False)]
     assert rig.machine.state is State.TAKING
 
 
@@ -105,7 +105,7 @@ def test_the_longer_its_log_the_sooner_a_candidate_takes_its_turn() -> None:
 def test_a_released_lease_may_be_taken_at_once() -> None:
     rig = Rig()
     assert rig.tell(steps.Observed(RELEASED)) == [steps.Follow(None, 4), steps.Weigh(RELEASED)]
-    assert rig.weighed(RELEASED, Standing()) == [steps.Take(RELEASED, 5, None, False)]
+    assert rig.weighed(RELEASED, Standing()) == [steps.Take(RELEASED, 5, False)]
 
 
 def test_a_successor_comes_first_and_the_others_after_a_bound() -> None:
@@ -153,18 +153,7 @@ def test_force_is_the_way_round_but_not_past_a_living_primary() -> None:
     assert rig.tell(steps.Forced(True)) == []
     assert rig.tell(steps.Tick(), after=TERM_NS + MARGIN_NS) == [steps.Weigh(LIVE)]
     (take,) = rig.weighed(LIVE, Standing(BEHIND.losses, beyond=1 << 20))
-    assert take == steps.Take(LIVE, 5, None, True)
-
-
-def test_after_a_forced_takeover_nobody_is_known_to_be_in_sync() -> None:
-    beat = Beat(4, OTHER, OTHERS, in_sync=(ME, 3))
-    view = View("4", beat, held=True)
-    for standing, expected in ((FINE, (3,)), (Standing(BEHIND.losses, beyond=1 << 20), ())):
-        rig = Rig()
-        rig.tell(steps.Forced(True))
-        rig.tell(steps.Observed(view))
-        rig.tell(steps.Tick(), after=TERM_NS + MARGIN_NS)
-        assert rig.weighed(view, standing) == [steps.Take(view, 5, expected, True)]
+    assert take == steps.Take(LIVE, 5, True)
 
 
 def test_only_a_mounted_candidate_campaigns() -> None:
@@ -207,7 +196,7 @@ def test_terms_grow_beyond_whatever_was_seen() -> None:
     rig.tell(steps.SawTerm(9))
     assert rig.tell(steps.Observed(LIVE)) == [steps.Follow(None, 9)], "not a primary of a term that is over"
     rig.tell(steps.Tick(), after=TERM_NS + MARGIN_NS)
-    assert rig.weighed(LIVE) == [steps.Take(LIVE, 10, None, False)]
+    assert rig.weighed(LIVE) == [steps.Take(LIVE, 10, False)]
 
 
 def test_a_lease_that_comes_after_a_higher_term_is_given_back() -> None:
@@ -338,7 +327,7 @@ def test_a_release_waits_for_the_renewal_that_is_under_way() -> None:
 
 def test_a_stop_hands_off_to_whom_is_there_or_just_releases() -> None:
     rig = Rig().lead()
-    assert rig.tell(steps.StopAsked(3)) == [steps.HandOver(3)]
+    assert rig.tell(steps.StopAsked(3)) == [steps.HandOver(3, last=True)]
     assert rig.tell(steps.HandOverFailed("late")) == [steps.Demote("stopping")]
     (release,) = rig.tell(steps.Demoted())
     assert isinstance(release, steps.Release)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from litefs.cluster.lease import Beat, PrimaryInfo
-from litefs.cluster.standing import Standing, advance, inherited, weigh
+from litefs.cluster.standing import Standing, advance, weigh
 from litefs.types import Position
 
 FLAG = 1 << 63
@@ -55,13 +55,6 @@ def test_only_members_win_while_replication_is_synchronous() -> None:
         assert (not standing.obstacle) is may, (in_sync, node_id)
     assert not weigh(beat(own, in_sync=(3,), released=True), 1, own, yes).obstacle
     assert weigh(beat({"a": at(6)}, in_sync=(1,)), 1, own, yes).obstacle
-
-
-def test_the_first_set_of_a_new_primary() -> None:
-    assert inherited(None, 1, Standing()) is None
-    assert inherited(beat({}), 1, Standing()) is None
-    assert inherited(beat({}, in_sync=(3, 1)), 1, Standing()) == (3,)
-    assert inherited(beat({}, in_sync=(3, 1)), 1, Standing(barred="forced")) == ()
 
 
 def test_what_was_published_is_never_taken_back() -> None:

@@ -191,9 +191,9 @@ class World:
             case steps.Demote():
                 node.serving = False
                 self.feed(node, steps.Demoted())
-            case steps.HandOver(target):
+            case steps.HandOver(target, _):
                 node.frozen = True
-                found = [other for other in self.nodes if other.life == target]
+                found = [other for other in self._replicas(node) if other.life == target]
                 if succeed and found:
                     found[0].history = list(node.history)
                     self.feed(node, steps.CaughtUp())
@@ -229,10 +229,15 @@ class World:
 
     def _held(self, node: Node, life: int) -> int:
         """How many transactions a replica is known to hold while it follows ``node``."""
-        for other in self.nodes:
-            if other.life == life and other.following == node.index and not other.serving:
+        for other in self._replicas(node):
+            if other.life == life:
                 return len(other.history) if node.holds(NAME, position(other.history)) else 0
         return 0
+
+    def _replicas(self, node: Node) -> list[Node]:
+        """Who is connected to it."""
+        others = (other for other in self.nodes if other is not node)
+        return [other for other in others if other.following == node.index and not other.serving]
 
     def _propose(self, node: Node) -> tuple[int, ...] | None:
         """The in-sync set of the next renewal: who follows and has all that may have been acknowledged."""
@@ -242,7 +247,7 @@ class World:
             lives = [other.life for other in self.nodes if other is not node]
             wanted = frozenset(life for life in lives if self._held(node, life) >= max(node.answered, 1))
             node.possible.append(wanted)
-        return tuple(sorted(node.possible[-1]))
+        return tuple(sorted(node.possible[-1])) or None
 
     def replicate(self, node: Node, most: int = 1000) -> None:
         """Take up to ``most`` transactions from whom the node follows, if that serves; what diverged goes."""
@@ -283,7 +288,7 @@ class World:
                     self.feed(node, steps.Weighed(view.version, standing))
                 case steps.Take():
                     node.published = self._positions(node)
-                    beat = Beat(action.term, node.life, self.info(node.index), node.published, action.in_sync)
+                    beat = Beat(action.term, node.life, self.info(node.index), node.published)
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
                 case steps.Renew():
                     node.published = advance(node.published, self._to_publish(node), self._positions(node))
@@ -292,7 +297,7 @@ class World:
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
                 case steps.Release():
                     own, info = self._positions(node), self.info(node.index)
-                    in_sync = tuple(sorted(node.possible[-1])) if self.sync else None
+                    in_sync = tuple(sorted(node.possible[-1])) or None if self.sync else None
                     beat = Beat(action.grant.term, node.life, info, own, in_sync, True, action.successor)
                     assert not self.may_acknowledge(node), "released before commits were refused"
                     self.calls.append(Call(node, node.life, action, self.local(node), beat))
@@ -308,13 +313,9 @@ class World:
 
     def _to_publish(self, node: Node) -> dict[str, Position]:
         """The furthest that somebody who follows holds of it; its own if nobody follows."""
-        held = [
-            other.history
-            for other in self.nodes
-            if other.following == node.index and not other.serving and other is not node
-        ]
+        held = [other.history for other in self._replicas(node)]
         common = [history for history in held if node.holds(NAME, position(history))]
-        best = max(common, key=len) if common else node.history
+        best = max([*common, node.history[: node.answered]], key=len) if common else node.history
         return {NAME: position(best)} if best else {}
 
     def _take(self, call: Call, take: steps.Take) -> steps.Event:

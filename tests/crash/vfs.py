@@ -33,6 +33,9 @@ class Open:
     def writable(self) -> bool:
         return True
 
+    def admits(self) -> bool:
+        return True
+
     def check(self) -> None:
         """Nothing to check."""
 

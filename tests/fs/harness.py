@@ -23,6 +23,7 @@ from litefs.link.messages import (
     FOREVER,
     MAX_MESSAGE,
     AnyMessage,
+    Fenced,
     Message,
     Mounted,
     RoleSet,
@@ -39,7 +40,7 @@ _decoder = msgspec.msgpack.Decoder(AnyMessage)
 class Fs:
     """A running fs process."""
 
-    def __init__(self, data: Path, mount: Path, log: Path) -> None:
+    def __init__(self, data: Path, mount: Path, log: Path, grace: float = 0) -> None:
         self.data, self.mount = data, mount
         self.seen: list[AnyMessage] = []
         mount.mkdir(exist_ok=True)
@@ -51,7 +52,7 @@ class Fs:
         argv = [sys.executable, "-m", "litefs.fs.main", *map(str, fds)]
         self.process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL, stderr=self._log)
         theirs.close()
-        self.send(Start(str(data), str(mount), node_id=1))
+        self.send(Start(str(data), str(mount), node_id=1, grace_ns=int(grace * 1e9)))
         self.mounted = self.expect(Mounted)
 
     def send(self, message: Message) -> None:
@@ -67,9 +68,14 @@ class Fs:
             if isinstance(message, kind):
                 return message
 
-    def become(self, role: Role, deadline_ns: int = FOREVER) -> None:
+    def become(self, role: Role, deadline_ns: int = FOREVER) -> RoleSet:
         self.send(SetRole(role, term=1, deadline_ns=deadline_ns))
-        self.expect(RoleSet)
+        return self.expect(RoleSet)
+
+    def fence(self) -> None:
+        """Give the primary's role up; the logs change hands later, which RoleSet tells."""
+        self.send(SetRole(Role.REPLICA, term=1))
+        self.expect(Fenced)
 
     def stop(self) -> None:
         self.send(Stop())
@@ -95,9 +101,9 @@ class Fs:
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, role: Role = Role.PRIMARY) -> Iterator[Fs]:
+def serving(tmp_path: Path, role: Role = Role.PRIMARY, grace: float = 0) -> Iterator[Fs]:
     """An fs process over ``tmp_path/data`` and ``tmp_path/mnt``, by default as primary for ever."""
-    fs = Fs(tmp_path / "data", tmp_path / "mnt", tmp_path / "fs.log")
+    fs = Fs(tmp_path / "data", tmp_path / "mnt", tmp_path / "fs.log", grace)
     try:
         if role is not Role.NONE:
             fs.become(role)

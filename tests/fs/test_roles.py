@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from litefs.link.messages import RoleSet
 from litefs.store.paths import DataDir
 from litefs.types import Role
-from tests.fs.harness import serving
+from tests.fs.harness import Fs, serving
 from tests.fs.replay import rebuilt
 from tests.support.processes import Client, ClientError
 
 COUNT = "SELECT count(*) FROM t"
 INSERT = "INSERT INTO t VALUES(zeroblob(3000))"
 EMPTY_WAL = "PRAGMA wal_checkpoint(TRUNCATE)"
-"""A WAL whose frames nobody captured keeps a database from being written, see the last test."""
 
 
 @pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"])
@@ -32,12 +35,13 @@ def test_a_connection_from_before_writes_again_when_the_node_is_primary_again(
             writer.call("execute", statement=EMPTY_WAL)
             writer.call("execute", statement="BEGIN IMMEDIATE")
             writer.call("execute", statement=INSERT)
-            fs.become(Role.REPLICA)
+            fs.fence()
             for statement in ("COMMIT", INSERT):
                 with pytest.raises(ClientError):
                     writer.call("execute", statement=statement)
             with pytest.raises(ClientError):  # unless the failed COMMIT rolled it back
                 writer.call("script", statements=["ROLLBACK", INSERT])
+            fs.expect(RoleSet)
             assert other_reads(other, path) == [[rows]]
             assert writer.call("execute", statement=COUNT) == [[rows]]
             fs.become(Role.PRIMARY)
@@ -84,15 +88,62 @@ def test_a_connection_from_before_the_node_was_primary_sees_its_writes(
         fs.stop()
 
 
-def test_a_wal_with_frames_that_nobody_captured_is_not_written(tmp_path: Path) -> None:
-    """Frames that were laid while the node was no primary: reads go on, writes are refused by name."""
+def wal_after(fs: Fs, statement: str) -> bytes:
+    """What the WAL of ``a.db`` would hold after a statement, were it run now."""
+    aside = fs.data.parent / "aside"
+    shutil.copytree(DataDir(fs.data).database_dir("a.db").path, aside)
+    with closing(sqlite3.connect(aside / "database", isolation_level=None)) as db:
+        db.execute(statement)
+        return (aside / "database-wal").read_bytes()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
+def test_a_wal_whose_frames_are_in_the_log_is_taken_over(tmp_path: Path, checkpointed: bool) -> None:
+    """Readers inside it go on reading what they saw, writers append, checkpoints are told from other writes."""
+    with (
+        serving(tmp_path) as fs,
+        Client("sql", "sqlite3") as client,
+        Client("sql", "apsw") as reader,
+    ):
+        path = str(fs.mount / "a.db")
+        client.call("open", path=path)
+        client.call("script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)", INSERT])
+        reader.call("open", path=path, readonly=True)
+        reader.call("execute", statement="BEGIN")
+        assert reader.call("execute", statement=COUNT) == [[1]]
+        client.call("script", statements=[INSERT, "DELETE FROM t WHERE rowid = 1", INSERT])
+        if checkpointed:
+            client.call("execute", statement="PRAGMA wal_checkpoint(PASSIVE)")
+        fs.become(Role.REPLICA)
+        fs.become(Role.PRIMARY)
+        client.call("execute", statement=INSERT)
+        assert reader.call("execute", statement=COUNT) == [[1]]
+        reader.call("execute", statement="COMMIT")
+        assert client.call("execute", statement=EMPTY_WAL) == [[0, 0, 0]]
+        client.call("script", statements=[INSERT, "VACUUM", INSERT])
+        assert reader.call("execute", statement=COUNT) == [[5]]
+        log = DataDir(fs.data).database_dir("a.db").log
+        with closing(rebuilt(log, tmp_path / "rebuilt.db")) as db:
+            assert db.execute(COUNT).fetchone() == (5,)
+        fs.stop()
+
+
+@pytest.mark.parametrize(
+    ("statement", "complaint"), [(INSERT, "the WAL ends at"), ("UPDATE t SET a = 1", "is not the log's")]
+)
+def test_a_wal_with_frames_that_are_not_in_the_log_is_not_written(
+    tmp_path: Path, statement: str, complaint: str
+) -> None:
+    """Frames that somebody laid while the node was no primary: reads go on, writes are refused by name."""
     with serving(tmp_path) as fs, Client("sql", "sqlite3") as client:
         client.call("open", path=str(fs.mount / "a.db"))
         client.call("script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)", INSERT])
+        alien = wal_after(fs, statement)
         fs.become(Role.REPLICA)
+        DataDir(fs.data).database_dir("a.db").wal.write_bytes(alien)
         fs.become(Role.PRIMARY)
         with pytest.raises(ClientError, match="disk I/O error"):
             client.call("execute", statement=INSERT)
         assert client.call("execute", statement=COUNT) == [[1]]
-        assert "there is a WAL whose frames were not captured" in (tmp_path / "fs.log").read_text()
+        assert complaint in (tmp_path / "fs.log").read_text()
         fs.stop()

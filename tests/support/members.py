@@ -53,6 +53,8 @@ class SmallMember:
         self.sync: tuple[int, ...] | None = None
         self.beats: list[Beat] = []
         self.following: str | None = None
+        if self._path("state").exists():
+            self.cluster = json.loads(self._path("state").read_text())["cluster"]
         path = self._path("log")
         self._extend(path.read_bytes() if path.exists() else b"")
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND

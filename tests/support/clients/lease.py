@@ -94,6 +94,8 @@ class Contender:
                 self.renew()
             except LeaseLost:
                 break
+            except LeaseUnavailable:
+                continue  # stopped in the midst of it
             deadlines.append(self._grant.deadline_ns / 1e9)
             time.sleep(every)
         return deadlines
