@@ -100,10 +100,29 @@ class PositionMismatch(LiteFSError):
     http_status = 409
 
 
+class WaitTimeout(LiteFSError):
+    """A database did not get as far as was waited for, in time."""
+
+    http_status = 504
+
+
+class HaltRefused(LiteFSError):
+    """A HALT lock that is not held, not by the one who asks, or not any more; nothing was changed."""
+
+    http_status = 409
+
+
 class StreamEnded(LiteFSError):
     """A replica spoke of a stream that is not open."""
 
     http_status = 409
+
+
+class DatabaseBusy(LiteFSError):
+    """Others kept a database's locks for longer than was waited."""
+
+    errno = errno.EBUSY
+    http_status = 503
 
 
 class PeerError(LiteFSError):

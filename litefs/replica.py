@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from litefs.apply.sink import ReplicaSink
+from litefs.apply.lending import LendingSink
 from litefs.cluster.acknowledge import Acknowledger
 from litefs.cluster.follow import Callbacks, follow
 from litefs.cluster.lease import PrimaryInfo
@@ -59,8 +59,10 @@ class Replica:
         self._identity = identity
         self._hooks = hooks
         self._callbacks = callbacks
+        self.before_release: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Ends what keeps logs from being let go of."""
         self._primary: PrimaryInfo | None = None
-        self._sink: ReplicaSink | None = None
+        self._sink: LendingSink | None = None
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
         self._leaving = False
@@ -88,7 +90,7 @@ class Replica:
                         await self._apply(sink, caught_up)
             await changed.wait()
 
-    async def _apply(self, sink: ReplicaSink, caught_up: trio.Event) -> None:
+    async def _apply(self, sink: LendingSink, caught_up: trio.Event) -> None:
         """Until cancelled, or until the stream has to be begun anew."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run)
@@ -112,10 +114,15 @@ class Replica:
                 spool_dir=self._settings.data.path,
             )
 
+    @property
+    def sink(self) -> LendingSink | None:
+        """What applies to the present mount."""
+        return self._sink
+
     async def mounted(self) -> None:
         """The mount serves, and the logs are this process's: apply to it. Raises OSError, LiteFSError."""
         hooks = self._hooks
-        sink = ReplicaSink(
+        sink = LendingSink(
             self._settings.data,
             self._settings.mount,
             on_database_ready=hooks.on_database_ready,
@@ -133,7 +140,7 @@ class Replica:
         self._sink = sink
         self._wake()
 
-    async def _take_sink(self) -> ReplicaSink | None:
+    async def _take_sink(self) -> LendingSink | None:
         """The sink, which nobody uses any more."""
         sink, self._sink = self._sink, None
         self._wake()
@@ -150,6 +157,7 @@ class Replica:
         """Stop applying, and let go of the logs for the fs process to write them: for which databases that
         takes a recovery, and why."""
         self._primary = None
+        await self.before_release()
         sink = await self._take_sink()
         return await sink.release() if sink is not None else {}
 
@@ -174,6 +182,6 @@ class Replica:
         return max(0, int(time.time() * 1000) - sink.primary_time_ms), sink.primary_time_ms
 
 
-async def _note(sink: ReplicaSink, caught_up: trio.Event) -> None:
+async def _note(sink: LendingSink, caught_up: trio.Event) -> None:
     await sink.caught_up.wait()
     caught_up.set()

@@ -114,6 +114,11 @@ class Applier:
         """Whether the log holds records that were not synced yet."""
         return self._unsynced_since is not None
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether this applier knows all that is in the WAL."""
+        return True
+
     def check_usable(self) -> None:
         """Raises LiteFSError if only recovery can help: a snapshot waits to be put in place."""
         if self._failed is not None:

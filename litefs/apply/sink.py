@@ -55,6 +55,8 @@ class ReplicaSink:
     make another one after recovery and the next mount.
     """
 
+    applier_type: type[Applier] = Applier
+
     def __init__(
         self,
         datadir: DataDir,
@@ -228,6 +230,7 @@ class ReplicaSink:
         """
         state = self._state(name)
         async with state.working():
+            state.check()
             target = state.incoming()
             await self._thread(target.verify, position)
             state.target = None
@@ -258,6 +261,7 @@ class ReplicaSink:
         state = self._state(name)
         async with state.lock:
             await self._abort(state)
+            state.check()
             if (applier := state.applier) is None:
                 return
             await self._on_drop(name, False)
@@ -300,9 +304,10 @@ class ReplicaSink:
                         # Given up by a stop that could not wait: a thread still works with these files, and
                         # a descriptor closed under it might be another file's by then. The process ends.
                         continue
-                    applier, state.applier = state.applier, None
-                    if applier is not None:
-                        await self._thread(applier.close)
+                    for applier in (state.applier, state.lent):
+                        if applier is not None:
+                            await self._thread(applier.close)
+                    state.applier = state.lent = None
 
     async def release(self) -> dict[str, str]:
         """As ``close``, for the fs process to write the logs: for which databases that takes a recovery, and
@@ -339,7 +344,7 @@ class ReplicaSink:
         return state
 
     def _open(self, directory: DatabaseDir) -> Applier:
-        return Applier(
+        return self.applier_type(
             directory,
             self._locate(directory.name),
             sync_interval=self._sync_interval,
@@ -459,7 +464,8 @@ class ReplicaSink:
         if state is None or state.damage or state.broken or state.lock.locked():
             return
         async with state.lock:
-            wrong = await self._thread(self._scrubber.step, state.applier) if state.applier else None
+            applier = state.applier if state.applier is not None and state.applier.is_settled else None
+            wrong = await self._thread(self._scrubber.step, applier) if applier is not None else None
         if wrong:
             self._damaged(state, describe(wrong))
             if self._on_damage is not None:

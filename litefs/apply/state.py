@@ -38,6 +38,10 @@ class DatabaseState:
     """The damaged files were copied to ``lost/`` already."""
     behind: bool = False
     """Whether readers lacked something that its log holds when ``note`` was called last."""
+    lent: Applier | None = None
+    """While the fs process writes this database under HALT: its applier, which does nothing."""
+    written: int = 0
+    """The last TXID that the fs process wrote under HALT."""
     complaint: str = ""
     """What was last said about its checkpoints."""
     lock: trio.Lock = field(default_factory=trio.Lock)
@@ -48,6 +52,8 @@ class DatabaseState:
         here."""
         if self.damage is not None:
             return ZERO
+        if self.lent is not None:
+            return self.lent.position
         return self.applier.position if self.applier is not None else None
 
     def note(self) -> None:
@@ -64,6 +70,7 @@ class DatabaseState:
                 yield
             finally:
                 self.note()
+
     @property
     def held(self) -> tuple[Position, Position] | None:
         """The last transaction in the log, and the last one that is durable there; None if nothing is here,
@@ -77,6 +84,8 @@ class DatabaseState:
         """Raises LiteFSError if nothing can be applied here before a recovery."""
         if self.broken is not None:
             raise LiteFSError(self.broken)
+        if self.lent is not None:
+            raise LiteFSError(f"{self.directory.name}: is being written under HALT")
         if self.applier is not None:
             self.applier.check_usable()
 

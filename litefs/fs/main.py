@@ -24,6 +24,7 @@ from litefs import logs
 from litefs.apply.wal import seed_wal
 from litefs.errors import FormatError, LiteFSError, MountError
 from litefs.fs.databases import Databases
+from litefs.fs.halting import Halts
 from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
@@ -33,6 +34,7 @@ from litefs.fs.rolechange import RoleChanges
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
+    Accepted,
     AnyMessage,
     Deadline,
     Dropped,
@@ -42,9 +44,13 @@ from litefs.link.messages import (
     Forget,
     Forgotten,
     Freeze,
+    Halt,
+    HaltEnd,
+    HaltUntil,
     Holding,
     Lag,
     Loose,
+    Message,
     Mounted,
     Opened,
     Replication,
@@ -119,7 +125,7 @@ class FsProcess:
         self.replicated.removed(name)
         self._post(Dropped(name))
 
-    def _post(self, message: Opened | Dropped | Unpublished | Loose | Holding) -> None:
+    def _post(self, message: Message) -> None:
         try:
             self._channel.post(message)
         except LinkClosed:
@@ -139,8 +145,13 @@ class FsProcess:
         )
         operations = self._operations(databases)
         self._changes = RoleChanges(self.role, databases, self._channel.send)
+        self._halts = Halts(databases, self.role, self, self._start.node_id, self._post)
         session = Session(
-            operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
+            operations,
+            self._start.mountpoint,
+            source=self._start.data_dir,  # by which litefs.client finds the node's socket
+            allow_other=self._start.allow_other,
+            debug=self._start.debug,
         )
         die_with_parent(False)
         session.mount()
@@ -159,6 +170,7 @@ class FsProcess:
                 nursery.start_soon(self._flush_link)
                 nursery.start_soon(self._changes.run)
                 asked = await self._serve_link(databases, operations, Mounted(session.minor, reports))
+                self._halts.abandon()
                 await databases.sweep()
                 await self._leave(operations, session)
                 nursery.cancel_scope.cancel()
@@ -253,6 +265,8 @@ class FsProcess:
                 with trio.move_on_after(2):
                     await trio.to_thread.run_sync(_drop_caches, inodes, abandon_on_cancel=True)
                 await self._channel.send(Forgotten(message.name))
+            case Halt() | HaltUntil() | HaltEnd() | Accepted():
+                await self._halts.handle(message)
             case _:
                 log.error("unexpected message on the link: %r", message)
 

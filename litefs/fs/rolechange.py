@@ -67,7 +67,7 @@ class RoleChanges:
         if message.role is Role.PRIMARY:
             await self._take(message)
             return
-        captured = any(db.capture is not None for db in self._databases)
+        captured = any(db.capture is not None for db in self._ours())
         if self._role.writable():
             await self.fence()
         self._assume(message)
@@ -93,13 +93,17 @@ class RoleChanges:
         if anew:
             self._databases.replicated.begin()
 
+    def _ours(self) -> list[FsDatabase]:
+        """Databases that the role is about: commits under HALT wait for an answer, and end otherwise."""
+        return [db for db in self._databases if not db.halted]
+
     async def fence(self) -> None:
         """Let no commit begin; those under way end, and what is complete is logged."""
         self._role.freeze()
-        for db in self._databases:
+        for db in self._ours():
             await db.idle()
             await db.sweep()
-        while busy := [db for db in self._databases if db.busy]:  # since another one was waited for
+        while busy := [db for db in self._ours() if db.busy]:  # since another one was waited for
             await busy[0].idle()
         self._role.seal()
 
@@ -139,14 +143,14 @@ class RoleChanges:
         """Databases that cannot be let go of yet, and who is at them."""
         while True:
             found = {}
-            for db in self._databases:
+            for db in self._ours():
                 await db.idle()
                 await db.sweep()
                 holders = self._holders(db)
                 if holders is not None:
                     found[db.name] = [f"{db.name}: {_described(pid)}" for pid in sorted(holders)]
             busy = [
-                db for db in self._databases if db.busy
+                db for db in self._ours() if db.busy
             ]  # a sync in a thread, begun while another was awaited
             if found or not busy:
                 return found
