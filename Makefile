@@ -10,15 +10,15 @@ TEST_SECONDS ?= 2400
 SOAK_ROUNDS ?= 500
 SOAK_SECONDS ?= 28800
 # whatever LITEFS_SOAK lengthens
-SOAK_TESTS ?= tests/crash tests/model tests/cluster tests/fs/test_super_crash.py
+SOAK_TESTS ?= tests/crash tests/model tests/cluster tests/fs/test_super_crash.py tests/cluster_unit/test_lease_faults.py
 FUZZ_SECONDS ?= 3600
 # SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
 BOUNDED = timeout --foreground --signal=INT --kill-after=60
 
-.PHONY: setup demo test lint bench soak fuzz suites clean
+.PHONY: setup consul demo test lint bench soak fuzz suites clean
 .DELETE_ON_ERROR:
 
-setup: .build-stamp
+setup: .build-stamp consul
 
 .venv/.installed: pyproject.toml setup.py tools/setup.sh
 	./tools/setup.sh
@@ -28,14 +28,18 @@ setup: .build-stamp
 	$(PYTHON) setup.py -q build_ext --inplace
 	@touch $@
 
-demo: setup
+# The server that tests of the Consul lease run; nothing is done if there is one.
+consul:
+	./tools/consul/build.sh >/dev/null
+
+demo: .build-stamp
 	$(PYTHON) tools/demo.py $(DEMO_ARGS)
 
-lint: setup
+lint: .build-stamp
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
-test: lint
+test: lint consul
 	$(BOUNDED) $(TEST_SECONDS) $(PYTHON) -m pytest $(PYTEST_ARGS) </dev/null
 
 bench: setup
@@ -58,6 +62,6 @@ suites: setup
 	$(PYTHON) tools/suites.py $(SUITES_ARGS)
 
 clean:
-	rm -rf .venv .build-stamp build dist wheels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo .fuzz
+	rm -rf .venv .build-stamp .cache build dist wheels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo .fuzz
 	rm -f litefs/_core/*.so litefs/_core/*.c
 	find litefs tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
 Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
-``http.auth-token``, ``http.tokens``.
+``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import ClassVar
 
 import msgspec
 
-from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
+from litefs.config_http import TLSConfig, TokenConfig, validate_tls, validate_tokens
+from litefs.config_lease import LeaseConfig
 from litefs.config_types import Duration, FileMode, Secret, split_command
 from litefs.config_types import Section as _Section
 from litefs.config_yaml import decode, expand_environment
@@ -29,7 +30,6 @@ _UNIMPLEMENTED = (
     "http.snapshot-timeout",
     "lease.promote",
     "lease.demote-delay",
-    "lease.consul",
     "proxy",
     "backup",
     "tracing",
@@ -99,33 +99,6 @@ class ProxyConfig(_Section, frozen=True):
     read_header_timeout: Duration = Duration(10)
     write_timeout: Duration = Duration(0)
     idle_timeout: Duration = Duration(30)
-
-
-class ConsulConfig(_Section, frozen=True):
-    """The Consul lease."""
-
-    url: str = ""
-    key: str = ""
-    ttl: Duration = Duration(10)
-    lock_delay: Duration = Duration(1)
-
-
-class LeaseConfig(_Section, frozen=True):
-    """Who is primary.
-
-    With ``static``, ``candidate: true`` is the primary itself; on the others ``hostname``
-    and ``advertise-url`` name the primary.
-    """
-
-    type: str = ""
-    hostname: str = ""
-    advertise_url: str = ""
-    candidate: bool = True
-    promote: bool = False
-    reconnect_delay: Duration = Duration(1)
-    demote_delay: Duration = Duration(10)
-    databases: tuple[str, ...] = ()
-    consul: ConsulConfig = ConsulConfig()
 
 
 class BackupConfig(_Section, frozen=True):
@@ -203,7 +176,7 @@ class Config(_Section, frozen=True):
     def validate(self) -> None:
         """Check what no single field can know; the messages are Go's where Go has one. Raises ConfigError."""
         _validate_directories(self.fuse.dir, self.data.dir)
-        _validate_lease(self.lease)
+        self.lease.validate()
         if self.log.format not in ("text", "json"):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):
@@ -258,8 +231,10 @@ def parse(text: str, origin: str, environment: Mapping[str, str] | None) -> tupl
     if environment is not None:
         text = expand_environment(text, environment)
     config, raw = decode(text, Config, origin)
-    config = _with_lease_defaults(config)
     try:
+        scheme = "https" if config.http.tls.serves else "http"
+        lease = config.lease.with_defaults(scheme, config.http.host_port[1], os.environ)
+        config = msgspec.structs.replace(config, lease=lease)
         config.validate()
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
@@ -290,31 +265,6 @@ def split_address(address: str, key: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise ConfigError(f"{key}: expected HOST:PORT, got {address!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _with_lease_defaults(config: Config) -> Config:
-    """A Consul lease advertises this machine's host name and HTTP port unless told otherwise, as in Go."""
-    lease = config.lease
-    if lease.type != "consul":
-        return config
-    hostname = lease.hostname or socket.gethostname()
-    scheme = "https" if config.http.tls.serves else "http"
-    url = lease.advertise_url or f"{scheme}://{hostname}:{config.http.host_port[1]}"
-    return msgspec.structs.replace(
-        config, lease=msgspec.structs.replace(lease, hostname=hostname, advertise_url=url)
-    )
-
-
-def _validate_lease(lease: LeaseConfig) -> None:
-    if lease.type not in ("consul", "static"):
-        raise ConfigError(f"invalid lease type, must be either 'consul' or 'static', got: {lease.type!r}")
-    if lease.databases and lease.candidate:
-        raise ConfigError("cannot specify a database replication filter on candidate nodes")
-    validate_patterns(lease.databases, "lease.databases")
-    if lease.type == "static" and not lease.candidate and not lease.advertise_url:
-        raise ConfigError("a static lease on a replica needs lease.advertise-url, the URL of the primary")
-    if lease.type == "consul" and not lease.consul.key:
-        raise ConfigError("must specify a consul key")
 
 
 def _validate_directories(mount: str, data: str) -> None:

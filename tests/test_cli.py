@@ -96,7 +96,7 @@ def test_a_consul_lease_is_refused_by_name(tmp_path: Path, capfd: pytest.Capture
     assert f"config file read from {path}" in done.stdout
     assert "lease type 'consul' has no function yet" in done.stderr
     warned = [line for line in done.stderr.splitlines() if line.startswith("level=WARN")]
-    assert [line.rpartition(" ")[2].rstrip('"') for line in warned] == ["lease.consul.key", "proxy.debug"]
+    assert [line.rpartition(" ")[2].rstrip('"') for line in warned] == ["proxy.debug"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

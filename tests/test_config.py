@@ -55,6 +55,8 @@ lease:
   demote-delay: 3s
   databases: [a.db]
   consul: {url: http://c, key: k, ttl: 15s, lock-delay: 2s}
+  object: {url: "s3://b", key: o}
+  grace: 4s
 backup: {type: file, path: /b, url: http://u, cluster: c, auth-token: t}
 log: {format: json, timestamp: true, debug: true}
 tracing: {enabled: false, path: /t, max-size: 1, max-count: 2, compress: false}
@@ -82,7 +84,7 @@ def test_defaults_are_those_of_go() -> None:
     assert not config.skip_sync
     assert not config.strict_verify
     assert config.lease.candidate
-    assert (config.lease.reconnect_delay, config.lease.demote_delay) == (1, 10)
+    assert (config.lease.reconnect_delay, config.lease.demote_delay, config.lease.grace) == (1, 10, 5)
     assert (config.proxy.max_lag, config.proxy.primary_redirect_timeout) == (10, 5)
     assert (config.proxy.read_header_timeout, config.proxy.idle_timeout) == (10, 30)
     assert (config.tracing.max_size, config.tracing.max_count) == (64, 8)
@@ -107,12 +109,12 @@ def test_every_key_of_go_is_read() -> None:
 
 def test_only_keys_that_are_set_are_named_as_unimplemented() -> None:
     text = (
-        "strict-verify: true\nbackup: {type: file, path:}\nlease: {type: static, consul: {ttl: 1s}}\nproxy:\n"
+        "strict-verify: true\nbackup: {type: file, path:}\nlease: {type: static, demote-delay: 1s}\nproxy:\n"
     )
     assert unimplemented_keys(parse(text, "f", None)[1]) == [
         "strict-verify",
         "backup.type",
-        "lease.consul.ttl",
+        "lease.demote-delay",
     ]
     assert unimplemented_keys(parse(STATIC, "f", None)[1]) == []
 
@@ -175,13 +177,28 @@ def test_plain_scalars_read_as_the_type_of_their_field() -> None:
         (STATIC + "proxy: {target: a, db: b}", "proxy bind address required"),
         (STATIC + "data: {retention-bytes: -1}", "must not be negative"),
         (STATIC + "data: {retention-monitor-interval: 0s}", "must be positive"),
-        ("lease: {candidate: true}", "invalid lease type, must be either 'consul' or 'static', got: ''"),
+        (
+            "lease: {candidate: true}",
+            "invalid lease type, must be one of consul, fly, object, static, got: ''",
+        ),
         (
             "lease: {type: static, databases: [a]}",
             "cannot specify a database replication filter on candidate nodes",
         ),
         ("lease: {type: static, candidate: false}", "a replica needs lease.advertise-url"),
         ("lease: {type: consul}", "must specify a consul key"),
+        ("lease: {type: consul, consul: {key: /}}", "must specify a consul key"),
+        ("lease: {type: consul, consul: {key: /k}}", "must not begin or end with a slash"),
+        (
+            "lease: {type: consul, consul: {key: k, ttl: 9s}}",
+            "lease.consul.ttl: Consul takes 10s to 24h, got 9s",
+        ),
+        ("lease: {type: consul, consul: {key: k, lock-delay: 61s}}", "lease.consul.lock-delay"),
+        ("lease: {type: object}", "lease.object.url: write a URL"),
+        ("lease: {type: object, object: {url: /path}}", "lease.object.url: write a URL"),
+        ("lease: {type: object, object: {url: 'file:///p', key: a/../b}}", "lease.object.key"),
+        ("lease: {type: object, object: {url: 'file:///p', key: ''}}", "lease.object.key"),
+        (STATIC.replace("}", ", grace: -1s}"), "lease.grace must not be negative"),
     ],
 )
 def test_refusals_name_place_and_cause(text: str, message: str) -> None:
@@ -197,10 +214,47 @@ def test_directories_are_compared_through_links(tmp_path: Path) -> None:
     read(text.replace("/real/data", "/really"))
 
 
-def test_consul_advertises_this_machine() -> None:
-    config = read("lease: {type: consul, consul: {key: k}}\nhttp: {addr: ':99'}\n")
+@pytest.mark.parametrize("lease", ["type: consul, consul: {key: k}", "type: object, object: {url: 's3://b'}"])
+def test_a_lease_that_elects_advertises_this_machine(lease: str) -> None:
+    config = read(f"lease: {{{lease}}}\nhttp: {{addr: ':99'}}\n")
     assert config.lease.hostname == socket.gethostname()
     assert config.lease.advertise_url == f"http://{socket.gethostname()}:99"
+
+
+FLY = {
+    "FLY_APP_NAME": "app",
+    "FLY_REGION": "ams",
+    "PRIMARY_REGION": "ams",
+    "FLY_MACHINE_ID": "m1",
+    "FLY_CONSUL_URL": "https://:t@consul/app",
+}
+
+
+def test_fly_tells_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in FLY.items():
+        monkeypatch.setenv(name, value)
+    lease = read("lease: {type: fly}\n").lease
+    assert (lease.hostname, lease.advertise_url) == ("m1", "http://m1.vm.app.internal:20202")
+    assert (lease.consul.url, lease.consul.key) == (FLY["FLY_CONSUL_URL"], "litefs/app")
+    assert lease.candidate
+    assert not read("lease: {type: fly, candidate: false}\n").lease.candidate
+    monkeypatch.setenv("FLY_REGION", "fra")
+    assert not read("lease: {type: fly}\n").lease.candidate
+    lease = read("lease: {type: fly, hostname: h, advertise-url: u, consul: {url: http://c, key: k}}\n").lease
+    assert (lease.hostname, lease.advertise_url, lease.consul.url, lease.consul.key) == (
+        "h",
+        "u",
+        "http://c",
+        "k",
+    )
+
+
+@pytest.mark.parametrize("name", ["FLY_APP_NAME", "FLY_REGION", "PRIMARY_REGION", "FLY_CONSUL_URL"])
+def test_what_fly_does_not_tell_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known, value in FLY.items():
+        monkeypatch.setenv(known, value)
+    monkeypatch.setenv(name, "")
+    assert refused("lease: {type: fly}\n").endswith(f"lease type 'fly' needs {name} in the environment")
 
 
 @pytest.mark.parametrize(

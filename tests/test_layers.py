@@ -16,6 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config_types"}),
     frozenset({"config_yaml"}),
     frozenset({"config_http"}),
+    frozenset({"config_lease"}),
     frozenset({"config", "fromfiles"}),
     frozenset({"logs", "sqlite", "ltx", "tls", "tokens"}),
     frozenset({"store", "link"}),

@@ -113,6 +113,11 @@ def rename(source: Path, target: Path) -> None:
     os.rename(source, target)
 
 
+def link(source: Path, target: Path) -> None:
+    """link(2) without making it durable; follow with ``sync_dir``. Raises FileExistsError."""
+    os.link(source, target)
+
+
 def unlink(path: Path | str) -> bool:
     """Remove a file; False if there was none."""
     try:

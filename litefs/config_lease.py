@@ -1,0 +1,129 @@
+"""The ``lease`` section of ``litefs.yml``, and what machine and Fly.io's environment tell about it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+import msgspec
+
+from litefs.config_http import validate_patterns
+from litefs.config_types import Duration, Section
+from litefs.errors import ConfigError
+
+LEASE_TYPES = ("consul", "fly", "object", "static")
+MIN_TTL = 10.0
+MAX_TTL = 86400.0
+"""Seconds that Consul takes as the TTL of a session."""
+MAX_LOCK_DELAY = 60.0
+
+
+class ConsulConfig(Section, frozen=True):
+    """The Consul lease."""
+
+    url: str = ""
+    key: str = ""
+    ttl: Duration = Duration(10)
+    lock_delay: Duration = Duration(1)
+
+
+class ObjectConfig(Section, frozen=True):
+    """Ours: the lease in an object store, or in a directory (``file:///path``) for nodes of one machine."""
+
+    url: str = ""
+    key: str = "litefs"
+
+
+class LeaseConfig(Section, frozen=True):
+    """Who is primary.
+
+    With ``static``, ``candidate: true`` is the primary itself; on the others ``hostname``
+    and ``advertise-url`` name the primary. The other types elect it, and the two name this node.
+    """
+
+    type: str = ""
+    hostname: str = ""
+    advertise_url: str = ""
+    candidate: bool = True
+    promote: bool = False
+    reconnect_delay: Duration = Duration(1)
+    demote_delay: Duration = Duration(10)
+    databases: tuple[str, ...] = ()
+    consul: ConsulConfig = ConsulConfig()
+    object: ObjectConfig = ObjectConfig()
+    grace: Duration = Duration(5)
+    """Ours: how long commits wait for a lease that cannot be renewed before they are refused."""
+
+    def with_defaults(self, scheme: str, port: int, environment: Mapping[str, str]) -> LeaseConfig:
+        """With what the place tells that the file does not: this machine's name, ``scheme`` and ``port`` of
+        its HTTP server; on Fly.io everything. Raises ConfigError."""
+        if self.type == "fly":
+            return self._on_fly(scheme, port, environment)
+        if self.type not in ("consul", "object"):
+            return self
+        hostname = self.hostname or socket.gethostname()
+        return msgspec.structs.replace(
+            self, hostname=hostname, advertise_url=self.advertise_url or f"{scheme}://{hostname}:{port}"
+        )
+
+    def _on_fly(self, scheme: str, port: int, environment: Mapping[str, str]) -> LeaseConfig:
+        """Fly.io's Consul, the machine's private name, and candidates only in the primary region.
+
+        Variables: https://fly.io/docs/machines/runtime-environment/. FLY_CONSUL_URL is set by
+        ``fly consul attach``, PRIMARY_REGION from ``primary_region`` of ``fly.toml``.
+        """
+        needed = ["FLY_APP_NAME", "FLY_REGION", "PRIMARY_REGION"]
+        if not self.consul.url:
+            needed.append("FLY_CONSUL_URL")
+        missing = [name for name in needed if not environment.get(name)]
+        if missing:
+            raise ConfigError(f"lease type 'fly' needs {', '.join(missing)} in the environment")
+        app = environment["FLY_APP_NAME"]
+        machine = environment.get("FLY_MACHINE_ID") or environment.get("FLY_ALLOC_ID") or socket.gethostname()
+        return msgspec.structs.replace(
+            self,
+            hostname=self.hostname or machine,
+            advertise_url=self.advertise_url or f"{scheme}://{machine}.vm.{app}.internal:{port}",
+            candidate=self.candidate and environment["FLY_REGION"] == environment["PRIMARY_REGION"],
+            consul=msgspec.structs.replace(
+                self.consul,
+                url=self.consul.url or environment["FLY_CONSUL_URL"],
+                key=self.consul.key or f"litefs/{app}",
+            ),
+        )
+
+    def validate(self) -> None:
+        """Raises ConfigError; the messages are Go's where Go has one."""
+        if self.type not in LEASE_TYPES:
+            raise ConfigError(
+                f"invalid lease type, must be one of {', '.join(LEASE_TYPES)}, got: {self.type!r}"
+            )
+        if self.databases and self.candidate:
+            raise ConfigError("cannot specify a database replication filter on candidate nodes")
+        validate_patterns(self.databases, "lease.databases")
+        if self.type == "static" and not self.candidate and not self.advertise_url:
+            raise ConfigError("a static lease on a replica needs lease.advertise-url, the URL of the primary")
+        if self.type in ("consul", "fly"):
+            self._validate_consul()
+        if self.type == "object":
+            self._validate_object()
+        if self.grace < 0:
+            raise ConfigError("lease.grace must not be negative")
+
+    def _validate_consul(self) -> None:
+        consul = self.consul
+        if not consul.key.strip("/"):
+            raise ConfigError("must specify a consul key")
+        if consul.key.strip("/") != consul.key:
+            raise ConfigError(f"lease.consul.key: {consul.key!r} must not begin or end with a slash")
+        if not MIN_TTL <= consul.ttl <= MAX_TTL:
+            raise ConfigError(f"lease.consul.ttl: Consul takes 10s to 24h, got {consul.ttl}")
+        if not 0 <= consul.lock_delay <= MAX_LOCK_DELAY:
+            raise ConfigError(f"lease.consul.lock-delay: Consul takes 0s to 1m, got {consul.lock_delay}")
+
+    def _validate_object(self) -> None:
+        url, key = self.object.url, self.object.key
+        if "://" not in url:
+            raise ConfigError("lease.object.url: write a URL such as s3://bucket/prefix or file:///path")
+        if any(part in ("", ".", "..") for part in key.split("/")):
+            raise ConfigError(f"lease.object.key: {key!r} cannot be part of a path")
