@@ -1,4 +1,5 @@
-"""Single-row autocommit inserts per second: native, on a mount alone, and with a replica over HTTP/2.
+"""Single-row autocommit inserts per second: native, on a mount alone, and with a replica over HTTP/2; with
+``--sync`` also with a replica that must have each commit durably before it is answered.
 
 The replica must have every row at the end of a round; how long it then took is reported too.
 """
@@ -22,6 +23,8 @@ from benchmarks.common import (
     wait_for,
     workspace,
 )
+from tests.support.node import Node
+from tests.support.processes import wait_until
 
 CLIENT = """
 import apsw, json, sys, time
@@ -47,8 +50,8 @@ while last - start < seconds:
 latencies.sort()
 rows = cursor.execute("SELECT count(*) FROM t").fetchone()[0]
 connection.close()
-p99 = latencies[int(len(latencies) * 0.99)] * 1e6
-print(json.dumps({"rate": len(latencies) / (last - start), "p99_us": p99, "rows": rows}))
+p50, p99 = (latencies[int(len(latencies) * share)] * 1e6 for share in (0.5, 0.99))
+print(json.dumps({"rate": len(latencies) / (last - start), "p50_us": p50, "p99_us": p99, "rows": rows}))
 """
 
 COUNT = """
@@ -63,42 +66,59 @@ print(json.dumps(True))
 """
 
 
+def wait_in_sync(primary: Node) -> None:
+    """Until the primary has a replica in sync."""
+    wait_until(lambda: bool((primary.info() or {}).get("inSync")), 60, "a replica in sync")
+
+
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each round (default %(default)s)")
     parser.add_argument("--mode", default="WAL", help="journal mode (default %(default)s)")
     parser.add_argument("--synchronous", default="NORMAL", help="(default %(default)s)")
+    parser.add_argument("--sync", help="also with one replica and replication.sync of this: any, 1")
     options = parser.parse_args()
-    native, alone, replicated = (Series(name, "inserts/s") for name in ("native", "mount", "mount + replica"))
-    latencies = [Series(f"{one.name}, p99", "µs") for one in (native, alone, replicated)]
+    native, alone, replicated, waiting = (
+        Series(name, "inserts/s") for name in ("native", "mount", "mount + replica", "in sync")
+    )
+    measured = [native, alone, replicated, *([waiting] if options.sync else [])]
+    latencies = {
+        one.name: [Series(f"{one.name}, {which}", "µs") for which in ("p50", "p99")] for one in measured
+    }
     catch_up = Series("replica behind at the end", "ms")
 
-    def measure(series: Series, latency: Series, path: Path) -> int:
+    def measure(series: Series, path: Path) -> int:
         with steal_recorded(series):
             result = client(CLIENT, path, options.mode, options.synchronous, options.seconds)
         series.values.append(result["rate"])
-        latency.values.append(result["p99_us"])
+        for latency, which in zip(latencies[series.name], ("p50_us", "p99_us"), strict=True):
+            latency.values.append(result[which])
         return int(result["rows"])
 
     with workspace(options) as root, awake(options):
         for number in range(options.rounds):
             name = f"round{number}.db"
-            measure(native, latencies[0], root / name)
+            measure(native, root / name)
             # Nodes are started afresh for each round: an idle mount would take CPU time from the other.
             with cluster(root / f"alone{number}", 0) as (node,):
-                measure(alone, latencies[1], node.mount / name)
+                measure(alone, node.mount / name)
             with cluster(root / f"pair{number}", 1) as (primary, replica):
-                rows = measure(replicated, latencies[2], primary.mount / name)
+                rows = measure(replicated, primary.mount / name)
                 begin = time.perf_counter()
                 wait_for(replica, name)
                 client(COUNT, replica.mount / name, rows)
                 catch_up.values.append((time.perf_counter() - begin) * 1000)
+            if options.sync:
+                with cluster(root / f"sync{number}", 1, replication={"sync": options.sync}) as (primary, _):
+                    wait_in_sync(primary)
+                    measure(waiting, primary.mount / name)
     ratios = {
         "mount / native": alone.median / native.median,
         "mount + replica / native": replicated.median / native.median,
     }
     title = f"single-row inserts, {options.mode}, synchronous={options.synchronous}"
-    report(options, title, [native, alone, replicated, *latencies, catch_up], ratios)
+    quantiles = [one for both in latencies.values() for one in both]
+    report(options, title, [*measured, *quantiles, catch_up], ratios)
 
 
 if __name__ == "__main__":

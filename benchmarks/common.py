@@ -79,12 +79,13 @@ def workspace(options: argparse.Namespace) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def cluster(root: Path, replicas: int) -> Iterator[list[Node]]:
-    """A running primary and its replicas (first the primary); ended and unmounted afterwards."""
+def cluster(root: Path, replicas: int, **settings: Any) -> Iterator[list[Node]]:
+    """A running primary and its replicas (first the primary); ended and unmounted afterwards. ``settings``
+    are sections of the primary's litefs.yml."""
     os.environ.setdefault(MARKER, uuid.uuid4().hex)
     nodes: list[Node] = []
     try:
-        nodes.append(Node(root, "primary"))
+        nodes.append(Node(root, "primary", **settings))
         nodes[0].start()
         for number in range(replicas):
             nodes.append(Node(root, f"replica{number + 1}", primary=nodes[0]))

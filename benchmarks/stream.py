@@ -29,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from litefs.cluster.follow import Callbacks, follow
 from litefs.cluster.peer import PeerSettings
+from litefs.cluster.replicas import Replicas
 from litefs.config_http import TLSConfig
+from litefs.link.rules import SyncRules
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Buffer, Identity
 from litefs.tls import ClientTLS, ServerTLS
@@ -51,6 +53,7 @@ class BenchNode:
         self.primary_hostname = None
         self.catalog = catalog
         self.lag_seconds = 0.0
+        self.replicas = Replicas(catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
     def databases(self) -> Sequence[Any]:
         return []

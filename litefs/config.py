@@ -1,7 +1,7 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
 Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
-``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``.
+``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``, ``replication``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import msgspec
 
 from litefs.config_http import TLSConfig, TokenConfig, validate_tls, validate_tokens
 from litefs.config_lease import LeaseConfig
-from litefs.config_types import Duration, FileMode, Secret, split_command
+from litefs.config_types import Duration, FileMode, Secret, Sync, split_command
 from litefs.config_types import Section as _Section
 from litefs.config_yaml import decode, expand_environment
 from litefs.errors import ConfigError
 
 DEFAULT_PORT = 20202
 FILE_NAME = "litefs.yml"
+
+MAX_SYNC_TIMEOUT = 8.0
+"""Seconds: the kernel keeps the lock of a WAL while a commit's answer is held, and new connections wait."""
 
 _UNIMPLEMENTED = (
     "strict-verify",
@@ -101,6 +104,25 @@ class ProxyConfig(_Section, frozen=True):
     idle_timeout: Duration = Duration(30)
 
 
+class ReplicatedDatabase(_Section, frozen=True):
+    """Ours: ``sync`` of the databases whose names match ``name``, which may have ``*``, ``?`` and ``[…]``."""
+
+    name: str
+    sync: Sync
+
+
+class ReplicationConfig(_Section, frozen=True):
+    """Ours: how many replicas must hold a commit durably before its client is told.
+
+    The first entry of ``databases`` that matches counts, else ``sync``.
+    """
+
+    sync: Sync = Sync(0)
+    timeout: Duration = Duration(2)
+    on_shortage: str = "refuse"
+    databases: tuple[ReplicatedDatabase, ...] = ()
+
+
 class BackupConfig(_Section, frozen=True):
     """The backup target."""
 
@@ -143,6 +165,7 @@ class Config(_Section, frozen=True):
     http: HTTPConfig = HTTPConfig()
     proxy: ProxyConfig = ProxyConfig()
     lease: LeaseConfig = LeaseConfig()
+    replication: ReplicationConfig = ReplicationConfig()
     backup: BackupConfig = BackupConfig()
     log: LogConfig = LogConfig()
     tracing: TracingConfig = TracingConfig()
@@ -177,6 +200,7 @@ class Config(_Section, frozen=True):
         """Check what no single field can know; the messages are Go's where Go has one. Raises ConfigError."""
         _validate_directories(self.fuse.dir, self.data.dir)
         self.lease.validate()
+        _validate_replication(self.replication)
         if self.log.format not in ("text", "json"):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):
@@ -265,6 +289,18 @@ def split_address(address: str, key: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise ConfigError(f"{key}: expected HOST:PORT, got {address!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _validate_replication(replication: ReplicationConfig) -> None:
+    if not 0 < replication.timeout <= MAX_SYNC_TIMEOUT:
+        raise ConfigError(
+            f"replication.timeout must be positive and at most {MAX_SYNC_TIMEOUT:g} s, got "
+            f"{replication.timeout}: a held commit holds its database's write lock"
+        )
+    if replication.on_shortage not in ("refuse", "degrade"):
+        raise ConfigError(
+            f"replication.on-shortage must be 'refuse' or 'degrade', got {replication.on_shortage!r}"
+        )
 
 
 def _validate_directories(mount: str, data: str) -> None:

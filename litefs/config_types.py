@@ -1,5 +1,5 @@
 """What ``litefs.yml`` is made of: its sections, and scalars that YAML has no type for (Go durations, octal
-modes, secrets, shell-like commands)."""
+modes, numbers of replicas, secrets, shell-like commands)."""
 
 from __future__ import annotations
 
@@ -97,6 +97,24 @@ class FileMode(int):
         if not 0 <= value <= _MAX_MODE:
             raise ConfigError(f'{text!r} is not a file mode; write it in octal, as in "0640"')
         return cls(value)
+
+
+class Sync(int):
+    """How many replicas must hold a commit: ``off`` (0), ``any`` (1), or a number of 1 to MOST."""
+
+    MOST = 15
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Sync:
+        """Raises ConfigError if it is none of these."""
+        named = {"off": 0, "any": 1}.get(text)
+        if named is not None:
+            return cls(named)
+        if not text.isascii() or not text.isdigit() or len(text) > 2 or not 1 <= int(text) <= cls.MOST:
+            raise ConfigError(f"{text!r} is neither off, any, nor a number of 1 to {cls.MOST} replicas")
+        return cls(int(text))
 
 
 def split_command(command: str) -> list[str]:

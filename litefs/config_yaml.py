@@ -17,11 +17,11 @@ from collections.abc import Mapping
 import msgspec
 import yaml
 
-from litefs.config_types import Duration, FileMode, FilePath, NonEmpty, Secret
+from litefs.config_types import Duration, FileMode, FilePath, NonEmpty, Secret, Sync
 from litefs.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
-_PARSED = (Duration, FileMode, FilePath, Secret)
+_PARSED = (Duration, FileMode, FilePath, Secret, Sync)
 """Types that read themselves from a scalar's text."""
 _NEVER_EMPTY = {FilePath, Secret}
 _REFERENCE = re.compile(
@@ -163,7 +163,7 @@ class _Reader:
         return value
 
     def _parsed(
-        self, node: yaml.Node, kind: type[Duration | FileMode | NonEmpty], text: str, path: str
+        self, node: yaml.Node, kind: type[Duration | FileMode | NonEmpty | Sync], text: str, path: str
     ) -> object:
         if kind is Duration and node.tag != f"{_TAG}str":
             self._fail(node, path, f'expected a duration with a unit, as in "{text}s", got {text!r}')

@@ -59,7 +59,7 @@ class CommitRefused(LiteFSError):
 
 
 class OutcomeUnknown(LiteFSError):
-    """The commit is in the log, but the deadline passed before the reply."""
+    """The commit is in the log, but the deadline passed, or replicas were lost, before the reply."""
 
 
 class NotSupported(LiteFSError):
@@ -86,6 +86,12 @@ class LogSyncFailed(LiteFSError):
 
 class PositionMismatch(LiteFSError):
     """A record does not chain on the position it is offered to."""
+
+    http_status = 409
+
+
+class StreamEnded(LiteFSError):
+    """A replica spoke of a stream that is not open."""
 
     http_status = 409
 

@@ -18,6 +18,7 @@ import trio
 
 from litefs.cluster.follow import Callbacks
 from litefs.cluster.lease import StaticLease
+from litefs.cluster.replicas import Replicas, sync_rules
 from litefs.config import Config
 from litefs.copies import Copies
 from litefs.errors import LiteFSError, NotPrimary
@@ -32,6 +33,7 @@ from litefs.link.messages import (
     ExposedAck,
     Forget,
     Forgotten,
+    Holding,
     Lag,
     LogOptions,
     Loose,
@@ -99,6 +101,9 @@ class Node:
             SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
             Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
         )
+        self.replicas = Replicas(
+            self._catalog, sync_rules(config.replication), lambda: self.identity, self._guard.post
+        )
         self._copies = Copies(data, self._mount, self._catalog)
 
     # -- life -----------------------------------------------------------------------------------------
@@ -122,7 +127,7 @@ class Node:
                 return 0
             app = create_app(self, self._security.tokens)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
-            for task in (self._wake_loop, self._watch.run, self._lag_loop):
+            for task in (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run):
                 nursery.start_soon(task)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
@@ -203,6 +208,7 @@ class Node:
             gid=fuse.gid,
             mode=fuse.mode,
             log=LogOptions(log_.format, log_.timestamp, log_.debug),
+            sync=self.replicas.rules,
         )
 
     # -- the fs process -------------------------------------------------------------------------------
@@ -214,6 +220,7 @@ class Node:
         if self._role is Role.REPLICA:
             await self._replica.mounted()
         self._catalog.rescan()
+        self.replicas.mounted(primary=self.is_primary)
         self._catalog.notify()
 
     def _post_role(self) -> None:
@@ -229,6 +236,8 @@ class Node:
                 self._watch.unpublished(message.name)
             case Loose():
                 self._watch.loose(message.name)
+            case Holding():
+                self.replicas.holding(message.hold)
             case Dropped():
                 self._dropped(message.name)
             case Forgotten():
@@ -262,6 +271,7 @@ class Node:
     def _dropped(self, name: str) -> None:
         log.info("%s: removed", name)
         self._catalog.remove(name)
+        self.replicas.dropped(name)
         self._watch.dropped(name)
 
     # -- replica --------------------------------------------------------------------------------------

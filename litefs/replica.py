@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import trio
 
 from litefs.apply.sink import ReplicaSink
+from litefs.cluster.acknowledge import Acknowledger
 from litefs.cluster.follow import Callbacks, follow
 from litefs.cluster.lease import StaticLease
 from litefs.cluster.peer import PeerSettings
@@ -23,7 +25,8 @@ DETACH_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSettings:
-    """``reconnect_delay``: seconds between two attempts to reach the primary."""
+    """``reconnect_delay``: seconds between two attempts to reach the primary. ``candidate``: this node may
+    become primary."""
 
     data: DataDir
     mount: Path
@@ -76,6 +79,12 @@ class Replica:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(sink.run)
                     nursery.start_soon(_note, sink, caught_up)
+                    observe = functools.partial(
+                        Acknowledger,
+                        identity=self._identity,
+                        holdings=sink,
+                        candidate=self._settings.peer.candidate,
+                    )
                     await follow(
                         primary.advertise_url,
                         sink,
@@ -83,6 +92,7 @@ class Replica:
                         self._callbacks,
                         settings=self._settings.peer,
                         reconnect_delay=self._settings.reconnect_delay,
+                        observe=observe,
                         spool_dir=self._settings.data.path,
                     )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from litefs import config as configuration
 from litefs.config import Config, ExecCommand, parse, unimplemented_keys
-from litefs.config_types import Duration, FileMode, split_command
+from litefs.config_types import Duration, FileMode, Sync, split_command
 from litefs.config_yaml import expand_environment
 from litefs.errors import ConfigError
 
@@ -57,6 +57,11 @@ lease:
   consul: {url: http://c, key: k, ttl: 15s, lock-delay: 2s}
   object: {url: "s3://b", key: o}
   grace: 4s
+replication:
+  sync: any
+  timeout: 8s
+  on-shortage: degrade
+  databases: [{name: "log*.db", sync: off}, {name: m.db, sync: 2}]
 backup: {type: file, path: /b, url: http://u, cluster: c, auth-token: t}
 log: {format: json, timestamp: true, debug: true}
 tracing: {enabled: false, path: /t, max-size: 1, max-count: 2, compress: false}
@@ -100,7 +105,8 @@ def test_every_key_of_go_is_read() -> None:
     assert config.lease.consul.ttl == 15
     assert config.proxy.passthrough == ("*.png",)
     defaults = Config()
-    for section in ("data", "fuse", "http", "proxy", "lease", "backup", "log", "tracing"):
+    assert [(one.name, one.sync) for one in config.replication.databases] == [("log*.db", 0), ("m.db", 2)]
+    for section in ("data", "fuse", "http", "proxy", "lease", "replication", "backup", "log", "tracing"):
         for field in getattr(config, section).__struct_fields__:
             changed, default = (getattr(getattr(c, section), field) for c in (config, defaults))
             assert changed != default, f"{section}.{field} was not read"
@@ -172,6 +178,14 @@ def test_plain_scalars_read_as_the_type_of_their_field() -> None:
         (STATIC + "http: {addr: localhost}", "http.addr: expected HOST:PORT, got 'localhost'"),
         (STATIC + "http: {addr: ':70000'}", "http.addr: expected HOST:PORT"),
         (STATIC + "log: {format: xml}", "invalid log format"),
+        ("replication: {sync: all}", "litefs.yml:1:21: replication.sync: 'all' is neither off, any, nor a"),
+        ("replication: {sync: 0}", "nor a number of 1 to 15 replicas"),
+        ("replication: {sync: 16}", "nor a number of 1 to 15 replicas"),
+        ("replication: {databases: [{name: a, sync: '-1'}]}", "replication.databases[0].sync: '-1' is"),
+        ("replication: {databases: [{name: a}]}", "missing required field `sync`"),
+        (STATIC + "replication: {timeout: 8001ms}", "must be positive and at most 8 s, got 8.001s"),
+        (STATIC + "replication: {timeout: 0s}", "must be positive and at most 8 s, got 0s"),
+        (STATIC + "replication: {on-shortage: wait}", "must be 'refuse' or 'degrade', got 'wait'"),
         (STATIC + "backup: {type: s3}", "invalid backup client type"),
         (STATIC + "proxy: {target: a}", "proxy database name required"),
         (STATIC + "proxy: {target: a, db: b}", "proxy bind address required"),
@@ -340,6 +354,12 @@ def test_modes_are_octal(text: str, mode: int) -> None:
 def test_wrong_modes(text: str) -> None:
     with pytest.raises(ConfigError):
         FileMode.parse(text)
+
+
+@pytest.mark.parametrize(("text", "replicas"), [("off", 0), ("any", 1), ("1", 1), ("2", 2), ("15", 15)])
+def test_numbers_of_replicas(text: str, replicas: int) -> None:
+    assert Sync.parse(text) == replicas
+    assert read(f"{STATIC}replication: {{sync: {text}}}\n").replication.sync == replicas
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ class Applier:
         self.last_used = time.monotonic()
         """When the last transaction was applied, on the monotonic clock."""
         self._mounted = mounted
-        self._sync_interval = sync_interval
+        self.sync_interval = sync_interval
+        """Seconds that records may stay unsynced; 0: each call syncs what it appended."""
         self._policy = policy
         self._database = Database.open(directory)
         self.writer: WalWriter | None = None  # the WAL on the mount, once it is attached
@@ -363,10 +364,7 @@ class Applier:
 
         The batch is applied, so a checkpoint that fails is no failure of it: the WAL grows meanwhile.
         """
-        if (
-            self._unsynced_since is not None
-            and time.monotonic() - self._unsynced_since >= self._sync_interval
-        ):
+        if self._unsynced_since is not None and time.monotonic() - self._unsynced_since >= self.sync_interval:
             self.sync_log()
         if self._checkpointer is not None:
             try:

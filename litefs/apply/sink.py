@@ -87,6 +87,8 @@ class ReplicaSink:
         self._locate = locate or (lambda name: mountpoint / name)
         self._sync_interval = sync_interval
         self._policy = policy
+        self.sync_at_once: Callable[[str], bool] = lambda name: False
+        """Whether the log of a database is to be synced with each batch of records."""
         self._states: dict[str, DatabaseState] = {}
         self._limiter = trio.CapacityLimiter(THREADS)
         self.primary_time_ms = 0
@@ -167,6 +169,19 @@ class ReplicaSink:
         """What this replica holds, database by database; ZERO if it takes nothing but a snapshot."""
         found = {name: state.position for name, state in self._states.items()}
         return {name: position for name, position in found.items() if position is not None}
+
+    def held(self, name: str) -> tuple[Position, Position] | None:
+        """The last transaction in a database's log, and the last durable one; None if nothing of it is here,
+        or it is damaged."""
+        state = self._states.get(name)
+        return state.held if state is not None else None
+
+    async def sync_log(self, name: str) -> None:
+        """Make a database's log durable. Raises LogSyncFailed, OSError."""
+        state = self._state(name)
+        async with state.lock:
+            if state.applier is not None:
+                await self._thread(state.applier.sync_log)
 
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
         """Apply contiguous whole LTX records. Raises as :meth:`Applier.apply`, InvalidName."""
@@ -308,6 +323,8 @@ class ReplicaSink:
 
     async def _apply(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:
         assert state.applier is not None
+        at_once = self.sync_at_once(state.directory.name)
+        state.applier.sync_interval = 0.0 if at_once else self._sync_interval
         position = await self._thread(state.applier.apply, bodies)
         while state.applier.must_reopen:
             await self._reopen(state, state.applier)

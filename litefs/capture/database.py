@@ -50,7 +50,7 @@ class DatabaseCapture:
         self.journal = JournalCapture(name, db, gate, watcher, self.raw, admit_super)
         self._open_database = open_database
         self._name = name
-        self._gate = gate
+        self.gate = gate
         self._log_bytes = self._file_bytes = 0
         """Bytes that clients wrote to the WAL, and to database and journal, since these were synced last."""
 
@@ -62,7 +62,7 @@ class DatabaseCapture:
         """
         if self.journal.committed and file == self._name + "-journal":
             return
-        if not self._gate.writable():
+        if not self.gate.writable():
             raise Refused(file, "this node is not the primary")
         if self.db.stopped is not None and not (self.journal.hot or self.raw.pending):
             raise Refused(file, f"the database is stopped: {self.db.stopped}")
@@ -136,7 +136,7 @@ class DatabaseCapture:
                 return
             self.db.sums.durable_txid = max(self.db.sums.durable_txid, self._complete_txid())
             if logged is not None:
-                self._gate.confirm()
+                self.gate.confirm()
 
         return _synced(self._take_log_bytes() + self._take_file_bytes() + pending, run, finish)
 
@@ -148,7 +148,7 @@ class DatabaseCapture:
 
         def finish(error: Exception | None) -> None:
             job.finish(error)
-            self._gate.confirm()
+            self.gate.confirm()
 
         return _synced(self.raw.pending_bytes, job.run, finish)
 

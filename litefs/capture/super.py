@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litefs.capture.commit import BigCommit, Gate, Refused
+from litefs.capture.commit import BigCommit, Refused
 from litefs.sqlite.journal import super_journal_name
 from litefs.store import fileops
 from litefs.store.paths import encode_name
@@ -41,12 +41,9 @@ def refuse_super(database: str, name: str) -> None:
 class SuperJournals:
     """The super-journals on the primary's mount, by path below its root. Owned by the request loop."""
 
-    def __init__(
-        self, directory: Path, gate: Gate, capture_of: Callable[[str], DatabaseCapture | None]
-    ) -> None:
+    def __init__(self, directory: Path, capture_of: Callable[[str], DatabaseCapture | None]) -> None:
         """``directory``: holds the files, and intents. ``capture_of``: of a database, if there is one."""
         self._directory = directory
-        self._gate = gate
         self._capture_of = capture_of
         self._named_by: dict[str, set[str]] = {}
         """Of each super-journal that exists, the databases whose journals were seen to name it."""
@@ -113,7 +110,8 @@ class SuperJournals:
             parts = {name: capture.super_part() for name, capture in members.items()}
             changed = [part for part in parts.values() if part is not None]
             if changed:
-                self._gate.check()
+                for capture in members.values():
+                    capture.gate.check()
                 commit_together(self._directory, path, changed)
                 logged.extend(parts)
 
@@ -125,8 +123,8 @@ class SuperJournals:
             del self._named_by[path]
             with contextlib.suppress(OSError):  # nobody finds it any more; the next start removes it
                 fileops.unlink(self.backing(path))
-            if logged:
-                self._gate.confirm()
+            for name in logged:
+                members[name].gate.confirm()
 
         return BigCommit(run, finish)
 

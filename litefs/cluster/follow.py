@@ -22,7 +22,7 @@ from litefs.errors import (
     ProtocolMismatch,
 )
 from litefs.stream.handshake import Hello
-from litefs.stream.protocols import Identity, Sink
+from litefs.stream.protocols import Identity, Observer, Sink
 from litefs.stream.receiver import DatabaseFailed, Receiver
 from litefs.tokens import matches
 from litefs.types import ZERO, Position
@@ -98,8 +98,10 @@ class Follower:
         settings: PeerSettings | None = None,
         reconnect_delay: float = RECONNECT_DELAY,
         read_idle: float = READ_IDLE_SECONDS,
+        observe: Callable[[Peer], Observer] = lambda peer: Observer(),
         spool_dir: Path | None = None,
     ) -> None:
+        self._observe = observe
         self._url = url
         self._settings = settings or PeerSettings()
         self._sink = sink
@@ -168,17 +170,16 @@ class Follower:
     async def _once(self) -> str | None:
         """One stream to its end; returns the primary's reason, None if it was left to try databases again."""
         self._failed.clear()
+        peer = Peer(self._url, self._settings, read_idle=self._read_idle)
         receiver = Receiver(
             self._sink,
             on_hello=self._hello,
             on_ready=self._ready,
             on_failed=self._database_failed,
+            observer=self._observe(peer),
             spool_dir=self._spool_dir,
         )
-        async with (
-            Peer(self._url, self._settings, read_idle=self._read_idle) as peer,
-            peer.stream(self._identity(), self._positions()) as chunks,
-        ):
+        async with peer, peer.stream(self._identity(), self._positions()) as chunks:
             reason = await receiver.run(chunks)
         return None if receiver.left_to_retry else reason
 
@@ -230,13 +231,14 @@ async def follow(
     settings: PeerSettings | None = None,
     reconnect_delay: float = RECONNECT_DELAY,
     read_idle: float = READ_IDLE_SECONDS,
+    observe: Callable[[Peer], Observer] = lambda peer: Observer(),
     spool_dir: Path | None = None,
 ) -> None:
     """Keep ``sink`` up to date with the primary at ``url`` until cancelled.
 
     ``identity`` is asked at each attempt. After a failure the next attempt comes after 50 ms, doubled each
     time up to ``reconnect_delay`` seconds; what only a change of configuration can mend is tried about every
-    10 s. ``read_idle`` seconds without a byte count as a failure.
+    10 s. ``read_idle`` seconds without a byte count as a failure. ``observe`` gives each stream its observer.
     """
     follower = Follower(
         url,
@@ -246,6 +248,7 @@ async def follow(
         settings=settings,
         reconnect_delay=reconnect_delay,
         read_idle=read_idle,
+        observe=observe,
         spool_dir=spool_dir,
     )
     await follower.run()

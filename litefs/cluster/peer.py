@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ import trio
 from litefs.cluster.probe import describe, speaks_something_else
 from litefs.config_http import TLSConfig
 from litefs.errors import ClusterMismatch, LiteFSError, NotTrusted, PeerError, ProtocolMismatch
+from litefs.stream.acks import HEADER_STREAM_ID, Ack, AckAnswer, decode_answer, encode
 from litefs.stream.handshake import (
     FILTER,
     HEADER_LIMITED,
     encode_positions,
+    format_node_id,
     parse_headers,
     request_headers,
 )
@@ -66,6 +69,7 @@ class Peer:
         self.url = url.rstrip("/")
         self.settings = settings or PeerSettings()
         self.read_idle = read_idle
+        self.stream_id = secrets.randbits(64)
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Peer:
@@ -111,7 +115,7 @@ class Peer:
             f"{self.url}/stream",
             params={FILTER: self.settings.databases},
             content=encode_positions(positions),
-            headers=request_headers(identity),
+            headers=self._headers(identity),
         )
         response = await self._answer(request)
         try:
@@ -122,6 +126,28 @@ class Peer:
             with trio.move_on_after(1) as scope:
                 scope.shield = True
                 await response.aclose()
+
+    async def acknowledge(self, identity: Identity, ack: Ack) -> AckAnswer:
+        """Tell the primary what this replica holds of the stream that is open.
+
+        Raises PeerError, Refused (the stream is not the present one, or its primary is none any more),
+        FormatError.
+        """
+        assert self._client is not None
+        try:
+            with self.translated(), trio.fail_after(ANSWER_SECONDS):
+                response = await self._client.post(
+                    f"{self.url}/stream/ack", content=encode(ack), headers=self._headers(identity)
+                )
+        except trio.TooSlowError:
+            raise PeerError(f"{self.url}: no answer within {ANSWER_SECONDS:g} s") from None
+        if response.status_code != 200:
+            message = response.text[:MAX_ERROR_BODY].strip() or response.reason_phrase
+            raise Refused(f"{self.url}: {message} (status {response.status_code})", response.status_code)
+        return decode_answer(response.content)
+
+    def _headers(self, identity: Identity) -> dict[str, str]:
+        return request_headers(identity) | {HEADER_STREAM_ID: format_node_id(self.stream_id)}
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         assert self._client is not None

@@ -12,7 +12,9 @@ from litefs.capture.database import DatabaseCapture
 from litefs.capture.super import SuperJournals
 from litefs.errors import LiteFSError
 from litefs.fs.locktable import LockTable
+from litefs.fs.replication import DatabaseGate, Replicated
 from litefs.fs.role import RoleState
+from litefs.link.rules import SyncRules
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litefs.store import fileops
 from litefs.store.database import Database
@@ -34,6 +36,8 @@ class FsDatabase:
         self.dir = directory
         self.name = directory.name
         self.capture: DatabaseCapture | None = None
+        self.gate: DatabaseGate | None = None
+        """Of the capture."""
         self.error: str | None = None
         """Why the primary cannot write this database's log."""
         self.removed = False
@@ -61,6 +65,28 @@ class FsDatabase:
         """Wait until no big commit is under way."""
         while self.busy:
             await self._idle.wait()
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether ``ready`` would wait."""
+        return self.busy or (self.gate is not None and self.gate.doubtful)
+
+    async def ready(self) -> None:
+        """Wait until no big commit is under way, and a little if replicas are missing."""
+        while self.must_wait:
+            await self.idle()
+            if self.gate is not None:
+                await self.gate.cleared_up()
+
+    @property
+    def owes_answer(self) -> bool:
+        """Whether a commit is complete whose client must not be told before ``answerable`` returns."""
+        return self.gate is not None and self.gate.owes_answer
+
+    async def answerable(self) -> None:
+        """Wait until enough replicas have the last transaction. Raises OutcomeUnknown."""
+        if self.gate is not None and self.gate.owes_answer:
+            await self.gate.answerable(self.position()[0].txid)
 
     @property
     def local(self) -> bool:
@@ -142,14 +168,17 @@ class Databases:
         watcher: Watcher,
         node_id: int,
         unrecovered: Mapping[str, str] | None = None,
+        replicated: Replicated | None = None,
     ) -> None:
-        """``unrecovered``: databases that may only be read, and why."""
+        """``unrecovered``: databases that may only be read, and why. ``replicated``: None, if no commit is to
+        wait for replicas."""
+        self.replicated = replicated or Replicated(role, SyncRules(), lambda: None)
         self._data = data
         self._role = role
         self._watcher = watcher
         self._node_id = node_id
         self._locks: LockTable | None = None
-        self.supers = SuperJournals(super_dir(data), role, self._capture_of)
+        self.supers = SuperJournals(super_dir(data), self._capture_of)
         self._by_name: dict[str, FsDatabase] = {}
         for name in data.names():
             directory = data.database_dir(name)
@@ -238,10 +267,11 @@ class Databases:
             raise LiteFSError(f"{db.name}: there is a WAL whose frames were not captured")
         db.close_sums()
         store = Database.open(db.dir, node_id=self._node_id)
+        db.gate = DatabaseGate(self._role, self.replicated, db.name)
         db.capture = DatabaseCapture(
             db.name,
             store,
-            self._role,
+            db.gate,
             self._watcher,
             db.open_database,
             lambda: self._locks is not None and self._locks.exclusive_held(db.ino),
@@ -276,7 +306,7 @@ class Databases:
         for db in self:
             if db.capture is not None:
                 db.capture.close()
-                db.capture = None
+                db.capture = db.gate = None
 
     def close(self) -> None:
         for db in self:

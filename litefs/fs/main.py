@@ -27,6 +27,7 @@ from litefs.fs.databases import Databases
 from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
+from litefs.fs.replication import Replicated
 from litefs.fs.role import RoleState, boottime_ns
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
@@ -39,10 +40,12 @@ from litefs.link.messages import (
     Failed,
     Forget,
     Forgotten,
+    Holding,
     Lag,
     Loose,
     Mounted,
     Opened,
+    Replication,
     RoleSet,
     SetRole,
     Start,
@@ -85,6 +88,7 @@ class FsProcess:
 
     def __init__(self, channel: Channel, wake: Wake, start: Start) -> None:
         self.role = RoleState()
+        self.replicated = Replicated(self.role, start.sync, wake.signal)
         self._channel = channel
         self._wake = wake
         self._start = start
@@ -108,7 +112,11 @@ class FsProcess:
     def loose(self, name: str) -> None:
         self._post(Loose(name))
 
-    def _post(self, message: Opened | Dropped | Unpublished | Loose) -> None:
+    def _dropped(self, name: str) -> None:
+        self.replicated.removed(name)
+        self._post(Dropped(name))
+
+    def _post(self, message: Opened | Dropped | Unpublished | Loose | Holding) -> None:
         try:
             self._channel.post(message)
         except LinkClosed:
@@ -123,7 +131,9 @@ class FsProcess:
         """
         die_with_parent(True)  # until there is a mount to remove: recovery may be cut short anywhere
         reports = await trio.to_thread.run_sync(self._recover)
-        databases = Databases(self._data, self.role, self, self._start.node_id, self._unrecovered)
+        databases = Databases(
+            self._data, self.role, self, self._start.node_id, self._unrecovered, self.replicated
+        )
         operations = self._operations(databases)
         session = Session(
             operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
@@ -171,7 +181,7 @@ class FsProcess:
             mode,
             os.getppid(),
             lambda name: self._post(Opened(name)),
-            lambda name: self._post(Dropped(name)),
+            self._dropped,
         )
 
     def _recover(self) -> list[str]:
@@ -229,6 +239,9 @@ class FsProcess:
                 await self._channel.send(RoleSet(message.term))
             case Deadline():
                 self.role.deadline_ns = message.deadline_ns
+            case Replication():
+                if self.replicated.told(message):
+                    self._post(Holding(message.hold))
             case Lag():
                 self.role.lag_ms = message.lag_ms
                 self.role.primary_timestamp_ms = message.timestamp_ms
@@ -250,8 +263,11 @@ class FsProcess:
                 log.error("cannot write to its log: %s", line)
         elif message.role is not Role.PRIMARY:
             databases.set_replica()
+        anew = (role.role, role.term) != (message.role, message.term)
         role.role, role.term = message.role, message.term
         role.deadline_ns, role.primary = message.deadline_ns, message.primary
+        if anew:
+            self.replicated.begin()
 
     async def _flush_link(self) -> None:
         while True:
@@ -299,6 +315,7 @@ class FsProcess:
         (I10), unmount.
         """
         self.role.role, self.role.deadline_ns = Role.NONE, 0
+        self.replicated.begin()
         operations.dead = True
         inodes = operations.invalidated_inodes()
         with trio.move_on_after(2):

@@ -12,7 +12,6 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
@@ -23,6 +22,7 @@ from litefs.capture.database import DatabaseCapture
 from litefs.errors import InvalidName, LiteFSError
 from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
+from litefs.fs.handles import Handle, may_be_sqlite
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
 from litefs.fs.namespace import Ownership, answered
 from litefs.fs.role import RoleState
@@ -37,25 +37,6 @@ FIRST_PAGE = 4096
 database, or after its wal-index header was zeroed those of the WAL.
 """
 _CACHED = (Kind.DATABASE, Kind.WAL, Kind.SHM)
-
-
-def _may_be_sqlite(flags: int) -> bool:
-    """Whether a database opened so may be locked: close(2) must not wait for us then, invariant I25.
-
-    SQLite opens to read, and never truncates. Who copies a file into place wants the FLUSH: it logs the copy.
-    """
-    return flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
-
-
-@dataclass(slots=True, eq=False)
-class Handle:
-    """An open file. ``closed``: a client closed a descriptor of it; it may have others."""
-
-    inode: Inode
-    fd: int
-    writable: bool
-    from_node: bool
-    closed: bool = False
 
 
 class Operations(SuperRequests):
@@ -104,7 +85,7 @@ class Operations(SuperRequests):
         db = inode.db
         if inode.is_control or db is None:
             raise FUSEError(errno.EPERM)
-        await db.idle()
+        await db.ready()
         opened = inode.fd < 0
         fd = os.open(inode.backing, os.O_RDWR | os.O_CLOEXEC) if opened else inode.fd
         try:
@@ -127,6 +108,7 @@ class Operations(SuperRequests):
                 await db.run(capture.journal.truncate(fd, size, db.open_database()))
             else:
                 capture.database_truncate(fd, size, fh)
+            await db.answerable()
         finally:
             if opened:
                 os.close(fd)
@@ -174,7 +156,7 @@ class Operations(SuperRequests):
         if db is not None and not db.announced and inode.kind is Kind.DATABASE and client:
             db.announced = True
             self._on_open(db.name)
-        if inode.kind is Kind.DATABASE and _may_be_sqlite(flags):
+        if inode.kind is Kind.DATABASE and may_be_sqlite(flags):
             return UnflushedInfo(fh=number)
         return FileInfo(fh=number, direct_io=inode.is_control, keep_cache=not inode.is_control)
 
@@ -259,9 +241,10 @@ class Operations(SuperRequests):
         db = handle.inode.db
         if db is None or handle.inode.kind is not Kind.DATABASE or not handle.writable:
             return
-        await db.idle()
+        await db.ready()
         if db.capture is not None and not handle.inode.unlinked:
             await db.run(db.capture.database_flush(fh))
+            await db.answerable()
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -284,8 +267,8 @@ class Operations(SuperRequests):
         if inode.kind is Kind.SHM or db is None:
             fileops.pwrite_all(handle.fd, buf, off)
             return len(buf)
-        if db.busy:
-            await db.idle()
+        if db.must_wait:
+            await db.ready()
         if handle.from_node and self._role.role is not Role.PRIMARY:
             fileops.pwrite_all(handle.fd, buf, off)
             return len(buf)
@@ -300,6 +283,8 @@ class Operations(SuperRequests):
             job = capture.journal_write(handle.fd, off, buf, db.open_database())
         if job is not None:
             await db.run(job)
+        if db.owes_answer:
+            await db.answerable()
         return len(buf)
 
     @answered
@@ -308,7 +293,7 @@ class Operations(SuperRequests):
         db = handle.inode.db
         if db is None or handle.inode.kind is Kind.SHM:
             return
-        await db.idle()
+        await db.ready()
         if db.capture is None:
             if handle.inode.kind is Kind.DATABASE:
                 await trio.to_thread.run_sync(os.fdatasync, handle.fd)
@@ -318,6 +303,7 @@ class Operations(SuperRequests):
             await db.run(db.capture.database_sync(handle.fd, fh))
         else:
             await db.run(db.capture.journal_sync(handle.fd))
+        await db.answerable()
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Names need no sync of their own: recovery makes journal and WAL follow the log."""
@@ -337,7 +323,7 @@ class Operations(SuperRequests):
         if inode.is_control or db is None:
             raise FUSEError(errno.EPERM)
         try:
-            await db.idle()
+            await db.ready()
             if inode.kind is Kind.SHM and not self._is_applied(inode):
                 os.unlink(inode.backing)
             elif self._role.role is not Role.PRIMARY:
@@ -352,12 +338,17 @@ class Operations(SuperRequests):
         if inode.kind is Kind.DATABASE:
             for companion in self.inodes.of_database(db):
                 self._vanished(parent_inode, companion)
+        try:
+            await db.answerable()
+        except LiteFSError:
+            self._vanished(parent_inode, inode)
+            raise
 
     async def _unlink_captured(self, db: FsDatabase, inode: Inode) -> None:
         if inode.kind is Kind.DATABASE:  # also one that is damaged: its owner has nothing else left to do
             if db.removed:
                 raise FUSEError(errno.ENOENT)
-            self._role.check()
+            (db.gate or self._role).check()
             self._dbs.remove(db)
             self._on_drop(db.name)
             self._role.confirm()

@@ -39,20 +39,23 @@ class SuperRequests(Renaming):
     async def _unlink_super(self, parent_inode: int, inode: Inode) -> None:
         """Commit what it stands for. Raises as ``SuperJournals.commit``, FUSEError."""
         supers, path = self._dbs.supers, inode.path
-        while busy := [db for db in self._members(path) if db.busy]:
-            await busy[0].idle()
+        while waiting := [db for db in self._members(path) if db.must_wait]:
+            await waiting[0].ready()
         if self._role.role is not Role.PRIMARY:
             raise FUSEError(errno.EROFS)
         if path not in supers:
             raise FUSEError(errno.ENOENT)
+        members = self._members(path)
         job = supers.commit(path, supers.members(path))
         try:
-            await _run(self._members(path), job)
+            await _run(members, job)
+            self.inodes.unlink(path)
+            for db in members:
+                await db.answerable()
         except BaseException:
             if path not in supers:
                 self._vanished(parent_inode, inode)
             raise
-        self.inodes.unlink(path)
 
     def _members(self, path: str) -> list[FsDatabase]:
         names = self._dbs.supers.members(path) if path in self._dbs.supers else ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from litefs.errors import FormatError
+from litefs.link.rules import SyncRules
 from litefs.types import Role
 
 FOREVER = (1 << 63) - 1
@@ -47,6 +48,7 @@ class Start(Message, frozen=True):
     gid: int | None = None
     mode: int | None = None
     log: LogOptions = LogOptions()
+    sync: SyncRules = SyncRules()
 
 
 class SetRole(Message, frozen=True):
@@ -66,6 +68,24 @@ class Deadline(Message, frozen=True):
     """The commit deadline was moved by a lease renewal."""
 
     deadline_ns: int
+
+
+class Replication(Message, frozen=True):
+    """How replicas stand on the primary; the fields of :class:`litefs.cluster.insync.Standing`, then:
+
+    ``hold`` numbers the times that commits began to wait; a new one is answered by :class:`Holding`.
+    ``released``: by database, of those that changed, the last transaction that all have who are waited for.
+    ``dropped``: removals that the node process knows of: what it says of these names from now on is about
+    other databases.
+    """
+
+    waiting: bool
+    counted: int
+    present: int
+    settled: bool
+    hold: int
+    released: dict[str, int]
+    dropped: tuple[str, ...] = ()
 
 
 class Lag(Message, frozen=True):
@@ -162,6 +182,12 @@ class Loose(Message, frozen=True):
     name: str
 
 
+class Holding(Message, frozen=True):
+    """From now on commits wait, as :class:`Replication` asked with this ``hold``."""
+
+    hold: int
+
+
 class Stopped(Message, frozen=True):
     """Everything was unmounted and settled."""
 
@@ -170,6 +196,7 @@ AnyMessage = (
     Start
     | SetRole
     | Deadline
+    | Replication
     | Lag
     | Exposed
     | Forget
@@ -183,6 +210,7 @@ AnyMessage = (
     | Opened
     | Unpublished
     | Loose
+    | Holding
     | Stopped
 )
 

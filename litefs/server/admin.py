@@ -14,6 +14,7 @@ from litefs.server import access
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import Export, NodeView
 from litefs.store.paths import validate_name
+from litefs.stream.handshake import format_node_id
 
 EXPORT_CHUNK = 256 << 10
 
@@ -43,13 +44,18 @@ class ExportBody(ResponseBody):
 
 
 def info_text(node: NodeView) -> str:
-    """The body of /info: JSON with two spaces, ``clusterID`` and ``primary`` only while known."""
+    """The body of /info: JSON with two spaces, ``clusterID`` and ``primary`` only while known. A primary with
+    replicas lists their node ids in ``replicas``, and in ``inSync`` of those that have all that was answered.
+    """
     info: dict[str, object] = {}
     if node.identity.cluster_id:
         info["clusterID"] = node.identity.cluster_id
     info |= {"isPrimary": node.is_primary, "candidate": node.candidate, "path": node.mountpoint}
     if node.primary_hostname is not None:
         info["primary"] = {"hostname": node.primary_hostname}
+    if node.is_primary and (replicas := node.replicas.connected()):
+        info["replicas"] = [format_node_id(one.node_id) for one in replicas]
+        info["inSync"] = [format_node_id(one.node_id) for one in replicas if one.in_sync]
     return json.dumps(info, indent=2) + "\n"
 
 

@@ -1,9 +1,10 @@
-"""POST /stream: a replica gives its positions and receives what it lacks, until either side leaves."""
+"""POST /stream: a replica gives its positions and receives what it lacks, until either side leaves. POST
+/stream/ack: it tells what it holds meanwhile."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -11,10 +12,18 @@ from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
 from litefs.config_http import validate_patterns
-from litefs.errors import ClusterMismatch, ConfigError, FormatError, NotPrimary, ProtocolMismatch
+from litefs.errors import (
+    AccessDenied,
+    ClusterMismatch,
+    ConfigError,
+    FormatError,
+    NotPrimary,
+    ProtocolMismatch,
+)
 from litefs.server.access import current
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import NodeView
+from litefs.stream.acks import HEADER_STREAM_ID, decode_ack, encode
 from litefs.stream.filtered import FilteredCatalog
 from litefs.stream.handshake import (
     FILTER,
@@ -23,6 +32,7 @@ from litefs.stream.handshake import (
     decode_positions,
     format_node_id,
     parse_headers,
+    parse_node_id,
     request_headers,
 )
 from litefs.stream.protocols import Catalog, Identity
@@ -43,14 +53,24 @@ class Subscribers:
 class StreamBody(ResponseBody):
     """A response that pulls one replica's chunks from its sender."""
 
-    def __init__(self, sender: Sender, replica: str, subscribers: Subscribers) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        replica: str,
+        subscribers: Subscribers,
+        joined: Callable[[], None],
+        left: Callable[[], None],
+    ) -> None:
         self._sender = sender
         self._replica = replica
         self._subscribers = subscribers
+        self._joined = joined
+        self._left = left
 
     async def __aenter__(self) -> StreamBody:
         await self._sender.__aenter__()
         self._subscribers.count += 1
+        self._joined()
         logger.info("replica %s connected", self._replica)
         return self
 
@@ -58,6 +78,7 @@ class StreamBody(ResponseBody):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._subscribers.count -= 1
+        self._left()
         logger.info("replica %s disconnected", self._replica)
         await self._sender.__aexit__(kind, error, trace)
 
@@ -98,17 +119,22 @@ def visible(catalog: Catalog, access: Access, patterns: Sequence[str]) -> Catalo
     )
 
 
-async def _read_positions() -> bytes:
+async def _read_body() -> bytes:
     body = bytearray()
     async for chunk in request.body:
         body += chunk
         if len(body) > MAX_POSITION_MAP:
-            raise FormatError(f"position map of more than {MAX_POSITION_MAP} bytes")
+            raise FormatError(f"positions of more than {MAX_POSITION_MAP} bytes")
     return bytes(body)
 
 
+def _stream_id() -> int:
+    """Of the stream that a request opens, or speaks of; 0 if it gave none. Raises FormatError."""
+    return parse_node_id(request.headers.get(HEADER_STREAM_ID, "0"), HEADER_STREAM_ID)
+
+
 def register(app: LiteFSApp, node: NodeView) -> None:
-    """Add the endpoint."""
+    """Add the endpoints."""
     subscribers = app.extensions["subscribers"] = Subscribers()
 
     @app.post("/stream", provide_automatic_options=False)
@@ -120,12 +146,30 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         except ProtocolMismatch as error:
             return text(str(error), 400)
         check_replica(node.identity, node.is_primary, replica)
-        positions = decode_positions(await _read_positions())
+        positions, stream_id = decode_positions(await _read_body()), _stream_id()
         access = current()
         catalog = visible(node.catalog, access, request.args.getlist(FILTER))
         sender = Sender(catalog, node.identity, positions, active=lambda: node.is_primary)
-        body = StreamBody(sender, f"{format_node_id(replica.node_id)} ({request.remote_addr})", subscribers)
+        body = StreamBody(
+            sender,
+            f"{format_node_id(replica.node_id)} ({request.remote_addr})",
+            subscribers,
+            joined=lambda: node.replicas.joined(
+                replica, stream_id, positions, sender.sources, whole=catalog is node.catalog
+            ),
+            left=lambda: node.replicas.left(replica, stream_id),
+        )
         headers = request_headers(node.identity)
         if access.limited:
             headers[HEADER_LIMITED] = access.name
         return Response(body, headers=headers, content_type="application/octet-stream")
+
+    @app.post("/stream/ack", provide_automatic_options=False)
+    async def acknowledge() -> Response:
+        replica = parse_headers(request.headers.get)
+        check_replica(node.identity, node.is_primary, replica)
+        ack = decode_ack(await _read_body())
+        if ack.candidate and current().limited:
+            raise AccessDenied("a candidate needs a token for all databases")
+        answer = node.replicas.acknowledged(replica, _stream_id(), ack)
+        return Response(encode(answer), content_type="application/msgpack")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from litefs.stream.protocols import Catalog, Identity
+from litefs.stream.acks import Ack, AckAnswer, ReplicaInfo
+from litefs.stream.protocols import Catalog, Identity, Source
 from litefs.types import Position
 
 
@@ -32,6 +33,31 @@ class Export:
     size: int
 
 
+class Replicas(Protocol):
+    """What the node wants to know of its replicas while it is primary."""
+
+    def joined(
+        self,
+        replica: Identity,
+        stream_id: int,
+        offered: Mapping[str, Position],
+        sources: Mapping[int, Source],
+        *,
+        whole: bool,
+    ) -> None:
+        """A stream begins: ``offered`` is what the replica has, ``sources`` are its databases by handle;
+        ``whole``: all that there are, and that there will be."""
+
+    def left(self, replica: Identity, stream_id: int) -> None:
+        """That stream ended."""
+
+    def acknowledged(self, replica: Identity, stream_id: int, ack: Ack) -> AckAnswer:
+        """What a replica says that it holds. Raises StreamEnded, NotPrimary."""
+
+    def connected(self) -> Sequence[ReplicaInfo]:
+        """The replicas whose streams are open."""
+
+
 class NodeView(Protocol):
     """The node as its HTTP server sees it. Properties are cheap and read at each request."""
 
@@ -50,6 +76,9 @@ class NodeView(Protocol):
 
     @property
     def catalog(self) -> Catalog: ...
+
+    @property
+    def replicas(self) -> Replicas: ...
 
     @property
     def lag_seconds(self) -> float:

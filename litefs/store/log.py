@@ -119,10 +119,15 @@ class Log:
         return segments[0][0] if segments else self.tip.txid + 1
 
     @property
-    def synced_txid(self) -> int:
+    def synced(self) -> Position:
         """``sync`` succeeded up to here (in this process; what is before this process's segment counts as
         synced).
         """
+        return self._synced
+
+    @property
+    def synced_txid(self) -> int:
+        """The transaction of ``synced``."""
         return self._synced.txid
 
     def append(self, record: bytes | bytearray | memoryview, txid: int, post: int) -> None:

@@ -55,10 +55,10 @@ def format_node_id(node_id: int) -> str:
     return f"{node_id:016X}"
 
 
-def parse_node_id(text: str) -> int:
-    """Read ``Litefs-Id``. Raises FormatError."""
+def parse_node_id(text: str, header: str = HEADER_ID) -> int:
+    """Read ``Litefs-Id``, or another header of that form. Raises FormatError."""
     if not re.fullmatch(r"[0-9A-Fa-f]{1,16}", text):
-        raise FormatError(f"{HEADER_ID}: not a node id: {text[:40]!r}")
+        raise FormatError(f"{header}: not a node id: {text[:40]!r}")
     return int(text, 16)
 
 

@@ -168,3 +168,20 @@ class Sink(Protocol):
 
     def ready(self) -> None:
         """Every database has caught up once since the stream began."""
+
+
+class Observer:
+    """Is told which databases a received stream has, by handle, and when the sink has more of one. This one
+    takes no notice."""
+
+    async def run(self) -> None:
+        """Run beside the stream, from its hello to its end. A LiteFSError that it raises ends the stream."""
+
+    def begins(self, handle: int, name: str) -> None:
+        """The stream has that database from now on."""
+
+    def holds(self, handle: int) -> None:
+        """What was received of it is in the sink, and follows on what was there."""
+
+    def ends(self, handle: int) -> None:
+        """The primary has it no more."""

@@ -9,11 +9,9 @@ database that fails is set aside until the stream is begun anew; the others go o
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import trio
 
@@ -35,19 +33,14 @@ from litefs.stream.frames import (
 )
 from litefs.stream.handshake import Hello
 from litefs.stream.parser import Parser
-from litefs.stream.protocols import Buffer, Sink
+from litefs.stream.protocols import Buffer, Observer, Sink
+from litefs.stream.queue import FRAME_COST, Barrier, DatabaseFrame, Queue
 from litefs.stream.spool import Spool
 
 logger = logging.getLogger(__name__)
 
-QUEUE_BYTES = 4 << 20
-"""A database's queue is full beyond this; reading from the network then waits."""
-BATCH_BYTES = 8 << 20
-"""At most about this much is handed to one ``Sink.records`` call."""
 QUIET_POLL = 0.1
 """Seconds between two looks whether the stream may be left for a database that is to be tried again."""
-_FRAME_COST = 256
-"""What a small frame counts for, so that empty ones cannot pile up without limit."""
 
 
 class DatabaseFailed(LiteFSError):
@@ -57,86 +50,6 @@ class DatabaseFailed(LiteFSError):
         super().__init__(f"{name}: {cause}")
         self.name = name
         self.cause = cause
-
-
-class _Barrier:
-    """Calls ``action`` once every queue that had work when it was made has done that work."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
-        self.waiting = 1
-
-    def arrive(self) -> None:
-        self.waiting -= 1
-        if self.waiting == 0:
-            self._action()
-
-
-_DatabaseFrame: TypeAlias = (
-    Records | RecordPiece | SnapshotBegin | SnapshotPages | SnapshotEnd | SnapshotAbort | Drop | _Barrier
-)
-
-
-class _Queue:
-    """Frames of one database, bounded by bytes. One task puts, one takes."""
-
-    def __init__(self) -> None:
-        self._items: deque[tuple[_DatabaseFrame, int]] = deque()
-        self._bytes = 0
-        self._lot = trio.lowlevel.ParkingLot()
-        self._busy = False
-        self._discarding = False
-
-    @property
-    def idle(self) -> bool:
-        return not self._items and not self._busy
-
-    async def put(self, item: _DatabaseFrame, size: int) -> None:
-        while self._bytes >= QUEUE_BYTES:
-            await self._lot.park()
-        self.put_nowait(item, size)
-
-    def put_nowait(self, item: _DatabaseFrame, size: int = _FRAME_COST) -> None:
-        if self._discarding:
-            _forget(item)
-            return
-        self._items.append((item, size))
-        self._bytes += size
-        self._lot.unpark_all()
-
-    async def take(self) -> _DatabaseFrame:
-        """The next item; the queue counts as busy until the next call."""
-        self._busy = False
-        while not self._items:
-            await self._lot.park()
-        self._busy = True
-        return self._pop()
-
-    def discard(self) -> None:
-        """Nobody takes from here any more: forget what waits and what will come, holding nobody up."""
-        self._discarding, self._busy = True, False
-        while self._items:
-            _forget(self._pop())
-
-    def take_more_records(self, bodies: list[Buffer]) -> None:
-        """Append the records that already wait to ``bodies``, within one batch."""
-        size = sum(map(len, bodies))
-        while self._items and isinstance(self._items[0][0], Records) and size < BATCH_BYTES:
-            frame = self._pop()
-            assert isinstance(frame, Records)
-            bodies += frame.bodies
-            size += sum(map(len, frame.bodies))
-
-    def _pop(self) -> _DatabaseFrame:
-        item, size = self._items.popleft()
-        self._bytes -= size
-        self._lot.unpark_all()
-        return item
-
-
-def _forget(item: _DatabaseFrame) -> None:
-    if isinstance(item, _Barrier):
-        item.arrive()
 
 
 class _Line:
@@ -149,12 +62,14 @@ class _Line:
         spool_dir: Path | None,
         on_failed: Callable[[DatabaseFailed], None] | None,
         after: trio.Event | None,
+        on_held: Callable[[], None],
     ) -> None:
         """``after``: set when the line that had this name before has ended."""
         self.name = name
         self.ended = trio.Event()
         self._after = after
-        self.queue = _Queue()
+        self._on_held = on_held
+        self.queue = Queue()
         self.failed = False
         self._on_failed = on_failed
         self._sink = sink
@@ -212,12 +127,12 @@ class _Line:
             self._in_snapshot = False
             await self._sink.snapshot_abort(self.name)
 
-    async def _handle(self, frame: _DatabaseFrame) -> None:
+    async def _handle(self, frame: DatabaseFrame) -> None:
         sink, name = self._sink, self.name
         if isinstance(frame, Records):
             bodies: list[Buffer] = list(frame.bodies)
             self.queue.take_more_records(bodies)
-            await sink.records(name, bodies)
+            await self._records(bodies)
         elif isinstance(frame, RecordPiece):
             await self._piece(frame)
         elif isinstance(frame, SnapshotPages):
@@ -230,6 +145,7 @@ class _Line:
         elif isinstance(frame, SnapshotEnd):
             await sink.snapshot_end(name, frame.position)
             self._in_snapshot = False
+            self._on_held()
         elif isinstance(frame, SnapshotAbort):
             logger.warning("%s: the primary broke off what it was sending: %s", name, frame.reason)
             await self._break_off()
@@ -239,6 +155,11 @@ class _Line:
         else:
             frame.arrive()
 
+    async def _records(self, bodies: list[Buffer]) -> None:
+        await self._sink.records(self.name, bodies)
+        if not self._in_snapshot:  # else they are the tail of what is not this replica's database yet
+            self._on_held()
+
     async def _piece(self, piece: RecordPiece) -> None:
         if self._spool is None:
             self._spool = Spool(piece.size, self._spool_dir)
@@ -247,7 +168,7 @@ class _Line:
             spool, self._spool = self._spool, None
             try:
                 with spool.view() as body:
-                    await self._sink.records(self.name, [body])
+                    await self._records([body])
             finally:
                 spool.close()
 
@@ -258,8 +179,9 @@ class Receiver:
     ``on_hello`` is awaited first and may refuse the primary by raising a LiteFSError; ``on_ready`` is called
     after ``Sink.ready``. ``on_failed`` is told of a database that the sink refused; it returns in how many
     seconds the stream is to be left so that it can be begun anew (``left_to_retry``), and until then the
-    other databases go on. Without it the first such refusal ends the stream. ``spool_dir`` takes the
-    temporary files of records beyond 8 MiB (None: the system's default).
+    other databases go on. Without it the first such refusal ends the stream. ``observer`` is told of the
+    stream's databases, and run beside it. ``spool_dir`` takes the temporary files of records beyond 8 MiB
+    (None: the system's default).
     """
 
     def __init__(
@@ -269,8 +191,10 @@ class Receiver:
         on_hello: Callable[[Hello], Awaitable[None]] | None = None,
         on_ready: Callable[[], None] | None = None,
         on_failed: Callable[[DatabaseFailed], float] | None = None,
+        observer: Observer | None = None,
         spool_dir: Path | None = None,
     ) -> None:
+        self._observer = observer or Observer()
         self._sink = sink
         self._on_hello = on_hello
         self._on_ready = on_ready
@@ -324,10 +248,13 @@ class Receiver:
         if isinstance(frame, Hello):
             if self._on_hello is not None:
                 await self._on_hello(frame)
+            nursery.start_soon(self._observer.run)
         elif isinstance(frame, Database):
             failed = None if self._on_failed is None else partial(self._failed, nursery)
             after = self._ending.pop(frame.name, None)
-            line = _Line(frame.name, self._sink, self._spool_dir, failed, after)
+            self._observer.begins(frame.handle, frame.name)
+            on_held = partial(self._observer.holds, frame.handle)
+            line = _Line(frame.name, self._sink, self._spool_dir, failed, after, on_held)
             self._lines[frame.handle] = line
             nursery.start_soon(line.run)
         elif isinstance(frame, Heartbeat):
@@ -339,6 +266,7 @@ class Receiver:
             line = self._lines[frame.handle]
             await line.queue.put(frame, _size(frame))
             if isinstance(frame, Drop):
+                self._observer.ends(frame.handle)
                 del self._lines[frame.handle]
                 self._ending[line.name] = line.ended
 
@@ -365,7 +293,7 @@ class Receiver:
 
     def _after_queues(self, action: Callable[[], None]) -> None:
         """Call ``action`` when all that was received before now is in the sink."""
-        barrier = _Barrier(action)
+        barrier = Barrier(action)
         for line in self._lines.values():
             if not line.queue.idle:
                 barrier.waiting += 1
@@ -383,9 +311,9 @@ def _size(
     frame: Records | RecordPiece | SnapshotBegin | SnapshotPages | SnapshotEnd | SnapshotAbort | Drop,
 ) -> int:
     if isinstance(frame, Records):
-        return _FRAME_COST + sum(map(len, frame.bodies))
+        return FRAME_COST + sum(map(len, frame.bodies))
     if isinstance(frame, RecordPiece):
-        return _FRAME_COST + len(frame.data)
+        return FRAME_COST + len(frame.data)
     if isinstance(frame, SnapshotPages):
-        return _FRAME_COST + len(frame.payload)
-    return _FRAME_COST
+        return FRAME_COST + len(frame.payload)
+    return FRAME_COST

@@ -56,6 +56,8 @@ class Sender:
         self._ready_sent = False
         self._ended = False
         self._last_chunk, self._last_size = trio.current_time(), 0
+        self.sources: dict[int, Source] = {}
+        """The databases of the stream, by handle."""
         self.bytes_sent = 0
 
     async def __aenter__(self) -> Sender:
@@ -176,6 +178,7 @@ class Sender:
         handle = self._handle()
         feed = Feed(source, handle, self._positions.get(name, ZERO), self._wakeup.notify)
         self._feeds[name] = feed
+        self.sources[handle] = source
         self._turns.append(feed)
         self._outbox.append(encode_database(handle, name))
 
@@ -185,6 +188,7 @@ class Sender:
         if feed in self._scopes:
             self._scopes[feed].cancel()
         feed.close()
+        del self.sources[feed.handle]
         deliberate = self._catalog.dropped(name) >= max(feed.at.txid, 1)
         self._outbox.append(encode_drop(feed.handle, deliberate=deliberate))
 

@@ -265,6 +265,7 @@ def test_another_protocol_over_http2_gets_a_clear_error(
 
         def __init__(self, *args: object, **options: object) -> None:
             self._chunks = [body]
+            self.sources: dict[int, object] = {}
 
         async def __aenter__(self) -> Impostor:
             return self

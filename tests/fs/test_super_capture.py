@@ -52,7 +52,6 @@ class Attached:
         self.role = Gate()
         self.supers = SuperJournals(
             super_dir(self.data),
-            self.role,
             lambda name: self.members[name].capture if name in self.members else None,
         )
         self.members: dict[str, Primary] = {}

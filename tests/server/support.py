@@ -11,8 +11,10 @@ from typing import IO
 import httpx
 import trio
 
+from litefs.cluster.replicas import Replicas
 from litefs.config_http import TLSConfig
 from litefs.errors import DatabaseNotFound
+from litefs.link.rules import SyncRules
 from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
 from litefs.server.view import DatabaseInfo, Export
@@ -41,6 +43,7 @@ class FakeNode:
         self.import_gate = trio.Event()
         self.import_gate.set()
         self.exports: list[IO[bytes]] = []
+        self.replicas = Replicas(self.catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
     def databases(self) -> Sequence[DatabaseInfo]:
         return [
