@@ -58,6 +58,18 @@ class BenchNode:
     def databases(self) -> Sequence[Any]:
         return []
 
+    async def halt(self, name: str, lock_id: int, peer: Any, renew: bool) -> Any:
+        raise NotImplementedError
+
+    async def unhalt(self, name: str, lock_id: int, peer: Any) -> None:
+        raise NotImplementedError
+
+    async def forward(self, name: str, lock_id: int, peer: Any, chunks: Any, size: int) -> Any:
+        raise NotImplementedError
+
+    async def readers_see(self, name: str) -> bool:
+        raise NotImplementedError
+
     async def import_database(self, name: str, chunks: Any) -> None:
         raise NotImplementedError
 

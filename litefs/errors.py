@@ -96,6 +96,25 @@ class StreamEnded(LiteFSError):
     http_status = 409
 
 
+class WaitTimeout(LiteFSError):
+    """A database did not get as far as was waited for, in time."""
+
+    http_status = 504
+
+
+class HaltRefused(LiteFSError):
+    """A HALT lock that is not held, not by the one who asks, or not any more; nothing was changed."""
+
+    http_status = 409
+
+
+class DatabaseBusy(LiteFSError):
+    """Others kept a database's locks for longer than was waited."""
+
+    errno = errno.EBUSY
+    http_status = 503
+
+
 class PeerError(LiteFSError):
     """The other node is at fault or unreachable."""
 

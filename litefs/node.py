@@ -11,11 +11,14 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from collections.abc import AsyncIterable
 from pathlib import Path
 
 import trio
 
+from litefs.apply.publish import is_published
+from litefs.client import SOCKET
 from litefs.cluster.follow import Callbacks
 from litefs.cluster.lease import StaticLease
 from litefs.cluster.replicas import Replicas, sync_rules
@@ -23,6 +26,7 @@ from litefs.config import Config
 from litefs.copies import Copies
 from litefs.errors import LiteFSError, NotPrimary
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
+from litefs.halt.node import HaltLinks, Halts
 from litefs.housekeeping import Primary, Retention, raise_file_limit
 from litefs.link.channel import Wake
 from litefs.link.messages import (
@@ -33,6 +37,8 @@ from litefs.link.messages import (
     ExposedAck,
     Forget,
     Forgotten,
+    HaltEnded,
+    HaltSet,
     Holding,
     Lag,
     LogOptions,
@@ -40,14 +46,15 @@ from litefs.link.messages import (
     Mounted,
     Opened,
     SetRole,
+    Staged,
     Start,
     Unpublished,
 )
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.security import Security
 from litefs.server.app import create_app
-from litefs.server.serve import bind, serve
-from litefs.server.view import DatabaseInfo, Export
+from litefs.server.serve import bind, bind_local, serve
+from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.handshake import Hello
@@ -105,6 +112,19 @@ class Node:
             self._catalog, sync_rules(config.replication), lambda: self.identity, self._guard.post
         )
         self._copies = Copies(data, self._mount, self._catalog)
+        self._halts = Halts(
+            data,
+            self._mount,
+            self._catalog,
+            HaltLinks(
+                self._lease.primary,
+                lambda: self.identity,
+                self._guard.post,
+                self._guard.restart,
+                lambda: self._replica.sink,
+                self._security.peer,
+            ),
+        )
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -113,6 +133,7 @@ class Node:
         sockets = bind(self._config.http.addr)
         supervisor = Supervisor(commands_of(self._config.commands, command))
         prepare_mountpoint(str(self._mount))
+        sockets.append(self._bind_local())
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._signals, supervisor)
@@ -127,7 +148,8 @@ class Node:
                 return 0
             app = create_app(self, self._security.tokens)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
-            for task in (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run):
+            loops = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
+            for task in loops:
                 nursery.start_soon(task)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
@@ -185,10 +207,16 @@ class Node:
     async def _leave(self, gone: trio.Event) -> None:
         """Let go of the mount, then have it removed; bounded, so that a stop never takes long."""
         self._guard.prepare_stop()
+        await self._halts.leave()
         await self._replica.leave()
         self._watch.close()
         self._guard.stop()
         await gone.wait()
+
+    def _bind_local(self) -> socket.socket:
+        """The socket of litefs.client: for those who may write the databases, since it lets them do so."""
+        fuse = self._config.fuse
+        return bind_local(self._data.path / SOCKET, fuse.mode or 0o600, fuse.uid, fuse.gid)
 
     def _ensure_cluster_id(self) -> None:
         if self._data.cluster_id() is None:
@@ -244,9 +272,12 @@ class Node:
                 self._forgotten.pop(message.name, trio.Event()).set()
             case ExposedAck():
                 self._exposed.pop(message.name, trio.Event()).set()
+            case Staged() | HaltSet() | HaltEnded():
+                self._halts.replica.message(message)
 
     async def _died(self) -> None:
         """The mount is gone: everything that was a client of it ends."""
+        await self._halts.unmounted()
         await self._replica.unmounted()
         self._watch.forget()
 
@@ -351,6 +382,23 @@ class Node:
                     sizes.append(path.stat().st_size)
             found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
         return found
+
+    async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
+        return await self._halts.halt(name, lock_id, peer, renew, self.is_primary)
+
+    async def unhalt(self, name: str, lock_id: int, peer: Identity | None) -> None:
+        await self._halts.unhalt(name, lock_id, peer)
+
+    async def forward(
+        self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
+    ) -> Position:
+        return await self._halts.primary.forward(name, lock_id, peer, chunks, size)
+
+    async def readers_see(self, name: str) -> bool:
+        if not self.is_primary:
+            return True  # a replica's position moves when its readers see it
+        sums = self._data.database_dir(name).sums
+        return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         if not self.is_primary:

@@ -96,6 +96,11 @@ class Replica:
                         spool_dir=self._settings.data.path,
                     )
 
+    @property
+    def sink(self) -> ReplicaSink | None:
+        """What applies to the present mount."""
+        return self._sink
+
     async def mounted(self) -> None:
         """The mount serves: apply to it. Raises OSError, LiteFSError."""
         hooks = self._hooks

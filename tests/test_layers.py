@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "litefs"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
-    frozenset({"types", "errors"}),
+    frozenset({"types", "errors", "mountinfo"}),
+    frozenset({"client"}),
     frozenset({"config_types"}),
     frozenset({"config_yaml"}),
     frozenset({"config_http"}),
@@ -22,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"store", "link"}),
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "server", "supervise"}),
-    frozenset({"copies", "guard", "housekeeping", "replica", "security"}),
+    frozenset({"copies", "guard", "halt", "housekeeping", "replica", "security"}),
     frozenset({"node"}),
     frozenset({"cli"}),
 )

@@ -26,7 +26,8 @@ _FLOCK = struct.Struct("@hhqqi4x")
 
 _BUSY = (errno.EAGAIN, errno.EACCES)
 _FIRST_PAUSE = 0.0002
-_LONGEST_PAUSE = 0.005
+_LONGEST_PAUSE = 0.0005
+"""A client that commits all the time leaves such gaps; who looks less often never gets a lock from it."""
 
 
 class LockTimeout(LiteFSError):

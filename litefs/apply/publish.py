@@ -63,6 +63,12 @@ class Publisher:
             finally:
                 locks.unlock(fd, SHM_WRITE)
 
+    def is_published(self) -> bool:
+        """Whether the wal-index announces all that is logged, or will once a client has recovered it. Raises
+        OSError."""
+        with self._open() as (_, index):
+            return index is None or not self._is_behind(index)
+
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[int, WalIndex | None]]:
         """The ``-shm`` file and its first region; (-1, None) if there is none, or it has not been filled
@@ -106,3 +112,15 @@ class Publisher:
             return False
         salt1, salt2, frames = self._sums.sums.wal()
         return frames > 0 and (header.salt != (salt1, salt2) or header.mx_frame < frames)
+
+
+def is_published(path: Path, sums: Path) -> bool:
+    """Whether a transaction that begins now at the mount's database *path* sees all that is logged.
+
+    *sums*: the database's ``sums`` file. False for a moment at each commit, and after one whose client died
+    before it published it. Blocking. Raises DatabaseNotFound, FormatError, OSError.
+    """
+    with contextlib.closing(SumsFile(sums)) as shared:
+        if not shared.sums.wal()[2]:
+            return True
+        return Publisher(path, shared).is_published()

@@ -13,6 +13,7 @@ from litefs.apply.applier import Applier
 from litefs.apply.shm import follow_owner
 from litefs.apply.wal import Buffer, seed_wal
 from litefs.errors import LiteFSError, PositionMismatch
+from litefs.ltx import TRAILER_SIZE, Header, Trailer
 from litefs.store import fileops
 from litefs.store.paths import DatabaseDir
 from litefs.store.recovery import recover
@@ -35,6 +36,10 @@ class DatabaseState:
     """What is wrong with the files that are here: the primary is asked for a snapshot in their place."""
     kept: bool = False
     """The damaged files were copied to ``lost/`` already."""
+    lent: Applier | None = None
+    """While the fs process writes this database under HALT: its applier, which does nothing."""
+    written: int = 0
+    """The last TXID that the fs process wrote under HALT."""
     complaint: str = ""
     """What was last said about its checkpoints."""
     lock: trio.Lock = field(default_factory=trio.Lock)
@@ -45,6 +50,8 @@ class DatabaseState:
         here."""
         if self.damage is not None:
             return ZERO
+        if self.lent is not None:
+            return self.lent.position
         return self.applier.position if self.applier is not None else None
 
     @property
@@ -60,6 +67,8 @@ class DatabaseState:
         """Raises LiteFSError if nothing can be applied here before a recovery."""
         if self.broken is not None:
             raise LiteFSError(self.broken)
+        if self.lent is not None:
+            raise LiteFSError(f"{self.directory.name}: is being written under HALT")
         if self.applier is not None:
             self.applier.check_usable()
 
@@ -77,6 +86,25 @@ def lay_records(target: SnapshotTarget, bodies: Sequence[Buffer]) -> Position:
     for body in bodies:
         target.record(body)
     return target.position
+
+
+def unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]:
+    """The records without those that this node wrote under HALT, which come back in the stream.
+
+    Raises PositionMismatch if the last of them leads elsewhere than here, FormatError.
+    """
+    position = state.position or ZERO
+    known = 0
+    while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= state.written:
+        known += 1
+    if known:
+        body = memoryview(bodies[known - 1])
+        there = Position(Header.unpack(body).max_txid, Trailer.unpack(body[-TRAILER_SIZE:]).post_apply)
+        if there.txid == position.txid and there != position:
+            raise PositionMismatch(
+                f"{state.directory.name}: the primary is at {there}, this node at {position}"
+            )
+    return bodies[known:]
 
 
 def put_in_place(directory: DatabaseDir, target: SnapshotTarget) -> None:

@@ -211,14 +211,14 @@ class WalWriter:
                 index.backfill_attempted = 0
                 for mark in range(1, SHM_READ_COUNT):
                     index.set_read_mark(mark, 0 if mark == 1 else READ_MARK_UNUSED)
-                if os.fstat(self.wal_fd).st_size > KEEP_BYTES:
-                    fileops.truncate(self.wal_fd, HEADER_SIZE)
             finally:
                 locks.unlock(self.shm.fd, SHM_READ0 + 1, SHM_READ_COUNT - 1)
         else:
             header = self._next_generation(header)
         wal = WalHeader(self.page_size, *header.salt, self._sequence(), bool(header.big_end_cksum))
         fileops.pwrite_all(self.wal_fd, wal.pack(), 0)
+        if os.fstat(self.wal_fd).st_size > KEEP_BYTES:  # nobody reads behind this header
+            fileops.truncate(self.wal_fd, HEADER_SIZE)
         return header._replace(frame_cksum=wal.checksum)
 
     def _next_generation(self, header: IndexHeader) -> IndexHeader:
@@ -240,12 +240,35 @@ class WalWriter:
         readers see nothing of it. Raises LockTimeout, OSError (ENOTCONN, ECONNABORTED, EIO: the fs process
         is gone), FormatError.
         """
-        with locks.exclusive(self.shm.fd, SHM_WRITE, timeout=WRITE_TIMEOUT):
-            self.may_checkpoint()  # looked at often: a permanent connection may follow the last old reader
-            append = WalAppend(self, self._writable_header())
+        with locks.exclusive(self.shm.fd, SHM_WRITE, timeout=WRITE_TIMEOUT), self.appending() as append:
             yield append
-            self.shm.index.publish(append.header)
-            self._header = append.header
+
+    @contextmanager
+    def appending(self) -> Iterator[WalAppend]:
+        """As :meth:`writing`, for a caller that holds WAL_WRITE already."""
+        self.may_checkpoint()  # looked at often: a permanent connection may follow the last old reader
+        append = WalAppend(self, self._writable_header())
+        yield append
+        self.shm.index.publish(append.header)
+        self._header = append.header
+
+    def settle(self, logged: tuple[int, int, int]) -> None:
+        """Look at the wal-index anew, after others have written, and recover it if it announces less than is
+        in the log: a client died, or was failed, between the two. The caller holds WAL_WRITE.
+
+        ``logged``: salts and frames of the WAL that the log has, as of ``PageSums.wal``; 0 frames: not known.
+        Raises FormatError if they are not in the WAL either, LockTimeout, OSError.
+        """
+        if self._lacks(self._read_header(), logged):
+            self.shm.index.invalidate()
+            if self._lacks(self._read_header(), logged):
+                raise FormatError(f"{self.path}: the WAL lacks commits that the log has")
+        self._header = self._read_header()
+
+    @staticmethod
+    def _lacks(header: IndexHeader, logged: tuple[int, int, int]) -> bool:
+        salt1, salt2, frames = logged
+        return frames > 0 and (header.salt != (salt1, salt2) or header.mx_frame < frames)
 
     def apply(self, transactions: Iterable[tuple[Buffer, Buffer, int]]) -> None:
         """Append and publish (pgnos, images, commit) transactions in order. Raises as :meth:`writing`."""

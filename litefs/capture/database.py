@@ -25,6 +25,8 @@ class DatabaseCapture:
     rest belongs in a thread), or raises LiteFSError or OSError and has changed nothing that counts.
     """
 
+    wal_type: type[WalCapture] = WalCapture
+
     def __init__(
         self,
         name: str,
@@ -45,7 +47,7 @@ class DatabaseCapture:
             return os.pread(open_database(), page_size, (pgno - 1) * page_size).ljust(page_size, b"\0")
 
         self.db = db
-        self.wal = WalCapture(name, db, gate, watcher, read_page)
+        self.wal = self.wal_type(name, db, gate, watcher, read_page)
         self.raw = RawCapture(name, db, gate, watcher, exclusive_held)
         self.journal = JournalCapture(name, db, gate, watcher, self.raw, admit_super)
         self._open_database = open_database

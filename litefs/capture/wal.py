@@ -29,6 +29,9 @@ PREALLOCATE = 1 << 20
 class WalCapture:
     """The WAL of one database on the primary. Not thread safe; owned by the request loop."""
 
+    inline_bytes = BIG_COMMIT
+    """Bytes of pages up to which a commit is logged by the request loop itself."""
+
     def __init__(
         self, name: str, db: Database, gate: Gate, watcher: Watcher, read_page: Callable[[int, int], bytes]
     ) -> None:
@@ -188,7 +191,7 @@ class WalCapture:
             self._secure(fd, offset + len(data))
             txn = cursor.take()
             assert txn is not None
-            if txn.images is None or len(txn.images) > BIG_COMMIT:
+            if txn.images is None or len(txn.images) > self.inline_bytes:
                 return self._big_commit(fd, offset, data, txn)
             new_sums = self._log_small(txn)
         except Exception:
@@ -271,9 +274,9 @@ class WalCapture:
 
         Raises OSError (ENOSPC).
         """
-        if end <= self._secured:
+        start = max(self._size, self._secured)  # what a transaction spilled and rolled back is there, too
+        if end <= start:
             return
-        start = max(self._size, self._secured)
         try:
             fileops.fallocate(fd, start, end + PREALLOCATE - start)
             self._secured = end + PREALLOCATE
@@ -375,7 +378,7 @@ class WalCapture:
             self._gate.confirm()
 
         job = BigCommit(run, finish)
-        if (last - first + 1) * page_size > BIG_COMMIT:
+        if (last - first + 1) * page_size > self.inline_bytes:
             return job
         job.run()
         job.finish(None)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -39,6 +40,8 @@ ANSWER_SECONDS = 10.0
 READ_IDLE_SECONDS = 5.0
 """A primary sends a heartbeat each second; without any byte for this long it is taken for dead."""
 MAX_ERROR_BODY = 4096
+BODY_PIECE = 256 << 10
+"""Bytes of a request body that are read from their file at a time."""
 
 
 class Refused(PeerError):
@@ -163,13 +166,40 @@ class Peer:
             raise ProtocolMismatch(f"{self.url}: {describe(other)}") from error
         raise error
 
+    async def ask(
+        self, method: str, path: str, identity: Identity, *, body: Path | None = None, seconds: float
+    ) -> bytes:
+        """The answer of ``method`` on ``path`` (with its query), to which the file ``body`` is sent.
+
+        Bounded by ``seconds``. Raises PeerError (no answer: what was asked may have happened), Refused,
+        ClusterMismatch, ProtocolMismatch, OSError.
+        """
+        assert self._client is not None
+        headers = request_headers(identity)
+        if body is not None:
+            headers["Content-Length"] = str((await trio.Path(body).stat()).st_size)
+        content = None if body is None else _pieces(body)
+        request = self._client.build_request(method, self.url + path, content=content, headers=headers)
+        try:
+            with self.translated(), trio.fail_after(seconds):
+                response = await self._client.send(request, stream=True)
+                try:
+                    if response.status_code != 200:
+                        message = await self._error_text(response)
+                        self._check_token(response.status_code)
+                        raise Refused(f"{self.url}: {message}", response.status_code)
+                    return await response.aread()
+                finally:
+                    await response.aclose()
+        except trio.TooSlowError:
+            raise PeerError(f"{self.url}: no answer within {seconds:g} s") from None
+
     async def _check(self, response: httpx.Response) -> None:
         if response.status_code != 200:
             message = await self._error_text(response)
             if response.status_code == ClusterMismatch.http_status:
                 raise ClusterMismatch(f"{self.url}: {message}")
-            if response.status_code in (401, 403):
-                raise NotTrusted(f"{self.url}: {self._token_hint(response.status_code)}")
+            self._check_token(response.status_code)
             raise Refused(f"{self.url}: {message} (status {response.status_code})", response.status_code)
         try:
             parse_headers(response.headers.get)
@@ -182,12 +212,17 @@ class Peer:
                 "such a one (http.auth-token), or lease.candidate: false"
             )
 
-    def _token_hint(self, status: int) -> str:
+    def _check_token(self, status: int) -> None:
+        """Raises NotTrusted if that is what the status says."""
         if status == 403:
-            return "our token is not for this (status 403): it has a list of databases there, in http.tokens"
-        if self.settings.tokens.own() is None:
-            return "wants a token (status 401): set http.auth-token to one that it accepts"
-        return "does not accept our token (status 401): compare http.auth-token here and there"
+            hint = "our token is not for this (status 403): it has a list of databases there, in http.tokens"
+        elif status != 401:
+            return
+        elif self.settings.tokens.own() is None:
+            hint = "wants a token (status 401): set http.auth-token to one that it accepts"
+        else:
+            hint = "does not accept our token (status 401): compare http.auth-token here and there"
+        raise NotTrusted(f"{self.url}: {hint}")
 
     async def _error_text(self, response: httpx.Response) -> str:
         body = b""
@@ -221,6 +256,12 @@ class Peer:
             raise PeerError(f"{self.url}: {error!r}") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise PeerError(f"{self.url}: not a URL of a node: {error}") from error
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    async with await trio.open_file(path, "rb") as file:
+        while data := await file.read(BODY_PIECE):
+            yield data
 
 
 class _Watched:

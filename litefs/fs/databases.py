@@ -9,6 +9,7 @@ import trio
 
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Watcher
 from litefs.capture.database import DatabaseCapture
+from litefs.capture.halted import HaltedCapture
 from litefs.capture.super import SuperJournals
 from litefs.errors import LiteFSError
 from litefs.fs.locktable import LockTable
@@ -92,6 +93,11 @@ class FsDatabase:
     def local(self) -> bool:
         """A file that is no database: it stays on this node."""
         return self.capture is not None and self.capture.raw.local
+
+    @property
+    def halted(self) -> bool:
+        """This is a replica, and its clients write the database under HALT."""
+        return isinstance(self.capture, HaltedCapture)
 
     async def run(self, job: BigCommit | None) -> None:
         """Run a big commit in a thread; the database is busy meanwhile. Raises what it is answered with."""
@@ -302,9 +308,9 @@ class Databases:
         return errors
 
     def set_replica(self) -> None:
-        """Let go of the logs: the node process writes them from now on."""
+        """Let go of the logs: the node process writes them from now on, but for those written under HALT."""
         for db in self:
-            if db.capture is not None:
+            if db.capture is not None and not db.halted:
                 db.capture.close()
                 db.capture = db.gate = None
 

@@ -24,6 +24,7 @@ from litefs import logs
 from litefs.apply.wal import seed_wal
 from litefs.errors import FormatError, LiteFSError, MountError
 from litefs.fs.databases import Databases
+from litefs.fs.halting import Halts
 from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
@@ -32,6 +33,7 @@ from litefs.fs.role import RoleState, boottime_ns
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
+    Accepted,
     AnyMessage,
     Deadline,
     Dropped,
@@ -40,9 +42,13 @@ from litefs.link.messages import (
     Failed,
     Forget,
     Forgotten,
+    Halt,
+    HaltEnd,
+    HaltUntil,
     Holding,
     Lag,
     Loose,
+    Message,
     Mounted,
     Opened,
     Replication,
@@ -116,7 +122,7 @@ class FsProcess:
         self.replicated.removed(name)
         self._post(Dropped(name))
 
-    def _post(self, message: Opened | Dropped | Unpublished | Loose | Holding) -> None:
+    def _post(self, message: Message) -> None:
         try:
             self._channel.post(message)
         except LinkClosed:
@@ -135,8 +141,13 @@ class FsProcess:
             self._data, self.role, self, self._start.node_id, self._unrecovered, self.replicated
         )
         operations = self._operations(databases)
+        self._halts = Halts(databases, self.role, self, self._start.node_id, self._post)
         session = Session(
-            operations, self._start.mountpoint, allow_other=self._start.allow_other, debug=self._start.debug
+            operations,
+            self._start.mountpoint,
+            source=self._start.data_dir,  # by which litefs.client finds the node's socket
+            allow_other=self._start.allow_other,
+            debug=self._start.debug,
         )
         die_with_parent(False)
         session.mount()
@@ -154,6 +165,7 @@ class FsProcess:
                 nursery.start_soon(self._look_at_seals, databases)
                 nursery.start_soon(self._flush_link)
                 asked = await self._serve_link(databases, operations, Mounted(session.minor, reports))
+                self._halts.abandon()
                 await databases.sweep()
                 await self._leave(operations, session)
                 nursery.cancel_scope.cancel()
@@ -230,10 +242,12 @@ class FsProcess:
         match message:
             case SetRole():
                 if message.role is not Role.PRIMARY:
-                    for db in databases:
+                    # a commit under HALT waits for an answer that comes by this link
+                    ours = [db for db in databases if not db.halted]
+                    for db in ours:
                         await db.idle()
                         await db.sweep()
-                    while busy := [db for db in databases if db.busy]:  # since another one was waited for
+                    while busy := [db for db in ours if db.busy]:  # since another one was waited for
                         await busy[0].idle()
                 self._set_role(message, databases)
                 await self._channel.send(RoleSet(message.term))
@@ -253,6 +267,8 @@ class FsProcess:
                 with trio.move_on_after(2):
                     await trio.to_thread.run_sync(_drop_caches, inodes, abandon_on_cancel=True)
                 await self._channel.send(Forgotten(message.name))
+            case Halt() | HaltUntil() | HaltEnd() | Accepted():
+                await self._halts.handle(message)
             case _:
                 log.error("unexpected message on the link: %r", message)
 

@@ -169,7 +169,8 @@ class Operations(SuperRequests):
         if flags & _WRITE_FLAGS:
             if target.is_control:
                 raise FUSEError(errno.EACCES)
-            if target.kind is not Kind.SHM and not from_node and self._role.role is not Role.PRIMARY:
+            read_only = self._role.role is not Role.PRIMARY and not (target.db and target.db.halted)
+            if target.kind is not Kind.SHM and not from_node and read_only:
                 raise FUSEError(errno.EROFS)
             if flags & os.O_TRUNC:  # the kernel leaves that to us
                 await self._truncate(target, 0, from_node)

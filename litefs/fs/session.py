@@ -15,7 +15,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -24,6 +23,9 @@ import trio
 
 from litefs._core.fuseloop import FuseLoop, ReadLock
 from litefs.errors import MountError
+from litefs.mountinfo import MountInfo as MountInfo
+from litefs.mountinfo import mount_table as mount_table
+from litefs.mountinfo import parse_mountinfo as parse_mountinfo
 
 log = logging.getLogger(__name__)
 
@@ -44,40 +46,6 @@ except OSError as error:
 _MNT_FORCE = 1
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True, slots=True)
-class MountInfo:
-    """One line of mountinfo, as far as it concerns us (proc(5))."""
-
-    major: int
-    minor: int
-    path: str
-    fstype: str
-    source: str
-
-
-def parse_mountinfo(text: str) -> list[MountInfo]:
-    """Read the text of ``/proc/PID/mountinfo``, in mount order. Octal escapes in paths are undone."""
-    mounts = []
-    for line in text.splitlines():
-        fields = line.split(" ")
-        major, minor = fields[2].split(":")
-        dash = fields.index("-")
-        path, source = _unescape(fields[4]), _unescape(fields[dash + 2])
-        mounts.append(MountInfo(int(major), int(minor), path, fields[dash + 1], source))
-    return mounts
-
-
-def _unescape(text: str) -> str:
-    head, *rest = text.split("\\")
-    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
-
-
-def mount_table() -> list[MountInfo]:
-    """Every mount that this process sees, in mount order."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return parse_mountinfo(file.read())
 
 
 def find_mount(path: str | os.PathLike[str]) -> MountInfo | None:
@@ -175,11 +143,14 @@ class Session:
         operations: pyfuse3.Operations,
         mountpoint: str | os.PathLike[str],
         *,
+        source: str = "litefs",
         allow_other: bool = False,
         debug: bool = False,
         max_spin_us: int | None = None,
     ) -> None:
+        """``source``: what the mount table shows as the device."""
         self._operations = operations
+        self._source = source
         self._path = _absolute(mountpoint)
         self._allow_other = allow_other
         self._debug = debug
@@ -197,7 +168,8 @@ class Session:
     def mount(self) -> None:
         """Mount, without answering requests yet. Raises MountError with what to do about it."""
         check_mountpoint(self._path)
-        options = {"fsname=litefs", "subtype=litefs", "default_permissions"}
+        source = self._source.replace("\\", "\\\\").replace(",", "\\,")  # fuse_opt_parse undoes it
+        options = {f"fsname={source}", "subtype=litefs", "default_permissions"}
         if self._allow_other:
             options.add("allow_other")
         if self._debug:

@@ -116,6 +116,43 @@ class Forget(Message, frozen=True):
     """Read transactions that are open may end before their connections fail."""
 
 
+class Halt(Message, frozen=True):
+    """This replica has the HALT lock of a database: the fs process writes its log, and clients may open it to
+    write; answered by :class:`HaltSet`.
+
+    ``frames`` of the WAL generation with these salts are in the log already, and in the database file if
+    ``backfilled``. ``deadline_ns``: CLOCK_BOOTTIME, until which the lock is held.
+    """
+
+    name: str
+    salt1: int
+    salt2: int
+    frames: int
+    backfilled: bool
+    deadline_ns: int
+
+
+class HaltUntil(Message, frozen=True):
+    """The HALT lock was renewed."""
+
+    name: str
+    deadline_ns: int
+
+
+class HaltEnd(Message, frozen=True):
+    """The HALT lock is given up, or lost: no commit any more; answered by :class:`HaltEnded`, after which the
+    node process writes the log."""
+
+    name: str
+
+
+class Accepted(Message, frozen=True):
+    """What became of a :class:`Staged` transaction: the primary has it, or ``refusal`` says why not."""
+
+    name: str
+    refusal: str | None = None
+
+
 class Stop(Message, frozen=True):
     """Unmount, settle the databases, end."""
 
@@ -188,6 +225,30 @@ class Holding(Message, frozen=True):
     hold: int
 
 
+class HaltSet(Message, frozen=True):
+    """The database may be written; or ``error`` says why not."""
+
+    name: str
+    error: str | None = None
+
+
+class HaltEnded(Message, frozen=True):
+    """The database is not written any more."""
+
+    name: str
+
+
+class Staged(Message, frozen=True):
+    """A transaction under HALT lies beside the log and waits: ship it; answered by :class:`Accepted`.
+
+    ``txid`` and ``checksum``: the position after it.
+    """
+
+    name: str
+    txid: int
+    checksum: int
+
+
 class Stopped(Message, frozen=True):
     """Everything was unmounted and settled."""
 
@@ -212,7 +273,17 @@ AnyMessage = (
     | Loose
     | Holding
     | Stopped
+    | Halt
+    | HaltUntil
+    | HaltEnd
+    | Accepted
+    | HaltSet
+    | HaltEnded
+    | Staged
 )
+
+Halting = Halt | HaltUntil | HaltEnd | Accepted
+"""What the node process says of HALT."""
 
 _decoder = msgspec.msgpack.Decoder(AnyMessage)
 

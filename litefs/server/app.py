@@ -87,9 +87,9 @@ def text(message: str, status: int = 200) -> Response:
 
 
 def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
-    """The node's HTTP API: /stream, /info, /import, /export and /metrics, for those with a token if one is
-    required."""
-    from litefs.server import admin, metrics, replication
+    """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db and /metrics, for those with a
+    token if one is required."""
+    from litefs.server import admin, halt, metrics, positions, replication
     from litefs.server.access import TokenWall
 
     app = LiteFSApp("litefs", static_folder=None, template_folder=None)
@@ -105,7 +105,9 @@ def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
 
     _handle_errors(app)
     admin.register(app, node)
+    halt.register(app, node)
     metrics.register(app, node)
+    positions.register(app, node)
     replication.register(app, node)
     app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens())  # type: ignore[method-assign]
     return app

@@ -1,13 +1,15 @@
 """The listener: Hypercorn on trio, HTTP/1.1 and HTTP/2 over TLS (ALPN) or plaintext TCP (prior knowledge or
-upgrade)."""
+upgrade), and over a unix socket for the clients of this host."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import trio
@@ -61,6 +63,30 @@ def bind(address: str) -> list[socket.socket]:
         return [_listen(socket.AddressFamily(family), str(target[0]), port)]
     except OSError as error:
         raise _cannot(address, error) from error
+
+
+def bind_local(path: Path, mode: int, uid: int | None = None, gid: int | None = None) -> socket.socket:
+    """A listening unix socket at ``path``, in place of one that a dead node left, for whoever may write it.
+
+    The caller holds the lock of the data directory. Raises LiteFSError.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        path.unlink(missing_ok=True)
+        # by the descriptor, since a socket's own path is limited to 107 bytes (unix(7))
+        sock.bind(f"/proc/self/fd/{directory}/{path.name}")
+        os.chmod(path, mode)
+        if uid is not None or gid is not None:
+            os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise _cannot(str(path), error) from error
+    finally:
+        os.close(directory)
+    return sock
 
 
 def _cannot(address: str, error: OSError) -> LiteFSError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import IO, Protocol
 
+from litefs.errors import FormatError
 from litefs.stream.acks import Ack, AckAnswer, ReplicaInfo
 from litefs.stream.protocols import Catalog, Identity, Source
 from litefs.types import Position
@@ -58,6 +61,33 @@ class Replicas(Protocol):
         """The replicas whose streams are open."""
 
 
+@dataclass(frozen=True, slots=True)
+class HaltGrant:
+    """A HALT lock that is held: where the database is, and until when (Unix s) unless it is renewed."""
+
+    position: Position
+    expires: float
+
+    def render(self, lock_id: int) -> str:
+        """The JSON of Go LiteFS's ``POST /halt``."""
+        position = {
+            "TXID": f"{self.position.txid:016x}",
+            "PostApplyChecksum": f"{self.position.checksum:016x}",
+        }
+        expires = datetime.fromtimestamp(self.expires, UTC).isoformat().replace("+00:00", "Z")
+        return json.dumps({"id": lock_id, "pos": position, "expires": expires}) + "\n"
+
+    @classmethod
+    def parse(cls, text: bytes) -> HaltGrant:
+        """What ``render`` made. Raises FormatError."""
+        try:
+            found = json.loads(text)
+            position = Position.parse(f"{found['pos']['TXID']}/{found['pos']['PostApplyChecksum']}")
+            return cls(position, datetime.fromisoformat(found["expires"]).timestamp())
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"not a HALT lock: {text[:200]!r}") from error
+
+
 class NodeView(Protocol):
     """The node as its HTTP server sees it. Properties are cheap and read at each request."""
 
@@ -86,8 +116,29 @@ class NodeView(Protocol):
 
     def databases(self) -> Sequence[DatabaseInfo]: ...
 
+    async def readers_see(self, name: str) -> bool:
+        """Whether a transaction that begins now on the mount sees ``name`` at its position: not for a moment
+        at a commit on the primary. Raises DatabaseNotFound, OSError."""
+
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         """Replace or create ``name`` by the SQLite database in ``chunks``; raises LiteFSError."""
 
     async def export_database(self, name: str) -> Export:
         """A copy of ``name``; raises DatabaseNotFound."""
+
+    async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
+        """Get or renew the HALT lock of a database: for a replica, or for a client of this node (None), which
+        on the primary needs none. With ``renew`` it must be held already. Raises DatabaseNotFound,
+        DatabaseBusy, HaltRefused, NotPrimary, LiteFSError.
+        """
+
+    async def unhalt(self, name: str, lock_id: int, peer: Identity | None) -> None:
+        """Give it up; harmless if it is not held under that id."""
+
+    async def forward(
+        self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
+    ) -> Position:
+        """Commit the LTX record of ``size`` bytes in ``chunks``, which the holder of a HALT lock ships.
+
+        Returns the position after it. Raises HaltRefused, NotPrimary, PositionMismatch, LiteFSError.
+        """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import xxhash
@@ -10,6 +11,9 @@ from litefs.errors import PositionMismatch
 from litefs.store import fileops
 from litefs.store.segments import LENGTH, RECORD_HEAD, RECORD_HEAD_SIZE
 from litefs.types import Position
+
+PIECE = 1 << 20
+"""Bytes that are read back at a time."""
 
 
 class Finish(Protocol):
@@ -49,6 +53,14 @@ class LogAppend:
         fileops.pwrite_all(self._fd, chunk, self._at)
         self._state.update(chunk)
         self._at += len(chunk)
+
+    def read_back(self) -> Iterator[bytes]:
+        """The body so far, in pieces. Raises OSError."""
+        at = self._offset + RECORD_HEAD_SIZE
+        while at < self._at:
+            piece = fileops.pread_all(self._fd, min(PIECE, self._at - at), at)
+            at += len(piece)
+            yield piece
 
     def commit(self, txid: int, post: int) -> None:
         """End the body and make the record exist. Raises OSError; then the log is as before ``begin``."""

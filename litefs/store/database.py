@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Batch = tuple["Buffer", "Buffer"]
 """Page numbers (native u32, ascending) and as many contiguous page images."""
 
+Forward = Callable[[Position, Iterable[bytes]], None]
+"""Has a transaction, by the position after it and its record in pieces, accepted elsewhere; blocks. Raises
+LiteFSError if it must not be appended here."""
+
 _HEADER = struct.Struct(">4sIIIQQqQqqIIQ20x")
 
 
@@ -57,6 +61,8 @@ class Database:
         self.node_id = node_id
         self.stopped: str | None = None
         """Why nothing more can be committed here, once ``stop`` was called."""
+        self.forward: Forward | None = None
+        """Asked before each append."""
         self._until_synced = False
         self._file = sums
         self._log = log
@@ -185,6 +191,8 @@ class Database:
 
         Raises OSError, LogSyncFailed; then log and checksums are as before.
         """
+        if self.forward is not None:
+            self.forward(prepared.position, (prepared.record,))
         self.log.append(prepared.record, prepared.position.txid, prepared.position.checksum)
         if publish:
             self.publish(prepared)
@@ -275,6 +283,8 @@ class Database:
                     raise FormatError(f"{self.dir.name}: pages changed while they were being logged")
                 record.write(encoder.add(some, images))
             record.write(encoder.finish(post))
+            if self.forward is not None:
+                self.forward(position, record.read_back())
             record.commit(position.txid, post)
         return Prepared(pgnos, new, b"", commit, position, stamp, after if full else None)
 

@@ -104,6 +104,11 @@ class DatabaseDir:
         return self.path / "database-shm"
 
     @property
+    def staged(self) -> Path:
+        """A transaction of a replica with the HALT lock, on its way to the primary."""
+        return self.path / "staged"
+
+    @property
     def journal(self) -> Path:
         return self.path / "database-journal"
 

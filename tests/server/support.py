@@ -17,11 +17,12 @@ from litefs.errors import DatabaseNotFound
 from litefs.link.rules import SyncRules
 from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
-from litefs.server.view import DatabaseInfo, Export
+from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.stream.memory import MemoryCatalog
 from litefs.stream.protocols import Identity
 from litefs.tls import ServerTLS
 from litefs.tokens import Tokens
+from litefs.types import Position
 
 CLUSTER = "LFSC0123456789ABCDEF"
 STOP_SECONDS = 2.0
@@ -39,6 +40,7 @@ class FakeNode:
         self.primary_hostname: str | None = None
         self.catalog = catalog or MemoryCatalog()
         self.lag_seconds = 0.25
+        self.unpublished = False
         self.imported: dict[str, bytes] = {}
         self.import_gate = trio.Event()
         self.import_gate.set()
@@ -50,6 +52,20 @@ class FakeNode:
             DatabaseInfo(name, source.position(), commits=7, log_segments=2, log_bytes=4096)
             for name, source in self.catalog.sources().items()
         ]
+
+    async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
+        raise NotImplementedError
+
+    async def unhalt(self, name: str, lock_id: int, peer: Identity | None) -> None:
+        raise NotImplementedError
+
+    async def forward(
+        self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
+    ) -> Position:
+        raise NotImplementedError
+
+    async def readers_see(self, name: str) -> bool:
+        return not self.unpublished
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         await self.import_gate.wait()

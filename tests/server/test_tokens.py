@@ -40,6 +40,10 @@ ENDPOINTS = (
     ("POST", "/stream"),
     ("DELETE", "/info"),
     ("OPTIONS", "/info"),
+    ("POST", "/stream/ack"),
+    ("POST", "/halt?name=app.db&id=1"),
+    ("POST", "/tx?name=app.db&lockID=1"),
+    ("GET", "/db/app.db/pos"),
     ("GET", "/unknown"),
     ("GET", "/info/../unknown"),
     ("HEAD", "/info"),
@@ -170,7 +174,12 @@ def test_a_token_with_a_list_sees_those_databases() -> None:
             ):
                 assert answer.status_code == 403, "there or not, it is none of its business"
             # What nobody has thought of for such tokens is closed to them, whether it exists or not.
-            for path in ("/promote", "/db/app.db/wait", "/infos"):
+            for path in ("/db/app.db/pos", "/db/app.db/wait?txid=1"):
+                assert (await http.get(url + path)).status_code == 403
+            assert (await http.get(f"{url}/db/reports.db/pos")).status_code == 200
+            for path in ("/halt?name=app.db&id=1", "/tx?name=app.db&lockID=1"):
+                assert (await http.post(url + path)).status_code == 403
+            for path in ("/promote", "/handoff", "/infos"):
                 answer = await http.post(url + path)
                 assert (answer.status_code, answer.content) == (403, b"")
 

@@ -1,0 +1,269 @@
+"""On a replica: gets the HALT lock for its clients, makes the database writable, and ships each commit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import quote
+
+import trio
+
+from litefs.apply.applier import Lent
+from litefs.cluster.lease import PrimaryInfo
+from litefs.cluster.peer import Peer, PeerSettings
+from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
+from litefs.halt.primary import ACQUIRE_SECONDS, HALT_SECONDS
+from litefs.link.messages import Accepted, Halt, HaltEnd, HaltEnded, HaltSet, HaltUntil, Message, Staged
+from litefs.server.view import HaltGrant
+from litefs.store.paths import DataDir
+from litefs.stream.catalog import StoreCatalog
+from litefs.stream.protocols import Identity
+from litefs.types import Position
+
+log = logging.getLogger("litefs.node")
+
+ANSWER_SECONDS = 10.0
+"""How long the fs process may take to begin or end."""
+
+SHIP_SECONDS = 30.0
+"""How long a transaction may take to the primary and into its log."""
+
+
+class Lender(Protocol):
+    """What applies the stream on this replica: :class:`litefs.apply.sink.ReplicaSink`."""
+
+    async def lend(self, name: str) -> Lent: ...
+    async def take_back(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HaltLinks:
+    """Whom HALT deals with: the primary (None: not known), who this node is, the fs process
+    (``restart`` has it recover and mount anew), the sink of the present mount, how to meet the primary."""
+
+    primary: Callable[[], PrimaryInfo | None]
+    identity: Callable[[], Identity]
+    post: Callable[[Message], None]
+    restart: Callable[[str], None]
+    lender: Callable[[], Lender | None]
+    settings: PeerSettings
+
+
+@dataclass(slots=True, eq=False)
+class Taken:
+    """A lock that this replica has from the primary. ``deadline`` on trio's clock."""
+
+    name: str
+    lock_id: int
+    peer: Peer
+    deadline: float = 0.0
+    lent: bool = False
+    ending: bool = False
+    ended: trio.Event = field(default_factory=trio.Event)
+    shipping: trio.Lock = field(default_factory=trio.Lock)
+
+    def path(self, endpoint: str, parameter: str) -> str:
+        return f"/{endpoint}?name={quote(self.name, safe='')}&{parameter}={self.lock_id}"
+
+
+class ReplicaHalts:
+    """The HALT locks that clients of this replica have, each under the id that its client chose."""
+
+    def __init__(self, data: DataDir, catalog: StoreCatalog, links: HaltLinks) -> None:
+        self._data = data
+        self._catalog = catalog
+        self._links = links
+        self._taken: dict[str, Taken] = {}
+        self._answers: dict[str, tuple[trio.Event, list[Message]]] = {}
+        self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Ship what the fs process stages, and end locks that their clients do not renew; until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            while True:
+                self._changed = trio.Event()
+                with trio.move_on_at(min((taken.deadline for taken in self._live()), default=float("inf"))):
+                    await self._changed.wait()
+                for taken in self._live():
+                    if taken.deadline <= trio.current_time():
+                        log.warning("%s: the HALT lock was not renewed in time", taken.name)
+                        self._nursery.start_soon(self._end, taken)
+
+    def _live(self) -> list[Taken]:
+        return [taken for taken in self._taken.values() if not taken.ending]
+
+    # -- for clients of this node ----------------------------------------------------------------------
+
+    async def halt(self, name: str, lock_id: int, *, renew: bool) -> HaltGrant:
+        """Get the lock for a client of this node, or renew it; then its connections may write.
+
+        With ``renew`` it must be held.
+
+        Raises DatabaseNotFound, DatabaseBusy, HaltRefused, NotPrimary, PeerError, LiteFSError.
+        """
+        if name not in self._catalog.sources():
+            raise DatabaseNotFound(f"{name}: database not found")
+        taken = self._taken.get(name)
+        if taken is not None and taken.lock_id == lock_id and not taken.ending:
+            if not taken.lent:
+                raise DatabaseBusy(f"{name}: the HALT lock is on its way")
+            return await self._ask(taken, renew=True)
+        if renew:
+            raise HaltRefused(f"{name}: the HALT lock is not held under this id")
+        if taken is not None:
+            with trio.move_on_after(ACQUIRE_SECONDS):
+                await taken.ended.wait()
+        if name in self._taken:
+            raise DatabaseBusy(f"{name}: another client of this node has the HALT lock")
+        return await self._acquire(name, lock_id)
+
+    async def _acquire(self, name: str, lock_id: int) -> HaltGrant:
+        primary = self._links.primary()
+        if primary is None:
+            raise NotPrimary("the primary is not known")
+        peer = await Peer(primary.advertise_url, self._links.settings).__aenter__()
+        taken = self._taken[name] = Taken(name, lock_id, peer, float("inf"))
+        try:
+            grant = await self._ask(taken, renew=False)
+            await self._catch_up(name, grant.position)
+            lender = self._links.lender()
+            if lender is None:
+                raise LiteFSError(f"{name}: nothing is mounted")
+            with trio.CancelScope(shield=True):
+                lent = await lender.lend(name)
+                taken.lent = True
+                deadline_ns = self._deadline_ns(taken)
+                begun = Halt(name, lent.salt1, lent.salt2, lent.frames, lent.backfilled, deadline_ns)
+                answer = await self._answer(begun)
+            if not isinstance(answer, HaltSet) or answer.error is not None:
+                raise LiteFSError(f"{name}: cannot be written: {getattr(answer, 'error', 'no answer')}")
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._end(taken)
+            raise
+        log.info("%s: writable under HALT at %s", name, grant.position)
+        return grant
+
+    async def _ask(self, taken: Taken, *, renew: bool) -> HaltGrant:
+        """Ask the primary for the lock, or to keep it. Raises PeerError, Refused."""
+        asked = trio.current_time()
+        body = await taken.peer.ask(
+            "POST",
+            taken.path("halt", "id") + "&renew=1" * renew,
+            self._links.identity(),
+            seconds=ACQUIRE_SECONDS + ANSWER_SECONDS,
+        )
+        grant = HaltGrant.parse(body)
+        taken.deadline = asked + HALT_SECONDS
+        self._changed.set()
+        if taken.lent and not taken.ending:
+            self._links.post(HaltUntil(taken.name, self._deadline_ns(taken)))
+        return grant
+
+    @staticmethod
+    def _deadline_ns(taken: Taken) -> int:
+        left = taken.deadline - trio.current_time()
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(left * 1e9)
+
+    async def _catch_up(self, name: str, position: Position) -> None:
+        with trio.move_on_after(ACQUIRE_SECONDS):
+            while True:
+                seen = self._catalog.revision
+                if self._catalog.position(name) == position:
+                    return
+                await self._catalog.wait_change(seen)
+        raise DatabaseBusy(f"{name}: this replica did not get to {position} in {ACQUIRE_SECONDS:g} s")
+
+    async def unhalt(self, name: str, lock_id: int) -> None:
+        """Give the lock up; harmless if it is not held under that id."""
+        taken = self._taken.get(name)
+        if taken is not None and taken.lock_id == lock_id:
+            with trio.CancelScope(shield=True):
+                await self._end(taken)
+
+    # -- with the fs process ---------------------------------------------------------------------------
+
+    def message(self, message: Staged | HaltSet | HaltEnded) -> None:
+        """What the fs process says."""
+        if not isinstance(message, Staged):
+            if (waiting := self._answers.pop(message.name, None)) is not None:
+                waiting[1].append(message)
+                waiting[0].set()
+        elif self._nursery is not None:
+            self._nursery.start_soon(self._ship, message)
+
+    async def _answer(self, message: Halt | HaltEnd) -> Message | None:
+        """Post and wait for the answer; None if there is none."""
+        event, answer = self._answers[message.name] = trio.Event(), []
+        self._links.post(message)
+        with trio.move_on_after(ANSWER_SECONDS):
+            await event.wait()
+        return answer[0] if answer else None
+
+    async def _ship(self, message: Staged) -> None:
+        taken = self._taken.get(message.name)
+        if taken is None or taken.ending:
+            self._links.post(Accepted(message.name, "the HALT lock is not held any more"))
+            return
+        expected = Position(message.txid, message.checksum)
+        async with taken.shipping:
+            refusal = None
+            try:
+                staged = self._data.database_dir(message.name).staged
+                path, identity = taken.path("tx", "lockID"), self._links.identity()
+                answer = await taken.peer.ask("POST", path, identity, body=staged, seconds=SHIP_SECONDS)
+                if Position.parse(answer.decode()) != expected:
+                    refusal = f"the primary is at {answer.decode().strip()} instead of {expected}"
+            except (LiteFSError, OSError, ValueError) as error:
+                refusal = str(error)
+            self._links.post(Accepted(message.name, refusal))
+        if refusal is not None:
+            log.warning("%s: a transaction under HALT was not accepted: %s", message.name, refusal)
+            await self._end(taken)
+
+    async def _end(self, taken: Taken) -> None:
+        """Give one lock up: first here, then at the primary."""
+        if taken.ending:
+            await taken.ended.wait()
+            return
+        taken.ending = True
+        try:
+            async with taken.shipping:  # what is on its way is answered first
+                if taken.lent and await self._answer(HaltEnd(taken.name)) is None:
+                    self._links.restart(f"{taken.name}: the fs process does not end a HALT")
+            if taken.lent and (lender := self._links.lender()) is not None:
+                await lender.take_back(taken.name)
+        except (LiteFSError, OSError) as error:
+            log.error("%s: %s", taken.name, error)
+        finally:
+            await self._forget(taken)
+
+    async def _forget(self, taken: Taken) -> None:
+        try:
+            path = taken.path("halt", "id")
+            await taken.peer.ask("DELETE", path, self._links.identity(), seconds=ANSWER_SECONDS)
+        except (LiteFSError, OSError) as error:
+            log.info("%s: the primary keeps the HALT lock until it expires: %s", taken.name, error)
+        finally:
+            await taken.peer.__aexit__(None, None, None)
+            if self._taken.get(taken.name) is taken:
+                del self._taken[taken.name]
+            taken.ended.set()
+
+    async def void(self) -> None:
+        """End all of them: this node is about to stop, or to be no replica any more."""
+        for taken in self._live():
+            await self._end(taken)
+
+    def unmounted(self) -> None:
+        """The fs process is gone, and with it what clients had not committed."""
+        for waiting, _ in self._answers.values():
+            waiting.set()
+        for taken in self._live():
+            taken.lent, taken.ending = False, True
+            if self._nursery is not None:
+                self._nursery.start_soon(self._forget, taken)
