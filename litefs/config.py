@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import msgspec
 
-from litefs.config_http import TLSConfig, TokenConfig, validate_tls, validate_tokens
+from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
 from litefs.config_lease import LeaseConfig
 from litefs.config_types import Duration, FileMode, Secret, Sync, split_command
 from litefs.config_types import Section as _Section
@@ -201,6 +201,7 @@ class Config(_Section, frozen=True):
         _validate_directories(self.fuse.dir, self.data.dir)
         self.lease.validate()
         _validate_replication(self.replication)
+        validate_patterns(self.lease.databases, "lease.databases")
         if self.log.format not in ("text", "json"):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import msgspec
 
-from litefs.config_http import validate_patterns
 from litefs.config_types import Duration, Section
 from litefs.errors import ConfigError
 
@@ -100,7 +99,6 @@ class LeaseConfig(Section, frozen=True):
             )
         if self.databases and self.candidate:
             raise ConfigError("cannot specify a database replication filter on candidate nodes")
-        validate_patterns(self.databases, "lease.databases")
         if self.type == "static" and not self.candidate and not self.advertise_url:
             raise ConfigError("a static lease on a replica needs lease.advertise-url, the URL of the primary")
         if self.type in ("consul", "fly"):

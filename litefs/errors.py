@@ -54,6 +54,16 @@ class NotPrimary(LiteFSError):
     http_status = 503
 
 
+class HandoffFailed(LiteFSError):
+    """The role was not passed on: who was primary still is, or has lost the lease."""
+
+
+class NotEligible(LiteFSError):
+    """This node must not become primary; the message says why, and what would be lost."""
+
+    http_status = 409
+
+
 class CommitRefused(LiteFSError):
     """A commit was refused before it was logged; the client rolls back."""
 

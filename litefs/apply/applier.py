@@ -28,6 +28,7 @@ from litefs.store.database import Database
 from litefs.store.lost import keep_diverged
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
+from litefs.store.rewrite import write_again
 from litefs.store.snapshot import SnapshotTarget
 from litefs.store.sums import SumsFile
 from litefs.types import Position
@@ -126,6 +127,11 @@ class Applier:
     def needs_recovery(self) -> bool:
         """Whether only recovery, with no mount serving, can help."""
         return self._failed is not None
+
+    @property
+    def is_distrusted(self) -> bool:
+        """Whether the disk may lack what the database file shows: ``make_good`` then."""
+        return self._database.sums_file.distrusted
 
     @property
     def has_unsynced(self) -> bool:
@@ -324,11 +330,17 @@ class Applier:
         true: every later call raises LiteFSError then, and recovery completes the change from what was
         received. ``must_reopen`` is true after a snapshot of another page size.
         """
+        kept = None
         try:
-            self._seal(target)
+            self.attach()
+            self._make_room(target.commit)
+            kept = keep_diverged(self.dir, 0, "diverged")
+            target.seal()
         except BaseException:
-            target.abort()
+            self._give_up(target, kept)
             raise
+        message = "%s: %s gives way to %s; its log was kept in %s"
+        log.warning(message, self.dir.name, self.position, target.position, kept)
         if target.page_size != self._database.page_size:
             self._reopen(target.page_size)
             target.close()
@@ -336,7 +348,7 @@ class Applier:
         try:
             self._attached().apply_batches(target.differing(self._database.sums), target.commit)
         except BaseException:
-            target.abort()  # no reader saw anything of it
+            self._give_up(target, kept)  # no reader saw anything of it
             raise
         self._failed = f"{self.dir.name}: a snapshot was put in place only in part, which takes a recovery"
         try:
@@ -357,19 +369,12 @@ class Applier:
         except (OSError, LiteFSError) as error:
             log.warning("%s: checkpoint failed, a later one follows: %s", self.dir.name, error)
 
-    def _seal(self, target: SnapshotTarget) -> None:
-        """All that can be refused before a snapshot takes this database's place."""
-        self.attach()
-        self._make_room(target.commit)
-        kept = keep_diverged(self.dir, 0, "diverged")
-        log.warning(
-            "%s: %s gives way to %s; its log was kept in %s",
-            self.dir.name,
-            self.position,
-            target.position,
-            kept,
-        )
-        target.seal()
+    def _give_up(self, target: SnapshotTarget, kept: Path | None) -> None:
+        """Forget a snapshot, which is asked for again: the log is still there, and a copy for each attempt
+        would fill the disk."""
+        target.abort()
+        if kept is not None:
+            fileops.remove_tree(kept)
 
     def _catch_up(self) -> None:
         """Apply what is in the log beyond the published position: an earlier call failed after its append."""
@@ -413,7 +418,7 @@ class Applier:
         """Make durable what was checkpointed, so that retention may let go of those records. For any thread.
 
         The file is synced behind the mount: a sync through it would keep the fs process from serving.
-        Raises OSError.
+        Raises OSError; after that LiteFSError until ``make_good``.
         """
         with self._closing:
             checkpointer = self._checkpointer
@@ -423,12 +428,24 @@ class Applier:
                 or checkpointer.backfilled_txid <= self._database.sums.durable_txid
             ):
                 return
-            txid = checkpointer.backfilled_txid
-            fileops.sync_file(self.dir.database)
+            txid, file = checkpointer.backfilled_txid, self._database.sums_file
+            if file.distrusted:
+                raise LiteFSError(f"{self.dir.name}: a sync of the database file failed")
+            try:
+                fileops.sync_file(self.dir.database)
+            except OSError:
+                file.distrust()
+                raise
             self._database.sums.durable_txid = txid
             if self._received is not None:
                 self._received.finish()
                 self._received = None
+
+    def make_good(self) -> None:
+        """After a sync of the database file failed: write it again. Raises as ``write_again``."""
+        with self._closing:
+            if self.writer is not None and self.is_distrusted:
+                write_again(self.dir, self._database.sums_file, self.writer.has_frame)
 
     def rest(self) -> None:
         """Nothing came for a while: sync the log, and checkpoint. Raises LiteFSError, OSError."""

@@ -163,6 +163,9 @@ class ReplicaSink:
         if idle and not state.lock.locked() and (applier.pending_frames or applier.has_unsynced):
             async with state.lock:
                 await self._thread(applier.rest)
+        if not state.lock.locked() and applier.is_distrusted:
+            async with state.lock:
+                await self._thread(applier.make_good)
         if durable or idle:
             await self._thread(applier.sync_database)
 

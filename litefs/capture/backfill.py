@@ -30,6 +30,10 @@ class Backfill:
         """Whether ending this WAL would lose sight of a logged page."""
         return self._frames.pending > 0 or bool(self.outdated)
 
+    def lacks(self, pgno: int) -> bool:
+        """Whether the WAL alone has the page's newest image."""
+        return bool(self._frames.is_pending(pgno))
+
     def write(self, fd: int, offset: int, data: bytes) -> None:
         """A write to the database file while the WAL holds logged frames. Raises Refused if it is no
         checkpoint.

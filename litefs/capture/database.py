@@ -14,7 +14,7 @@ from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
 from litefs.sqlite.journal import HEADER_SIZE as JOURNAL_HEADER_SIZE
 from litefs.store import fileops
-from litefs.store.database import Database
+from litefs.store.database import Database, Unsynced
 from litefs.store.together import Part
 
 
@@ -124,7 +124,8 @@ class DatabaseCapture:
             try:
                 fileops.fdatasync(fd)
             except OSError as exc:
-                self.db.stop(f"{self._name}: fsync failed: {exc}")
+                self.db.sums_file.distrust()
+                self.db.stop(f"{self._name}: fsync failed: {exc}", Unsynced.FILE)
                 raise
 
         before = self.db.position.txid
@@ -180,12 +181,28 @@ class DatabaseCapture:
         Raises LiteFSError, OSError.
         """
         txid = self._complete_txid()
-        if self.db.stopped is not None and self.db.resume():
-            log.warning("%s: its log could be synced again, commits are taken again", self._name)
         if self.db.stopped is not None or self.db.sums.durable_txid >= txid:
             return None
         self._sync_log()
         return txid
+
+    def mend(self) -> BigCommit | None:
+        """Try to make durable what a failed sync left, so that commits are taken again; None if that is not
+        what stopped the database, or while a transaction is open.
+        """
+        if not self.db.can_resume or self.journal.hot or self.raw.pending:
+            return None
+        resumed: list[bool] = []
+
+        def run() -> None:
+            resumed.append(self.db.resume(self.wal.backfill.lacks))
+
+        def finish(error: Exception | None) -> None:
+            _reraise(error)
+            if any(resumed):
+                log.warning("%s: it could be synced again, commits are taken again", self._name)
+
+        return BigCommit(run, finish)
 
     def end_sync(self, txid: int) -> None:
         """The database file was synced after ``begin_sync`` returned ``txid``."""
@@ -257,7 +274,7 @@ class DatabaseCapture:
         try:
             self.db.sync()
         except (OSError, LiteFSError) as exc:
-            self.db.stop(f"{self._name}: the log could not be synced: {exc}", until_synced=True)
+            self.db.stop(f"{self._name}: the log could not be synced: {exc}", Unsynced.LOG)
             raise
 
 

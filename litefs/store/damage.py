@@ -42,7 +42,8 @@ def mark_damaged(directory: DatabaseDir) -> None:
     """Note in the checksums, if there are any, that the file is damaged: recovery looks, and keeps it."""
     with contextlib.suppress(LiteFSError, OSError):
         file = SumsFile(directory.sums)
-        file.sums.database_stat = (0, 0, 0)
+        if not file.distrusted:
+            file.sums.database_stat = (0, 0, 0)
         file.sums.damaged = True
         file.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from litefs.ltx.format import Header, lock_pgno
 from litefs.store import fileops
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
+from litefs.store.rewrite import write_again
 from litefs.store.segments import list_segments
 from litefs.store.sums import SumsFile
 from litefs.types import ZERO, Position
@@ -49,6 +51,13 @@ class Prepared:
     """Of a full record: checksums of the new page size, for the pages to be put in."""
 
 
+class Unsynced(enum.Flag):
+    """What a stopped database could not sync; nothing else is wrong with it."""
+
+    LOG = enum.auto()
+    FILE = enum.auto()
+
+
 class Database:
     """The durable state of a database.
 
@@ -63,7 +72,7 @@ class Database:
         """Why nothing more can be committed here, once ``stop`` was called."""
         self.forward: Forward | None = None
         """Asked before each append."""
-        self._until_synced = False
+        self._unsynced: Unsynced | None = None
         self._file = sums
         self._log = log
         self._room = 0
@@ -123,24 +132,42 @@ class Database:
         """The last published transaction."""
         return self._file.position
 
-    def stop(self, reason: str, *, until_synced: bool = False) -> None:
+    def stop(self, reason: str, unsynced: Unsynced | None = None) -> None:
         """Refuse all commits from now on; the first reason stays.
 
-        ``until_synced``: nothing but a sync of the log failed, so ``resume`` may end it.
+        ``unsynced``: a sync of that failed, so ``resume`` may end it; None: only the next start may.
         """
-        self._until_synced = until_synced and (self.stopped is None or self._until_synced)
-        self.stopped = self.stopped or reason
+        if self.stopped is None:
+            self.stopped, self._unsynced = reason, unsynced
+        elif self._unsynced is not None:
+            self._unsynced = None if unsynced is None else self._unsynced | unsynced
 
-    def resume(self) -> bool:
-        """Whether the log, whose sync failed, is durable now in a new segment: then commits go on."""
-        if not self._until_synced:
+    @property
+    def can_resume(self) -> bool:
+        """Whether nothing but failed syncs stopped it."""
+        return self._unsynced is not None
+
+    def resume(self, lacks: Callable[[int], bool]) -> bool:
+        """Whether all that could not be synced is durable now: then commits go on. ``lacks``: as of
+        ``write_again``; nothing may write to the database meanwhile.
+        """
+        if self._unsynced is None:
             return False
         try:
-            self.sync()
-        except (LogSyncFailed, OSError):
+            self.sync()  # the log in a new segment
+            if Unsynced.FILE in self._unsynced:
+                write_again(self.dir, self._file, lacks)
+        except (LogSyncFailed, FormatError, OSError):
             return False
-        self.stopped, self._until_synced = None, False
+        self.stopped = self._unsynced = None
         return True
+
+    def check(self) -> None:
+        """Raises CommitRefused while nothing can be committed here."""
+        if self.stopped is not None:
+            raise CommitRefused(f"{self.dir.name}: {self.stopped}")
+        if self._log is not None and self._log.tip.txid != self._file.sums.txid:
+            raise CommitRefused(f"{self.dir.name}: the log holds a transaction that was not published")
 
     def prepare(
         self,
@@ -315,12 +342,9 @@ class Database:
     def _begin(self, commit: int, page_size: int) -> PageSums:
         """Check that a commit may begin, and make what it needs: log, page size, room for checksums."""
         sums = self._file.sums
-        if self.stopped is not None:
-            raise CommitRefused(f"{self.dir.name}: {self.stopped}")
+        self.check()
         if self._log is None or (not sums.txid and page_size and page_size != sums.page_size):
             self._start_log(page_size)
-        elif self._log.tip.txid != sums.txid:
-            raise CommitRefused(f"{self.dir.name}: the log holds a transaction that was not published")
         if page_size and page_size != sums.page_size:
             raise NotSupported(f"{self.dir.name}: page size changes from {sums.page_size} to {page_size}")
         if commit > self._room:

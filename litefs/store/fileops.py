@@ -90,6 +90,20 @@ def fdatasync(fd: int) -> None:
     os.fdatasync(fd)
 
 
+def reread(path: Path) -> None:
+    """Have what is read of the file from now on come from the disk, after a sync of it failed.
+
+    The kernel shows such pages as they were written, and as clean. It drops none that is dirty, so these are
+    written before. A file system without a disk keeps all.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
 def sync_file(path: Path) -> None:
     """fsync the file at ``path``."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

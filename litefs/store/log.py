@@ -63,6 +63,9 @@ class Log:
         self._synced_end = SEGMENT_HEADER_SIZE
         self._sync_failed = False
         self._directory_dirty = False
+        self._inherited = (0, 0)
+        """From where to where the segment holds what the process before did not sync. If that one tried
+        and failed, the page cache has it, and the disk may not, but a sync would tell of success."""
         self._expires = time.monotonic() + SEGMENT_SECONDS
         self._open_append: LogAppend | None = None
 
@@ -98,18 +101,20 @@ class Log:
         if len(segments) > 1 and (cut := remove_unborn(segments[-1][1], segments[-1][0])) is not None:
             segments.pop()
         path = segments[-1][1]
-        tip, end, size, header = scan(path, synced_txid, trusted)
+        tail = scan(path, synced_txid, trusted)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if size:
-                cut = Cut(path, end, size, tip.txid)
-                fileops.truncate(fd, end)
+            if tail.excess:
+                cut = Cut(path, tail.end, tail.excess, tail.tip.txid)
+                fileops.truncate(fd, tail.end)
                 fileops.fdatasync(fd)
-            log = cls(directory, fd, header, tip, end)
+            log = cls(directory, fd, tail.header, tail.tip, tail.end)
         except BaseException:
             os.close(fd)
             raise
         log.cut = cut
+        log._inherited = (tail.synced_end, tail.end)
+        log._directory_dirty = True
         return log
 
     @property
@@ -199,6 +204,7 @@ class Log:
     def _flush(self) -> None:
         tip, end = self.tip, self._end
         try:
+            self._write_again()
             fileops.fdatasync(self._fd)
             if self._directory_dirty:
                 fileops.sync_dir(self.directory)
@@ -207,6 +213,14 @@ class Log:
             raise LogSyncFailed(f"{self._path}: {error}") from error
         self._directory_dirty = False
         self._synced, self._synced_end = tip, end
+
+    def _write_again(self) -> None:
+        """Make what was inherited dirty, so that the next sync is one of it."""
+        start, end = self._inherited
+        for offset in range(start, end, _COPY):
+            data = fileops.pread_all(self._fd, min(_COPY, end - offset), offset)
+            fileops.pwrite_all(self._fd, data, offset)
+        self._inherited = (0, 0)
 
     def retract(self, tip: Position) -> None:
         """Remove the last record, which nobody was told of, durably: the log ends at ``tip`` again.
@@ -357,6 +371,7 @@ class Log:
         self._fd, self._header, self.page_size = fd, header, header.page_size
         self._end, self._allocated = end, allocated
         self._synced, self._synced_end = self.tip, end
+        self._inherited = (0, 0)
         self._expires = time.monotonic() + SEGMENT_SECONDS
 
     def _finish_append(self, end: int | None, tip: Position | None) -> None:

@@ -7,6 +7,7 @@ holds and the log does not know of is set aside under ``lost/``, and the databas
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from array import array
@@ -119,11 +120,22 @@ def recover(directory: DatabaseDir, *, clean_allowed: bool = True, node_id: int 
             _remove_companions(directory)
             sums_file.unmark_clean()
             return Report(directory.name, log.tip, clean=True)
-        return _rebuild(directory, sums_file, log, installed, node_id)
+        with _distrusting(sums_file):
+            return _rebuild(directory, sums_file, log, installed, node_id)
     finally:
         if log is not None:
             log.close()
         sums_file.close()
+
+
+@contextlib.contextmanager
+def _distrusting(file: SumsFile) -> Iterator[None]:
+    """If it fails, a sync of the database file may be what failed."""
+    try:
+        yield
+    except OSError:
+        file.distrust()
+        raise
 
 
 def _as_stored(directory: DatabaseDir, file: SumsFile, tip: Position) -> bool:
@@ -143,6 +155,8 @@ def _as_stored(directory: DatabaseDir, file: SumsFile, tip: Position) -> bool:
 def _rebuild(directory: DatabaseDir, file: SumsFile, log: Log, installed: bool, node_id: int) -> Report:
     """Lay what the log has over the file; the whole file is read once, in parallel."""
     log.sync()
+    if file.distrusted and directory.database.exists():
+        fileops.reread(directory.database)
     is_current = file.position == log.tip
     tip = tip_of(directory, file, log)
     rolled_back = _roll_back(directory.database, directory.journal, tip.page_size)
@@ -314,14 +328,18 @@ def settle(directory: DatabaseDir) -> Report:
             log.close()
             with_sums.close()
             return recover(directory, clean_allowed=False)
-        if _has_hot_journal(directory):  # it may lack pages that only a look at all of them shows
+        # the file may lack pages that only a look at all of them shows
+        if with_sums.distrusted or _has_hot_journal(directory):
             log.close()
             with_sums.close()
             report = recover(directory, clean_allowed=False)
             mark_clean(directory)
             return report
         log.sync()
-        with Overlay(directory.log, sums.page_size, sums.page_count) as overlay:
+        with (
+            _distrusting(with_sums),
+            Overlay(directory.log, sums.page_size, sums.page_count) as overlay,
+        ):
             durable = max(log.first_txid - 1, min(sums.durable_txid, log.tip.txid))
             overlay.collect_missing(durable, log.tip.txid, sums, directory.database)
             overlay.write(directory.database)

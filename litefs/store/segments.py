@@ -282,7 +282,8 @@ def extents(
     """The records with ``after_txid`` < TXID <= ``upto_txid``, oldest first, across all segments.
 
     Raises LogCorrupt where the chain of records breaks before ``upto_txid``, or if it does not reach back to
-    ``after_txid``. Without ``upto_txid`` the last segment may end anywhere.
+    ``after_txid``. Without ``upto_txid`` the last segment may end anywhere. Nothing behind ``upto_txid`` is
+    looked at: the log's writer may cut it off, and to read it from a map then would end the process (SIGBUS).
     """
     segments = list_segments(directory)
     at: Position | None = None
@@ -300,12 +301,16 @@ def extents(
                     f"{path}: begins at {segment.header.base}, but the segment before ends at {at}"
                 )
             at = segment.header.base
+            if at.txid == upto_txid:
+                return
             for extent in segment.extents(verify=verify, before=following):
                 if upto_txid is not None and extent.txid_max > upto_txid:
                     return
                 at = Position(extent.txid_max, extent.post_apply)
                 if extent.txid_max > after_txid:
                     yield extent
+                if at.txid == upto_txid:
+                    return
     if upto_txid is not None and (at is None or at.txid < upto_txid):
         where = segments[-1][1] if segments else directory
         raise LogCorrupt(f"{where}: the log ends at {at}, before TXID {upto_txid:016x}")

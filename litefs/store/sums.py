@@ -19,6 +19,8 @@ _ROOM = 32 * 1024
 
 _COMPARE = 8 * 4096
 
+_DISTRUSTED = (-1, 0, 0)
+
 
 class SumsFile:
     """The map of a ``sums`` file. ``sums`` is replaced when the map grows: do not keep a reference to it.
@@ -119,6 +121,23 @@ class SumsFile:
         """Store, durably, that the database file may change from now on."""
         self.sums.clean = False
         self.flush()
+
+    def distrust(self) -> None:
+        """Note that a sync of the database file failed: its disk may lack what is read of it.
+
+        It need not be durable: if the machine dies, so does the page cache that is not to be trusted.
+        """
+        self.sums.clean = False
+        self.sums.database_stat = _DISTRUSTED
+
+    def trust(self) -> None:
+        """Take ``distrust`` back: every page was written again, and synced."""
+        self.sums.database_stat = (0, 0, 0)
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether ``distrust`` was called since the last recovery, or ``trust``."""
+        return self.sums.database_stat == _DISTRUSTED
 
     def same_stat(self, stat: os.stat_result) -> bool:
         """Whether the database file still has the size and times that were stored last."""

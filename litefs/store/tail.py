@@ -44,17 +44,29 @@ def remove_unborn(path: Path, first_txid: int) -> Cut | None:
     return Cut(path, 0, len(data), first_txid - 1)
 
 
-def scan(path: Path, synced_txid: int, trusted: Position | None) -> tuple[Position, int, int, SegmentHeader]:
-    """(tip, end of the last record, bytes behind it to cut, header) of the last segment.
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """How the last segment ends."""
 
-    Raises LogCorrupt.
-    """
+    header: SegmentHeader
+    tip: Position
+    """The last transaction."""
+    synced_end: int
+    """Behind the last record that is known to have reached the disk."""
+    end: int
+    """Behind the last record."""
+    excess: int
+    """Bytes behind it to cut."""
+
+
+def scan(path: Path, synced_txid: int, trusted: Position | None) -> Tail:
+    """Look at the records of the last segment. Raises LogCorrupt."""
     with SegmentMap(path) as segment:
         if trusted is not None:
-            tip, end = _walk(segment, verify=False)
+            tip, synced_end, end = _walk(segment, synced_txid, verify=False)
             if tip == trusted and segment.is_end(end):
-                return tip, end, 0, segment.header
-        tip, end = _walk(segment, verify=True)
+                return Tail(segment.header, tip, synced_end, end, 0)
+        tip, synced_end, end = _walk(segment, synced_txid, verify=True)
         if segment.extent_at(end, verify=True) is not None:
             raise LogCorrupt(f"{path}: offset {end}: the record does not follow TXID {tip.txid:016x}")
         after = segment.valid_after(end)
@@ -63,11 +75,13 @@ def scan(path: Path, synced_txid: int, trusted: Position | None) -> tuple[Positi
                 f"{path}: offset {end}: the record after TXID {tip.txid:016x} is damaged, "
                 f"but a whole one (TXID {after.txid_min:016x}) follows at offset {after.offset}"
             )
-        return tip, end, segment.used_after(end), segment.header
+        return Tail(segment.header, tip, synced_end, end, segment.used_after(end))
 
 
-def _walk(segment: SegmentMap, *, verify: bool) -> tuple[Position, int]:
-    tip, end = segment.header.base, SEGMENT_HEADER_SIZE
+def _walk(segment: SegmentMap, synced_txid: int, *, verify: bool) -> tuple[Position, int, int]:
+    tip, synced_end, end = segment.header.base, SEGMENT_HEADER_SIZE, SEGMENT_HEADER_SIZE
     for extent in segment.extents(verify=verify):
         tip, end = Position(extent.txid_max, extent.post_apply), extent.end
-    return tip, end
+        if tip.txid <= synced_txid:
+            synced_end = end
+    return tip, synced_end, end

@@ -59,6 +59,7 @@ def commit_together(directory: Path, name: str, parts: Sequence[Part]) -> None:
     appended: list[tuple[Database, Prepared]] = []
     try:
         for part in parts:
+            part.db.check()  # the intent must not name what an earlier one could not take out of its log
             part.db.sync()  # a member that loses what came before could not tell that it lacks its part
         fileops.write_file_atomic(intent, json.dumps({n: str(p) for n, p in before.items()}).encode())
         for part in parts:

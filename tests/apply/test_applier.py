@@ -162,8 +162,9 @@ def test_a_detached_applier_attaches_again(tmp_path: Path, source: SourceMaker) 
     applier.close()
 
 
+@pytest.mark.parametrize("mended", [True, False])
 def test_durable_txid_follows_checkpoint_and_sync(
-    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: SourceMaker, monkeypatch: pytest.MonkeyPatch, mended: bool
 ) -> None:
     primary = source(seed=16)
     applier = replica_of(primary, tmp_path / "replica")
@@ -182,8 +183,22 @@ def test_durable_txid_follows_checkpoint_and_sync(
         patch.setattr(fileops, "sync_file", failing)
         with pytest.raises(OSError, match="input/output"):
             applier.sync_database()
+    for _ in range(2):  # what a second sync says of the same pages means nothing
+        with pytest.raises(LiteFSError, match="sync of the database file failed"):
+            applier.sync_database()
     assert applier.database.sums.durable_txid == base
+    if mended:
+        applier.make_good()
+        applier.sync_database()
+        assert applier.database.sums.durable_txid == primary.position.txid
     applier.close()
+    assert recover(applier.dir).position == primary.position
+    again = Applier(applier.dir, applier.dir.database)
+    assert again.database.sums.durable_txid == primary.position.txid
+    again.apply(records(primary, 1))
+    again.finish()
+    assert again.database.sums.durable_txid == primary.position.txid
+    again.close()
 
 
 def test_a_snapshot_replaces_what_readers_have_open(tmp_path: Path, source: SourceMaker) -> None:

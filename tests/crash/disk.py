@@ -103,6 +103,11 @@ class File:
         self.disk_size, self.disk = self.survivors(rng, Style.SUBSET, 0)
         self._clean()
 
+    def reread(self) -> None:
+        """The cache drops what counts as clean, and reads it from the disk again."""
+        for number in {*self.cache, *self.disk} - set(self.dirty):
+            self.cache[number] = self.disk.get(number, _ZERO)
+
     def _clean(self) -> None:
         self.dirty = {}
         self.sizes = []

@@ -5,6 +5,7 @@ as an event, and fails if the schedule says so.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import random
@@ -70,6 +71,8 @@ def apply(disk: Disk, at: int, event: Event, rng: random.Random) -> None:
             disk.files[event.node].sync()
         case "sync failed":
             disk.files[event.node].fail_sync(rng)
+        case "reread":
+            disk.files[event.node].reread()
         case "sync names":
             disk.directories[event.node].sync()
         case "name":
@@ -87,8 +90,11 @@ def apply(disk: Disk, at: int, event: Event, rng: random.Random) -> None:
 class Recorder:
     """The stand-in. Everything else of ``os`` is passed through."""
 
-    def __init__(self, root: Path, disk: Disk) -> None:
-        """``disk``: the state that ``root`` was made from, in which nothing is renamed any more."""
+    def __init__(self, root: Path, disk: Disk, seed: str) -> None:
+        """``disk``: the state that ``root`` was made from, in which nothing is renamed any more. ``seed``: of
+        what failed syncs leave on the disk, for all who apply the events.
+        """
+        self._seed = seed
         self.disk = disk
         """The state at the first event; recording does not change it."""
         self.events: list[Event] = []
@@ -207,6 +213,19 @@ class Recorder:
 
     fdatasync = fsync
 
+    def posix_fadvise(self, fd: int, offset: int, length: int, advice: int) -> None:
+        """The file shows what the model's disk has, where that is not what was in the cache."""
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        node = self._node(fd)
+        self.events.append(Event("reread", node))
+        disk = copy.deepcopy(self.disk)
+        rng = random.Random(self._seed)
+        for at, event in enumerate(self.events):
+            apply(disk, at, event, rng)
+        file = disk.files[node]
+        for number, page in file.cache.items():
+            os.pwrite(fd, page[: max(0, file.cache_size - number * PAGE)], number * PAGE)
+
     # -- names -------------------------------------------------------------------------------------
 
     def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
@@ -258,9 +277,9 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recording(root: Path, disk: Disk) -> Iterator[Recorder]:
-    """Record what ``fileops`` does below ``root`` until the context ends."""
-    recorder = Recorder(root, disk)
+def recording(root: Path, disk: Disk, seed: str = "") -> Iterator[Recorder]:
+    """Record what ``fileops`` does below ``root`` until the context ends. ``seed``: as of ``Recorder``."""
+    recorder = Recorder(root, disk, seed)
     fileops.os = recorder  # type: ignore[assignment,attr-defined]
     try:
         yield recorder

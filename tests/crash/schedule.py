@@ -51,7 +51,7 @@ class Run:
         self.config = Config.random(rng)
         self.faulty = rng.random() < 0.4
         root.mkdir()
-        with self.config.limits(), recording(root, Disk()) as recorder:
+        with self.config.limits(), recording(root, Disk(), failed_syncs(seed)) as recorder:
             primary = Primary(directory_of(root), rng, split=self.config.split, psow=self.config.psow)
             client = Client(primary, recorder, self.config, rng)
             try:
@@ -80,6 +80,11 @@ class Run:
             check_replay(client.primary.dir, client.history.digests[client.state])
 
 
+def failed_syncs(seed: str) -> str:
+    """The seed of what failed syncs of a run left on the disk."""
+    return seed + " failed syncs"
+
+
 def random_fault(rng: random.Random, done: int) -> Fault:
     """An operation in the near future fails: once, several times, or all from then on."""
     first = done + rng.randint(1, 60)
@@ -98,7 +103,7 @@ def crashes(run: Run, chosen: list[Crash], root: Path) -> None:
     """Let the machine die at each of the moments, and judge what is found. Raises AssertionError."""
     disk = Disk()
     done = 0
-    rng = random.Random(run.seed + " failed syncs")
+    rng = random.Random(failed_syncs(run.seed))
     for number, crash in sorted(enumerate(chosen), key=lambda item: item[1].event):
         for event in run.events[done : crash.event]:
             apply(disk, done, event, rng)

@@ -24,9 +24,9 @@ from litefs.store.recovery import recover, settle
 from litefs.store.segments import list_segments
 from litefs.store.together import Part, commit_together, resolve, super_dir
 from litefs.types import ZERO
-from tests.crash.disk import Disk
-from tests.crash.recorder import Recorder, apply, recording
-from tests.crash.schedule import AGAIN_SHARE, Crash, left, random_fault
+from tests.crash.disk import Disk, Style
+from tests.crash.recorder import Recorder, apply, disk_of, recording
+from tests.crash.schedule import AGAIN_SHARE, Crash, failed_syncs, left, random_fault
 
 RUNS = int(os.environ.get("LITEFS_SOAK", "30")) // 2
 CRASHES = 17
@@ -61,7 +61,7 @@ class Run:
         self.refused: set[int] = set()
         """Those that failed, although every member could go on."""
         root.mkdir()
-        with recording(root, Disk()) as recorder:
+        with recording(root, Disk(), failed_syncs(seed)) as recorder:
             data = DataDir(root)
             fileops.make_dir(super_dir(data))
             self.databases = {}
@@ -188,7 +188,7 @@ def attempt(seed: str, root: Path) -> None:
     try:
         run = Run(seed, root / "live")
         disk, done = Disk(), 0
-        rng = random.Random(f"{seed} failed syncs")
+        rng = random.Random(failed_syncs(seed))
         chosen = [Crash.random(random.Random(f"{seed} {n}"), len(run.events)) for n in range(CRASHES)]
         for number, crash in enumerate(sorted(chosen, key=lambda crash: crash.event)):
             for event in run.events[done : crash.event]:
@@ -210,3 +210,50 @@ def test_all_members_have_a_transaction_or_none(tmp_path: Path) -> None:
     first = random.randrange(1 << 32)
     for seed in [f"{first}-{number}" for number in range(RUNS)] if repeated is None else [repeated]:
         attempt(seed, tmp_path / "run")
+
+
+class Died(BaseException):
+    """The process is killed here."""
+
+
+def test_members_are_durable_before_their_intent_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed with the records in all logs, but synced in none; at the next start the power fails."""
+    disk, rng = Disk(), random.Random(1)
+    live = tmp_path / "live"
+    live.mkdir()
+    with recording(live, disk) as recorder:
+        data = DataDir(live)
+        fileops.make_dir(super_dir(data))
+        parts = []
+        for name in NAMES:
+            data.database_dir(name).create()
+            os.close(fileops.open_file(data.database_dir(name).database, os.O_RDWR | os.O_CREAT))
+            pgnos, images = pages(1, rng)
+            db = Database.open(data.database_dir(name))
+            parts.append(Part(db, pgnos, lambda p=pgnos, i=images: [(p, i)], len(pgnos), 1, PAGE))
+
+        syncs: list[Database] = []
+
+        def sync(db: Database) -> None:
+            if len(syncs) == len(NAMES):  # each was synced once, before the intent
+                raise Died
+            syncs.append(db)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "sync", sync)
+            with pytest.raises(Died):
+                commit_together(super_dir(data), "app.db-mj000000001", parts)
+        count = len(recorder.events)
+        for part in parts:
+            part.db.close()
+    for number, event in enumerate(recorder.events[:count]):
+        apply(disk, number, event, rng)
+    disk.killed().write(tmp_path / "first")
+    with recording(tmp_path / "first", disk) as recorder:
+        assert resolve(DataDir(tmp_path / "first")) == ([], {})
+    for number, event in enumerate(recorder.events):
+        apply(disk, number, event, rng)
+    restart(disk_of(disk.power_failed(rng, Style.NOTHING, 0)), tmp_path / "second")
+    assert [logged(DataDir(tmp_path / "second"), name) for name in NAMES] == [[1]] * len(NAMES)

@@ -15,7 +15,7 @@ from litefs.errors import LiteFSError
 from litefs.store import fileops, log
 from litefs.store.retention import reap
 from tests.crash.recorder import Recorder
-from tests.crash.vfs import Primary
+from tests.crash.vfs import Primary, finish
 
 Statement = tuple[str, tuple[object, ...]]
 MODES = ("delete", "truncate", "persist", "wal", "wal", "wal")
@@ -314,6 +314,7 @@ class Client:
     def housekeeping(self) -> None:
         """What the fs process and the node process do now and then: note what is durable, reap the log."""
         try:
+            finish(self.primary.capture.mend())
             if (txid := self.primary.capture.begin_sync()) is not None:
                 fileops.fdatasync(self.primary.fd)
                 self.primary.capture.end_sync(txid)

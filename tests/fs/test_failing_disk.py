@@ -19,7 +19,7 @@ from litefs.fs.role import RoleState
 from litefs.link.messages import FOREVER
 from litefs.sqlite.journal import MAGIC
 from litefs.store import fileops
-from litefs.store.database import Database
+from litefs.store.database import Database, Unsynced
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.recovery import recover
 from litefs.types import Role
@@ -159,11 +159,11 @@ def test_log_that_cannot_be_synced_after_the_append(
     assert content(primary) == versions[1] == replay(primary.dir.log)[1]
     with pytest.raises(Refused, match="could not be synced"):
         primary.begin(2)
-    assert primary.capture.begin_sync() is None, "the disk still fails"
+    primary.do(primary.capture.mend())  # the disk still fails
     with pytest.raises(Refused, match="could not be synced"):
         primary.begin(2)
     monkeypatch.undo()
-    primary.capture.begin_sync()
+    primary.do(primary.capture.mend())
     assert len(list(primary.dir.log.iterdir())) == 2, "not that file again"
     primary.begin(2)
     primary.write(versions[2])
@@ -171,26 +171,52 @@ def test_log_that_cannot_be_synced_after_the_append(
     assert content(primary) == versions[2] == replay(primary.dir.log)[1]
 
 
-def test_a_database_file_that_cannot_be_synced_stays_stopped(
-    primary: Primary, versions: list[dict[int, bytes]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_database_file_that_could_not_be_synced_is_written_again(
+    primary: Primary, versions: list[dict[int, bytes]], monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
-    """Nobody could tell later which of its pages the disk lacks, unlike with the log, which is written anew."""
+    """The kernel calls clean what the disk never got. Commits go on once all pages were written again, from
+    the cache; not if the cache lost one of them meanwhile.
+    """
     primary.begin(0)
     primary.write(versions[0])
     primary.sync()
     primary.end()
     primary.begin(2)
     primary.write(versions[1])
-    primary.capture.db.stop("the log could not be synced", until_synced=True)
+    primary.capture.db.stop("the log could not be synced", Unsynced.LOG)
     failing(monkeypatch, lambda path: path.endswith("/database"))
     with pytest.raises(OSError, match="Input/output"):
         primary.sync()
-    monkeypatch.undo()
+    assert primary.capture.mend() is None, "a transaction is open"
     primary.write(versions[0])
     primary.end()
-    assert primary.capture.begin_sync() is None
-    with pytest.raises(Refused, match="could not be synced"):
-        primary.begin(2)
+    primary.do(primary.capture.mend())
+    assert primary.capture.db.stopped, "the disk still fails"
+    monkeypatch.undo()
+    if lost:
+        os.pwrite(primary.fd, versions[1][2], PAGE)
+    written: list[int] = []
+    real = fileops.pwrite_all
+
+    def pwrite_all(fd: int, data: bytes, offset: int) -> None:
+        written.append(len(data))
+        real(fd, data, offset)
+
+    monkeypatch.setattr(fileops, "pwrite_all", pwrite_all)
+    primary.do(primary.capture.mend())
+    if lost:
+        assert not written
+        with pytest.raises(Refused, match="could not be synced"):
+            primary.begin(2)
+        return
+    assert written == [2 * PAGE]
+    assert content(primary) == versions[0]
+    primary.begin(2)
+    primary.write(versions[1])
+    primary.sync()
+    primary.end()
+    assert content(primary) == versions[1] == replay(primary.dir.log)[1]
 
 
 def test_journal_that_cannot_be_removed_after_the_append(

@@ -146,6 +146,17 @@ def test_a_commit_whose_reply_came_too_late(attached: Attached, versions: Versio
     assert attached.holds(versions[1])
 
 
+def test_files_that_were_not_synced_keep_their_records(attached: Attached, versions: Versions) -> None:
+    """Retention may drop what the database file durably holds, and no more."""
+    attached.begin(versions[1])
+    first, second = attached.members.values()
+    first.write(versions[1])  # after its sync
+    attached.commit()
+    attached.end()
+    assert attached.txids() == [2, 2]
+    assert [m.capture.db.sums.durable_txid for m in (first, second)] == [1, 2]
+
+
 def test_no_lease_no_record(attached: Attached, versions: Versions) -> None:
     attached.begin(versions[1])
     attached.role.deadline_ns = 0

@@ -11,6 +11,7 @@ import pytest
 
 from litefs.errors import LogCorrupt
 from litefs.store import fileops
+from litefs.store.damage import mark_damaged
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
@@ -33,6 +34,20 @@ def writer(directory: DatabaseDir, make_writer: MakeWriter) -> Writer:
     writer.fill(6)
     writer.checkpoint()
     return writer
+
+
+def test_a_damaged_file_whose_sync_failed_is_read_from_the_disk_all_the_same(
+    directory: DatabaseDir, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.db.sums_file.distrust()
+    mark_damaged(directory)
+    writer.db.close()
+    reread: list[Path] = []
+    monkeypatch.setattr(fileops, "reread", reread.append)
+    assert not recover(directory).damaged
+    assert reread == [directory.database]
+    recover(directory, clean_allowed=False)
+    assert len(reread) == 1, "once is enough"
 
 
 def forget_history(directory: DatabaseDir, writer: Writer) -> None:

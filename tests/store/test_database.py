@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from litefs.errors import CommitRefused, FormatError, LogCorrupt, NotSupported
 from litefs.ltx import decode
 from litefs.store import fileops
 from litefs.store.database import Database
+from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
 from litefs.types import CHECKSUM_FLAG, ZERO, Position
@@ -33,6 +35,23 @@ def db(directory: DatabaseDir) -> Iterator[Database]:
     database = Database.open(directory, node_id=77)
     yield database
     database.close()
+
+
+def test_nothing_is_published_before_it_is_in_the_log(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = db.commit(pack(1), bytes(PAGE), 1, 0)
+    prepared = db.prepare(pack(1), b"1" * PAGE, 1, 0)
+
+    def append(log: Log, *record: object) -> None:
+        assert db.position == before
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "append", append)
+        with pytest.raises(OSError, match="No space"):
+            db.append(prepared)
+    assert db.position == db.log.tip == before
+    db.append(prepared)
+    assert db.position == db.log.tip == prepared.position
 
 
 def test_random_transactions_follow_a_model(db: Database, rng: random.Random) -> None:

@@ -15,7 +15,7 @@ from litefs.ltx import decode
 from litefs.store import log, reader
 from litefs.store.log import Log
 from litefs.store.reader import ImageReader, LogReader, newest_images
-from litefs.store.segments import extents, list_segments
+from litefs.store.segments import Extent, SegmentMap, extents, list_segments
 from litefs.types import ZERO, Position
 from tests.store.test_log import PAGE, append, checksum, record
 
@@ -181,3 +181,22 @@ def test_round_trip(
             found += [entry.body for entry in entries]
     assert found == [body for body, _ in bodies[start:]]
     assert [extent.size for extent in extents(writer.directory, 0)] == [len(body) for body, _ in bodies]
+
+
+def test_nothing_beyond_what_was_published_is_looked_at(writer: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer may cut that off while another process has the segment mapped, which would be its end."""
+    append(writer, 50)
+    looked: dict[Path, int] = {}
+    real = SegmentMap.extent_at
+
+    def extent_at(segment: SegmentMap, offset: int, *, verify: bool) -> Extent | None:
+        looked[segment.path] = offset
+        return real(segment, offset, verify=verify)
+
+    monkeypatch.setattr(SegmentMap, "extent_at", extent_at)
+    last = {}
+    for upto in range(11, 61):
+        looked.clear()
+        last = {extent.path: extent.offset for extent in extents(writer.directory, 10, upto)}
+        assert looked.pop(max(looked)) == last.pop(max(last)), upto
+    assert last

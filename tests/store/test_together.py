@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from litefs.errors import LogSyncFailed, PositionMismatch
+from litefs.errors import CommitRefused, LogSyncFailed, PositionMismatch
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.log import Log
@@ -224,3 +224,37 @@ def test_a_record_that_was_taken_back_leaves_room_for_the_next(
         commit(db, 8)
         db.close()
     assert tips(data) == [4, 4]
+
+
+def test_half_a_transaction_that_could_not_be_taken_back_is_in_no_later_intent(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record would look like a part of the later one, and be undone alone."""
+    data.database_dir("c.db").create()
+    first, second, third = (Database.open(data.database_dir(name)) for name in (*NAMES, "c.db"))
+    real = Database.sync
+
+    def together(name: str, *databases: Database) -> None:
+        parts = [Part(db, pack(1), lambda: [(pack(1), bytes(PAGE))], 1, 9, PAGE) for db in databases]
+        commit_together(super_dir(data), name, parts)
+
+    def sync(db: Database) -> None:
+        if db is first and db.log.tip.txid == 4:
+            raise LogSyncFailed("no")
+        real(db)
+
+    def retract(db: Database, position: Position) -> None:
+        raise LogSyncFailed("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "sync", sync)
+        patch.setattr(Database, "retract", retract)
+        with pytest.raises(LogSyncFailed):
+            together("a.db-mj000000001", first, second)
+    assert [bool(db.stopped) for db in (first, second, third)] == [True, True, False]
+    intents: list[Path] = []
+    monkeypatch.setattr(fileops, "write_file_atomic", lambda path, data: intents.append(path))
+    with pytest.raises(CommitRefused, match="could not be removed"):
+        together("c.db-mj000000002", third, first)
+    assert not intents
+    assert third.position == ZERO

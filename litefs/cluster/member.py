@@ -1,0 +1,72 @@
+"""What an election asks of the node that it is held for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from litefs.cluster.lease import Beat, Grant, PrimaryInfo
+from litefs.types import Position
+
+
+class Member(Protocol):
+    """The node at its changes of role.
+
+    The plain functions are cheap and never block. The coroutines are called one after the other, never two at
+    a time; each is cancelled if it takes longer than its limit in :mod:`litefs.cluster.election`, and after a
+    ``promote`` that failed or was cancelled comes ``demote``.
+    """
+
+    def positions(self) -> Mapping[str, Position]:
+        """What this node holds, database by database."""
+
+    def holds(self, name: str, position: Position) -> bool:
+        """Whether ``position`` is part of the history that this node holds of ``name``; asked only for
+        positions before its own. True also if its log does not reach back that far."""
+
+    def published(self) -> Mapping[str, Position]:
+        """On the primary, by database: the furthest position that a connected candidate is known to hold; its
+        own where none is connected. That is what a failover must keep."""
+
+    def in_sync(self) -> tuple[int, ...] | None:
+        """Node ids of the replicas that hold every acknowledged commit; None while replication is
+        asynchronous. What it returns may be in the store from now on; that it is, :meth:`recorded` tells."""
+
+    def recorded(self, beat: Beat) -> None:
+        """``beat`` is what the store holds now, from this node: after each renewal, and before
+        :meth:`promote` with what the lease was taken with."""
+
+    def successor(self) -> int | None:
+        """Node id of the connected candidate that should be primary next; None if there is none."""
+
+    def cluster_id(self) -> str:
+        """The cluster this node belongs to; empty before it joined one."""
+
+    def join(self, cluster_id: str) -> None:
+        """Store the id of the cluster that this node belongs to from now on. Raises LiteFSError, OSError."""
+
+    def extend(self, deadline_ns: float) -> None:
+        """Commits may be acknowledged until this time, CLOCK_BOOTTIME in ns, ``math.inf`` for ever."""
+
+    async def promote(self, grant: Grant) -> None:
+        """Return when this node serves as primary. Raises LiteFSError, OSError: the lease is given up."""
+
+    async def demote(self, reason: str) -> None:
+        """Return when commits are refused, for good; harmless on a node that is not primary. If it raises, or
+        takes too long, it is called again, and only the commit deadline fences until then."""
+
+    async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
+        """Replicate from ``primary``, which leads ``term``; from nobody if it is None. Returns at once."""
+
+    async def freeze(self) -> None:
+        """Return when no commit can be acknowledged before :meth:`thaw`: they wait. Raises LiteFSError."""
+
+    async def await_target(self, node_id: int) -> None:
+        """While frozen: return when that replica holds all that this node does. Raises LiteFSError if it is
+        not connected, or no candidate."""
+
+    async def thaw(self) -> None:
+        """Let commits go on; harmless if they do."""
+
+    async def request_handoff(self, primary: PrimaryInfo) -> None:
+        """Ask ``primary`` to hand its role over to this node. Raises LiteFSError."""

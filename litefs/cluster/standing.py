@@ -1,0 +1,99 @@
+"""Who may win: what a node holds, compared with what the last primary published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from litefs.cluster.lease import Beat
+from litefs.types import ZERO, Position
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A database of which a failover to this node would lose something: ``kept`` is the published position,
+    ``own`` this node's."""
+
+    name: str
+    own: Position
+    kept: Position
+
+    def __str__(self) -> str:
+        missing = self.kept.txid - self.own.txid
+        if missing > 0:
+            return f"{self.name}: {missing} transaction{'s' if missing > 1 else ''} behind"
+        return f"{self.name}: another history than the last primary's"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """``losses``: databases in which this node is behind; ``barred``: why it may not win in any case, empty
+    if nothing bars it; ``beyond``: transactions that it holds beyond the published positions."""
+
+    losses: tuple[Loss, ...] = ()
+    barred: str = ""
+    beyond: int = 0
+
+    @property
+    def obstacle(self) -> str:
+        """Why this node may not win, with what would be lost if it did; empty if it may."""
+        return "; ".join([*([self.barred] if self.barred else []), *map(str, self.losses)])
+
+
+def weigh(
+    beat: Beat | None,
+    node_id: int,
+    own: Mapping[str, Position],
+    holds: Callable[[str, Position], bool],
+) -> Standing:
+    """Compare what this node holds with ``beat``; ``holds`` is :meth:`litefs.cluster.member.Member.holds`.
+
+    The set of in-sync replicas bars those outside of it, except from a beat that was released: that names
+    exactly the positions that hold every acknowledged commit. The last primary holds them while it lives.
+    """
+    kept = beat.positions if beat is not None else {}
+    losses, beyond = [], 0
+    for name in sorted(kept.keys() | own.keys()):
+        have, need = own.get(name, ZERO), kept.get(name, ZERO)
+        if have == need or (have.txid > need.txid and (need == ZERO or holds(name, need))):
+            beyond += have.txid - need.txid
+        else:
+            losses.append(Loss(name, have, need))
+    barred = ""
+    if beat is not None and beat.in_sync is not None and not beat.released:
+        in_sync = node_id in (beat.node_id, *beat.in_sync)
+        barred = "" if in_sync else "not known to hold every acknowledged commit (it is not in sync)"
+    return Standing(tuple(losses), barred, beyond)
+
+
+def inherited(beat: Beat | None, node_id: int, standing: Standing) -> tuple[int, ...] | None:
+    """The in-sync set that a new primary publishes first.
+
+    Who was in sync still holds every acknowledged commit, and the new primary acknowledges none before each
+    of them has it. After a forced takeover nobody is known to hold what the new primary does.
+    """
+    if beat is None or beat.in_sync is None:
+        return None
+    if standing.obstacle:
+        return ()
+    return tuple(member for member in beat.in_sync if member != node_id)
+
+
+def advance(
+    before: Mapping[str, Position], now: Mapping[str, Position], own: Mapping[str, Position]
+) -> dict[str, Position]:
+    """What to publish next: ``now``, but nothing that goes back behind ``before`` in the same history, or a
+    candidate that has just connected could win without what was published already. The most recently changed
+    database comes last.
+
+    A database that was removed and made again, so that ``own`` is behind ``before``, begins anew.
+    """
+    result: dict[str, Position] = {}
+    changed: dict[str, Position] = {}
+    for name, position in now.items():
+        old = before.get(name, ZERO)
+        if position.txid < old.txid <= own.get(name, ZERO).txid:
+            position = old
+        (result if before.get(name) == position else changed)[name] = position
+    order = [name for name in before if name in result]
+    return {name: result[name] for name in order} | changed
