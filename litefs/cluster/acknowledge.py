@@ -17,7 +17,7 @@ from litefs.types import Position
 
 log = logging.getLogger(__name__)
 
-LAZY_SECONDS = 0.1
+LAZY_SECONDS = 0.5
 """Between two acknowledgements that no commit waits for."""
 RETRY_SECONDS = 1.0
 """After one that the primary refused."""

@@ -59,11 +59,13 @@ class _Replica:
 class InSync:
     """The primary's view of its replicas, in one term."""
 
-    def __init__(self, tips: Mapping[str, int], *, timeout: float, degrade: bool) -> None:
+    def __init__(self, tips: Mapping[str, int], now: float, *, timeout: float, degrade: bool) -> None:
         """``tips``: the last transaction of each database, before any is committed in this term.
 
-        ``timeout`` (seconds) and ``degrade`` as of ``SyncRules``.
+        ``timeout`` (seconds) and ``degrade`` as of ``SyncRules``. So long from ``now`` on replicas that the
+        primary had before, or another one had, may be expected.
         """
+        self._expecting: float | None = now + timeout
         self._timeout = timeout
         self._degrade = degrade
         self._tips = dict(tips)
@@ -110,7 +112,8 @@ class InSync:
             counted=len(counted),
             present=len(present),
             settled=(
-                len(self._possible) == 1
+                self._expecting is None
+                and len(self._possible) == 1
                 and self.wanted(now) == self.stored
                 and len(present) == len(counted)
                 and not any(replica.joining for replica in self._replicas.values())
@@ -133,7 +136,8 @@ class InSync:
 
     def next_look(self) -> float | None:
         """When ``tick`` is due if nothing is heard; None: not before the next event."""
-        return min((due for node in self.waited_for if (due := self._due(node)) is not None), default=None)
+        dues = [self._expecting, *map(self._due, self.waited_for)]
+        return min((due for due in dues if due is not None), default=None)
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -194,6 +198,8 @@ class InSync:
 
     def tick(self, now: float) -> None:
         """Time passed: who was to become a member and does not keep up is given up."""
+        if self._expecting is not None and now >= self._expecting:
+            self._expecting = None
         for node, replica in self._replicas.items():
             if replica.joining and self._is_late(node, now):
                 replica.joining = False

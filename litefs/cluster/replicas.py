@@ -87,6 +87,11 @@ class Replicas:
         """Where those are."""
         self._answered: dict[str, Position] = {}
         """Of those, up to where commits may have been answered."""
+        self._reached: dict[str, dict[int, Position]] = {}
+        """Of those, what replicas have had durably since then, by transaction."""
+        self._own: dict[str, Position] = {}
+        """Where this node's databases were when they were published last."""
+        self._primary = False
         self._generation = -1
         self._told: tuple[Standing, int] | None = None
         self._told_released: dict[str, int] = {}
@@ -98,12 +103,14 @@ class Replicas:
     def begin(self) -> None:
         """This node became primary, and no client has committed yet: nobody is in sync."""
         self.end()
+        self._primary = True
         if self.rules.active:
             self._follow_catalog()
             self._positions = {name: source.position() for name, source in self._sources.items()}
             self._answered = dict(self._positions)
             self._machine = InSync(
                 {name: position.txid for name, position in self._positions.items()},
+                trio.current_time(),
                 timeout=self.rules.timeout,
                 degrade=self.rules.degrade,
             )
@@ -111,17 +118,20 @@ class Replicas:
 
     def end(self) -> None:
         """This node is not primary any more; its streams end by themselves."""
-        self._machine = None
+        self._primary, self._machine = False, None
         self._sessions.clear()
         self._sources.clear()
         self._positions.clear()
         self._answered.clear()
-        self._generation, self._told = -1, None
+        self._reached.clear()
+        self._own.clear()
+        self._generation, self._told, self._asked_for = -1, None, frozenset()
         self._told_released.clear()
 
     def mounted(self, *, primary: bool) -> None:
-        """There is a new fs process, which knows nothing yet, and the catalog has its databases."""
-        if primary and self._machine is None:
+        """There is a new fs process, which knows nothing yet, and the catalog has its databases. ``primary``:
+        this node is; if that is new to this object, it begins."""
+        if primary and not self._primary:
             self.begin()
             return
         self._told = None
@@ -133,6 +143,7 @@ class Replicas:
         for session in self._sessions.values():
             session.held.pop(name, None)
             session.durable.pop(name, None)
+        self._own.pop(name, None)
         self._forget(name)
         if self._machine is not None and self.rules.required(name):
             self._update(dropped=(name,))
@@ -160,7 +171,11 @@ class Replicas:
 
         Whose stream is not ``whole`` is never in sync: it does not hold every commit.
         """
-        begun = {name: source.position().txid for name, source in self._catalog.sources().items()}
+        begun = {
+            name: position.txid
+            for name, source in self._catalog.sources().items()
+            if (position := _position(source)) is not None
+        }
         self._sessions[replica.node_id] = Session(replica, stream_id, offered, sources, begun, whole)
 
     def left(self, replica: Identity, stream_id: int) -> None:
@@ -203,25 +218,32 @@ class Replicas:
             session.held[source.name] = held.position
             if held.chained or held.durable == held.position:
                 session.durable[source.name] = held.durable
+                self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
 
     # -- for the lease -----------------------------------------------------------------------------
 
     def published(self) -> dict[str, Position]:
-        """What a failover must keep, by database: the furthest position in the log of a connected candidate,
-        and what may have been answered where replicas must have it; this node's own without a candidate.
+        """What a failover must keep, by database.
 
-        Logs survive the death of a process; synced they need not be. A candidate counts once it has what
-        was here when its stream began.
+        With replicas in sync, of a database that has to wait for them: what may have been answered. Else the
+        furthest position in the log of a connected candidate, but no less than that; this node's own without
+        a candidate. Logs survive the death of a process; synced they need not be. A candidate counts once it
+        has what was here when its stream began.
         """
         found = {}
+        members = self._machine is not None and self._machine.waited_for
         for name, source in self._catalog.sources().items():
+            if members and name in self._sources:
+                found[name] = self._answered.get(name, ZERO)
+                continue
             held = [
                 session.held[name]
                 for session in self._sessions.values()
                 if session.candidate and session.held.get(name, ZERO).txid >= session.begun.get(name, 1)
             ]
-            own = source.position()
-            best = max(held, key=lambda position: position.txid, default=own)
+            if (own := _position(source)) is not None:
+                self._own[name] = own
+            best = max(held, key=lambda position: position.txid, default=self._own.get(name, ZERO))
             found[name] = max(best, self._answered.get(name, ZERO), key=lambda position: position.txid)
         return found
 
@@ -246,7 +268,8 @@ class Replicas:
         """The replicas whose streams are open."""
         members = self._machine.stored if self._machine is not None else frozenset()
         return [
-            ReplicaInfo(node, session.candidate, node in members) for node, session in self._sessions.items()
+            ReplicaInfo(node, session.candidate, node in members)
+            for node, session in list(self._sessions.items())  # at once: /metrics asks in a thread
         ]
 
     # -- work --------------------------------------------------------------------------------------
@@ -279,8 +302,10 @@ class Replicas:
         self._follow_catalog()
         now = trio.current_time()
         for name, source in self._sources.items():
-            if name not in self._positions or not source.is_at(self._positions[name]):
-                position = self._positions[name] = source.position()
+            if name in self._positions and source.is_at(self._positions[name]):
+                continue
+            if (position := _position(source)) is not None:
+                self._positions[name] = position
                 self._machine.advanced(name, position.txid, now)
 
     def _follow_catalog(self) -> None:
@@ -296,6 +321,7 @@ class Replicas:
         self._sources.pop(name, None)
         self._positions.pop(name, None)
         self._answered.pop(name, None)
+        self._reached.pop(name, None)
         self._told_released.pop(name, None)
         if self._machine is not None:
             self._machine.dropped(name)
@@ -331,12 +357,20 @@ class Replicas:
         self._news.set()
 
     def _note_answered(self, released: Mapping[str, int]) -> None:
-        """The positions of what the fs process may answer now: some replica is just there."""
+        """The positions of what the fs process may answer now."""
         for name, txid in released.items():
-            for session in self._sessions.values():
-                position = session.durable.get(name, ZERO)
-                if position.txid == txid:
-                    self._answered[name] = position
+            reached = self._reached.get(name, {})
+            if txid in reached:
+                self._answered[name] = reached[txid]
+            self._reached[name] = {at: position for at, position in reached.items() if at > txid}
+
+
+def _position(source: Source) -> Position | None:
+    """Where a database is; None if its writer died inside an update: the next fs process recovers it."""
+    try:
+        return source.position()
+    except OSError:
+        return None
 
 
 def _parts(released: Mapping[str, int]) -> list[dict[str, int]]:

@@ -36,6 +36,9 @@ UNDERLAY_SOURCE = "litefs-underlay"
 PROBE_SECONDS = 2.0
 """How long a mount may take to answer before it counts as served by a hanging process."""
 
+MAX_REQUESTS = 10_000
+"""Worked at at a time; each commit that waits for replicas is one."""
+
 _PROBE = """
 import os, sys
 try:
@@ -199,7 +202,7 @@ class Session:
         original = pyfuse3.trio  # type: ignore[attr-defined]
         pyfuse3.trio = _primitives(self.loop)  # type: ignore[attr-defined]
         try:
-            await pyfuse3.main()
+            await pyfuse3.main(max_tasks=MAX_REQUESTS)
         finally:
             pyfuse3.trio = original  # type: ignore[attr-defined]
             pyfuse3.close(unmount=False)

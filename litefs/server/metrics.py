@@ -30,6 +30,11 @@ def render(node: NodeView, subscribers: Subscribers, access: Access) -> bytes:
                 ("litefs_is_primary", "1 if this node is the primary.", float(node.is_primary)),
                 ("litefs_db_count", "Number of databases.", len(databases)),
                 ("litefs_subscriber_count", "Replicas connected to this node.", subscribers.count),
+                (
+                    "litefs_sync_replicas",
+                    "Replicas that have every commit that was answered.",
+                    sum(one.in_sync for one in node.replicas.connected()),
+                ),
                 ("litefs_http_stream_count", "Open replication streams.", subscribers.count),
                 ("litefs_lag_seconds", "How far this node is behind the primary.", node.lag_seconds),
             ):

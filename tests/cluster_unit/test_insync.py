@@ -40,7 +40,7 @@ class World:
         self.required, self.degrade = required, degrade
         self.now = 100.0
         self.tips = dict.fromkeys(NAMES, 3)
-        self.machine = InSync(self.tips, timeout=TIMEOUT, degrade=degrade)
+        self.machine = InSync(self.tips, self.now, timeout=TIMEOUT, degrade=degrade)
         self.lives = {node: Life(dict.fromkeys(NAMES, 0)) for node in (1, 2, 3)}
         self.next_life = 4
         # the fs process

@@ -30,6 +30,7 @@ from litefs.link.messages import (
     Start,
     Stop,
 )
+from litefs.link.rules import SyncRules
 from litefs.types import Role
 
 T = TypeVar("T", bound=Message)
@@ -39,7 +40,7 @@ _decoder = msgspec.msgpack.Decoder(AnyMessage)
 class Fs:
     """A running fs process."""
 
-    def __init__(self, data: Path, mount: Path, log: Path) -> None:
+    def __init__(self, data: Path, mount: Path, log: Path, sync: SyncRules | None = None) -> None:
         self.data, self.mount = data, mount
         self.seen: list[AnyMessage] = []
         mount.mkdir(exist_ok=True)
@@ -51,7 +52,7 @@ class Fs:
         argv = [sys.executable, "-m", "litefs.fs.main", *map(str, fds)]
         self.process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL, stderr=self._log)
         theirs.close()
-        self.send(Start(str(data), str(mount), node_id=1))
+        self.send(Start(str(data), str(mount), node_id=1, sync=sync or SyncRules()))
         self.mounted = self.expect(Mounted)
 
     def send(self, message: Message) -> None:
@@ -76,6 +77,10 @@ class Fs:
         self.process.wait(10)
         assert not session.is_mounted(self.mount)
 
+    def hang_up(self) -> None:
+        """The node process is gone."""
+        self._socket.close()
+
     def close(self) -> None:
         """Whatever state it is in: no process and no mount stay."""
         if self.process.poll() is None:
@@ -95,9 +100,9 @@ class Fs:
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, role: Role = Role.PRIMARY) -> Iterator[Fs]:
+def serving(tmp_path: Path, role: Role = Role.PRIMARY, sync: SyncRules | None = None) -> Iterator[Fs]:
     """An fs process over ``tmp_path/data`` and ``tmp_path/mnt``, by default as primary for ever."""
-    fs = Fs(tmp_path / "data", tmp_path / "mnt", tmp_path / "fs.log")
+    fs = Fs(tmp_path / "data", tmp_path / "mnt", tmp_path / "fs.log", sync)
     try:
         if role is not Role.NONE:
             fs.become(role)

@@ -13,6 +13,7 @@ import trio
 
 from litefs.errors import ConfigError, LiteFSError
 from litefs.server.serve import bind, parse_address
+from litefs.stream.acks import HEADER_STREAM_ID, Ack, AckAnswer, encode
 from litefs.stream.handshake import encode_positions, request_headers
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Identity
@@ -69,6 +70,7 @@ def test_metrics() -> None:
                 "litefs_is_primary 1.0",
                 "litefs_db_count 1.0",
                 "litefs_subscriber_count 0.0",
+                "litefs_sync_replicas 0.0",
                 "litefs_lag_seconds 0.25",
                 'litefs_db_txid{db="app.db"} 1.0',
                 'litefs_db_commit_count_total{db="app.db"} 7.0',
@@ -334,5 +336,32 @@ def test_an_early_refusal_of_a_long_body_leaves_the_server_up(http2: bool) -> No
                     assert response.status_code == 503
             async with client() as http:
                 assert (await http.get(f"{url}/info")).status_code == 200
+
+    run(main)
+
+
+def test_acknowledgements_belong_to_a_stream() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        async with serving(node) as url, client() as http:
+
+            async def ack(body: bytes, **headers: str) -> tuple[int, bytes]:
+                sent = request_headers(REPLICA) | {HEADER_STREAM_ID: "A"} | headers
+                response = await http.post(f"{url}/stream/ack", headers=sent, content=body)
+                return response.status_code, response.content
+
+            empty = encode(Ack(True, ()))
+            assert await ack(empty) == (409, b"acknowledgement of a stream that is not open\n")
+            assert (await ack(b"\xc1"))[0] == 400
+            assert (await ack(empty, **{HEADER_STREAM_ID: "x"}))[0] == 400
+            assert (await ack(empty, **{"Litefs-Cluster-Id": OTHER_CLUSTER}))[0] == 409
+            headers = request_headers(REPLICA) | {HEADER_STREAM_ID: "A"}
+            async with http.stream(
+                "POST", f"{url}/stream", headers=headers, content=encode_positions({})
+            ) as response:
+                await anext(response.aiter_raw())
+                assert await ack(empty) == (200, encode(AckAnswer()))
+                node.is_primary = False
+                assert (await ack(empty))[0] == 503
 
     run(main)
