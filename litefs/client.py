@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -38,6 +38,9 @@ NEVER_SYNCED_MS = (1 << 31) - 1
 
 ANSWER_SECONDS = 10.0
 """How long a node may take to answer, beyond what it was asked to wait."""
+
+LONGEST_WAIT = 60.0
+"""Seconds that a node waits at most."""
 
 HALT_SECONDS = 30.0
 """How long getting, renewing or giving up a HALT lock may take, beyond ANSWER_SECONDS."""
@@ -108,10 +111,10 @@ def wait(path: StrPath, target: Position | int, timeout: float = 5.0) -> Positio
     deadline = time.monotonic() + timeout
     txid = target.txid if isinstance(target, Position) else target
     try:
-        place = locate(path)
+        place, seconds = locate(path), min(max(0.0, timeout), LONGEST_WAIT)
         wanted = str(target) if isinstance(target, Position) else f"{txid:016x}"
-        url = f"/db/{quote(place.name)}/wait?txid={wanted}&timeout={max(0.0, timeout):.3f}"
-        return Position.parse(_request(place, "GET", url, timeout).decode())
+        url = f"/db/{quote(place.name)}/wait?txid={wanted}&timeout={seconds:.3f}"
+        return Position.parse(_request(place, "GET", url, seconds).decode())
     except (NodeUnreachable, NotOnMount):
         return _watch(path, target, txid, deadline)
 
@@ -182,7 +185,8 @@ def halt(path: StrPath) -> Iterator[None]:
     finally:
         stop.set()
         renewer.join()
-        _request(place, "DELETE", url, HALT_SECONDS)
+        with suppress(LiteFSError):  # it expires in any case
+            _request(place, "DELETE", url, HALT_SECONDS)
     if lost:
         raise HaltLost(f"{os.fspath(path)}: the HALT lock was lost: {lost[0]}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from litefs.apply.sink import ReplicaSink
+from litefs.apply.lending import LendingSink
 from litefs.cluster.acknowledge import Acknowledger
 from litefs.cluster.follow import Callbacks, follow
 from litefs.cluster.lease import StaticLease
@@ -60,7 +60,7 @@ class Replica:
         self._identity = identity
         self._hooks = hooks
         self._callbacks = callbacks
-        self._sink: ReplicaSink | None = None
+        self._sink: LendingSink | None = None
         self._sink_ready = trio.Event()
         self._scope = trio.CancelScope()
         self._leaving = False
@@ -97,14 +97,14 @@ class Replica:
                     )
 
     @property
-    def sink(self) -> ReplicaSink | None:
+    def sink(self) -> LendingSink | None:
         """What applies to the present mount."""
         return self._sink
 
     async def mounted(self) -> None:
         """The mount serves: apply to it. Raises OSError, LiteFSError."""
         hooks = self._hooks
-        sink = ReplicaSink(
+        sink = LendingSink(
             self._settings.data,
             self._settings.mount,
             on_database_ready=hooks.on_database_ready,
@@ -141,6 +141,6 @@ class Replica:
         return max(0, int(time.time() * 1000) - sink.primary_time_ms), sink.primary_time_ms
 
 
-async def _note(sink: ReplicaSink, caught_up: trio.Event) -> None:
+async def _note(sink: LendingSink, caught_up: trio.Event) -> None:
     await sink.caught_up.wait()
     caught_up.set()

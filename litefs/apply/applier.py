@@ -7,22 +7,18 @@ next mount.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from litefs.apply import locks
 from litefs.apply.checkpoint import Checkpointer, CheckpointPolicy
 from litefs.apply.pagesize import FullRecord, write_in_place
 from litefs.apply.records import Incoming, merge, page_sums, wrong_sum
 from litefs.apply.wal import PAGE_1, Buffer, WalWriter
 from litefs.errors import FormatError, LiteFSError, NotSupported, PositionMismatch
 from litefs.ltx import Decoder, Header, Record, decode
-from litefs.sqlite.locks import SHM_CKPT, SHM_WRITE
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.lost import keep_diverged
@@ -30,7 +26,6 @@ from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
 from litefs.store.rewrite import write_again
 from litefs.store.snapshot import SnapshotTarget
-from litefs.store.sums import SumsFile
 from litefs.types import Position
 
 log = logging.getLogger(__name__)
@@ -41,23 +36,9 @@ BIG_RECORD = 8 << 20
 MERGE_BYTES = 16 << 20
 """Bytes of page images that are merged into one write to the WAL."""
 
-LEND_TIMEOUT = 5.0
-"""Seconds to wait for a client that recovers the WAL, or that was writing under HALT."""
-
 SYNC_INTERVAL = 0.1
 """Seconds that appended records may stay unsynced; what a power failure takes from a replica, its primary
 still has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lent:
-    """Where the fs process takes a WAL over: its generation, the frames in it, and whether all of them are in
-    the database file."""
-
-    salt1: int
-    salt2: int
-    frames: int
-    backfilled: bool
 
 
 class Applier:
@@ -94,8 +75,6 @@ class Applier:
         self._closing = threading.Lock()
         self._received: SnapshotTarget | None = None
         self._failed: str | None = None
-        self._lent: SumsFile | None = None
-        self._returned = False
         self.must_reopen = False
         """The page size changes in a way that no open connection can follow: make all of them fail,
         ``close``, recover the database, and make a new applier."""
@@ -103,9 +82,6 @@ class Applier:
     @property
     def position(self) -> Position:
         """The last transaction in the log: what this replica has. Readers may see it a moment later."""
-        if self._lent is not None:
-            txid, checksum, *_ = self._lent.sums.snapshot()
-            return Position(txid, checksum)
         return self._database.log.tip
 
     @property
@@ -116,7 +92,7 @@ class Applier:
     @property
     def pending_frames(self) -> int:
         """Frames of the WAL that are not in the database file yet; 0 while no WAL is attached."""
-        return self._checkpointer.pending if self._checkpointer is not None and self._lent is None else 0
+        return self._checkpointer.pending if self._checkpointer is not None else 0
 
     @property
     def is_behind(self) -> bool:
@@ -138,6 +114,11 @@ class Applier:
         """Whether the log holds records that were not synced yet."""
         return self._unsynced_since is not None
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether this applier knows all that is in the WAL."""
+        return True
+
     def check_usable(self) -> None:
         """Raises LiteFSError if only recovery can help: a snapshot waits to be put in place."""
         if self._failed is not None:
@@ -148,8 +129,6 @@ class Applier:
         ``must_reopen`` then. Raises OSError, FormatError."""
         self.check_usable()
         self._attach_wal()
-        if self._returned:
-            self._settle()
         if self.is_behind:
             self._catch_up()
 
@@ -410,8 +389,6 @@ class Applier:
 
     def checkpoint(self) -> bool:
         """Backfill what readers allow; True if no frame is left. Raises OSError, LockTimeout."""
-        if self._returned and self._checkpointer is not None:
-            self._settle()
         return self._checkpointer is None or self._checkpointer.run()
 
     def sync_database(self) -> None:
@@ -422,11 +399,7 @@ class Applier:
         """
         with self._closing:
             checkpointer = self._checkpointer
-            if (
-                checkpointer is None
-                or self._lent is not None
-                or checkpointer.backfilled_txid <= self._database.sums.durable_txid
-            ):
+            if checkpointer is None or checkpointer.backfilled_txid <= self._database.sums.durable_txid:
                 return
             txid, file = checkpointer.backfilled_txid, self._database.sums_file
             if file.distrusted:
@@ -458,64 +431,6 @@ class Applier:
         self.rest()
         self.sync_database()
 
-    def lend(self) -> Lent:
-        """Stop writing: the fs process writes log and WAL from now on, until ``take_back``. Nothing goes into
-        the database file meanwhile. Only ``position`` and ``close`` may be used until then.
-
-        Raises LiteFSError, OSError: then nothing has changed.
-        """
-        self.attach()
-        if self.is_behind or self.needs_recovery:
-            raise LiteFSError(f"{self.dir.name}: what the log holds is not applied yet")
-        self.sync_log()
-        self.checkpoint()
-        writer = self._attached()
-        locks.wait_exclusive(writer.shm.fd, SHM_CKPT, timeout=LEND_TIMEOUT)
-        try:
-            with locks.exclusive(writer.shm.fd, SHM_WRITE, timeout=LEND_TIMEOUT):
-                writer.settle((0, 0, 0))
-        except BaseException:
-            locks.unlock(writer.shm.fd, SHM_CKPT)
-            raise
-        with self._closing:
-            self._lent = SumsFile(self.dir.sums)
-            self._database.close()  # now: it cuts the log behind what it knows of
-        return Lent(*writer.salt, writer.frames, writer.shm.index.backfill == writer.frames)
-
-    def take_back(self) -> None:
-        """Write log and WAL again, after the fs process has let go of them. A client may still be inside
-        WAL_WRITE: what comes next waits for it. Raises LiteFSError, OSError.
-        """
-        with self._closing:
-            self._database = Database.open(self.dir)
-            self._let_go()
-        self._room, self._returned = 0, True
-        if self.writer is not None:
-            locks.unlock(self.writer.shm.fd, SHM_CKPT)
-            with contextlib.suppress(locks.LockTimeout):  # a client is still inside: later
-                self._settle(timeout=0)
-
-    def _let_go(self) -> None:
-        if self._lent is not None:
-            self._lent.close()
-            self._lent = None
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether this applier knows all that is in the WAL: not after ``take_back`` while a client, whose
-        lock ended, still holds WAL_WRITE."""
-        return not self._returned
-
-    def _settle(self, timeout: float = LEND_TIMEOUT) -> None:
-        """After ``take_back``: see what the others left in the WAL, and publish what its client did not."""
-        writer, sums = self._attached(), self._database.sums
-        with locks.exclusive(writer.shm.fd, SHM_WRITE, timeout=timeout):
-            writer.settle(sums.wal())
-            sums.set_wal(0, 0, 0)
-        if self._checkpointer is not None:
-            self._checkpointer.applied(self._database.position.txid)
-        self._returned = False
-
     def detach(self) -> None:
         """Let go of the mount: the WAL and every lock. The next use attaches again."""
         with self._closing:
@@ -530,5 +445,4 @@ class Applier:
         with self._closing:
             if self._received is not None:
                 self._received.close()
-            self._let_go()
             self._database.close()

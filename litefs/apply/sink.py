@@ -15,12 +15,12 @@ from typing import ParamSpec, TypeVar
 
 import trio
 
-from litefs.apply.applier import SYNC_INTERVAL, Applier, Lent
+from litefs.apply.applier import SYNC_INTERVAL, Applier
 from litefs.apply.checkpoint import CheckpointPolicy
 from litefs.apply.repair import Scrubber, can_attach, describe, leave_to_recovery
-from litefs.apply.state import DatabaseState, lay_records, put_in_place, rebuild, unknown
+from litefs.apply.state import DatabaseState, lay_records, put_in_place, rebuild
 from litefs.apply.wal import Buffer
-from litefs.errors import DatabaseNotFound, LiteFSError, PositionMismatch
+from litefs.errors import LiteFSError, PositionMismatch
 from litefs.ltx import Header
 from litefs.store.dropped import drop
 from litefs.store.lost import keep_file
@@ -40,9 +40,6 @@ TICK = 1.0
 IDLE = 1.0
 """Seconds without a record after which a database is checkpointed whatever its WAL holds."""
 
-ECHO_POLL = 0.005
-"""Seconds between two looks whether this node has what it wrote itself."""
-
 DURABLE_EVERY = 5
 """Ticks between two syncs of the database files."""
 
@@ -56,6 +53,8 @@ class ReplicaSink:
     When the fs process dies, calls raise OSError (ENOTCONN, ECONNABORTED, EIO); close this sink then and
     make another one after recovery and the next mount.
     """
+
+    applier_type: type[Applier] = Applier
 
     def __init__(
         self,
@@ -192,55 +191,15 @@ class ReplicaSink:
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
         """Apply contiguous whole LTX records. Raises as :meth:`Applier.apply`, InvalidName."""
         state = self._state(name)
-        await self._until_written(state, bodies)
-        if state.lent is not None:
-            return state.lent.position
         async with state.lock:
             if state.target is not None:
                 return await self._thread(lay_records, state.target, bodies)
             state.check()
             if state.applier is None:
                 return await self._first_records(state, bodies)
-            if state.written:
-                bodies = unknown(state, bodies)
-            if not bodies:
-                return state.applier.position
             position = await self._apply(state, bodies)
         self._applied(name, position)
         return position
-
-    async def _until_written(self, state: DatabaseState, bodies: Sequence[Buffer]) -> None:
-        """What this node writes under HALT comes back in the stream, perhaps before it is in the log here."""
-        while state.lent is not None and state.lent.position.txid < _last(bodies):  # noqa: ASYNC110 - below
-            await trio.sleep(ECHO_POLL)  # the fs process appends it, and tells nobody in particular
-
-    async def lend(self, name: str) -> Lent:
-        """Leave a database to the fs process, to be written under HALT. Raises DatabaseNotFound, LiteFSError,
-        OSError."""
-        state = self._state(name)
-        async with state.lock:
-            state.check()
-            if (applier := state.applier) is None or state.target is not None or state.damage is not None:
-                raise DatabaseNotFound(f"{name}: not here as a whole")
-            lent = await self._thread(applier.lend)
-            state.applier, state.lent = None, applier
-        return lent
-
-    async def take_back(self, name: str) -> None:
-        """After ``lend``, once the fs process has let go. Raises LiteFSError, OSError: then recovery is asked
-        for."""
-        state = self._state(name)
-        async with state.lock:
-            if (applier := state.lent) is None:
-                return
-            try:
-                await self._thread(applier.take_back)
-            except (LiteFSError, OSError) as error:
-                state.broken = f"{name}: cannot be written on after HALT: {error}"
-                self._need_recovery(state.broken)
-                raise
-            state.applier, state.lent, state.written = applier, None, applier.position.txid
-        self._applied(name, applier.position)
 
     async def snapshot_begin(
         self, name: str, page_size: int, commit: int, at: Position, timestamp: int
@@ -318,7 +277,7 @@ class ReplicaSink:
         """
         for state in self._states.values():
             if state.damage is not None or state.lock.locked():
-                return  # one that is written under HALT is as new as the primary's
+                return
             if state.applier is not None and state.applier.is_behind:
                 return
         self.primary_time_ms = timestamp_ms
@@ -363,7 +322,7 @@ class ReplicaSink:
         return state
 
     def _open(self, directory: DatabaseDir) -> Applier:
-        return Applier(
+        return self.applier_type(
             directory,
             self._locate(directory.name),
             sync_interval=self._sync_interval,
@@ -501,10 +460,6 @@ class ReplicaSink:
 
     async def _thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await trio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limiter)
-
-
-def _last(bodies: Sequence[Buffer]) -> int:
-    return Header.unpack(bodies[-1]).max_txid
 
 
 async def _nothing(name: str, readers: bool) -> None:

@@ -13,7 +13,6 @@ from litefs.apply.applier import Applier
 from litefs.apply.shm import follow_owner
 from litefs.apply.wal import Buffer, seed_wal
 from litefs.errors import LiteFSError, PositionMismatch
-from litefs.ltx import TRAILER_SIZE, Header, Trailer
 from litefs.store import fileops
 from litefs.store.paths import DatabaseDir
 from litefs.store.recovery import recover
@@ -86,25 +85,6 @@ def lay_records(target: SnapshotTarget, bodies: Sequence[Buffer]) -> Position:
     for body in bodies:
         target.record(body)
     return target.position
-
-
-def unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]:
-    """The records without those that this node wrote under HALT, which come back in the stream.
-
-    Raises PositionMismatch if the last of them leads elsewhere than here, FormatError.
-    """
-    position = state.position or ZERO
-    known = 0
-    while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= state.written:
-        known += 1
-    if known:
-        body = memoryview(bodies[known - 1])
-        there = Position(Header.unpack(body).max_txid, Trailer.unpack(body[-TRAILER_SIZE:]).post_apply)
-        if there.txid == position.txid and there != position:
-            raise PositionMismatch(
-                f"{state.directory.name}: the primary is at {there}, this node at {position}"
-            )
-    return bodies[known:]
 
 
 def put_in_place(directory: DatabaseDir, target: SnapshotTarget) -> None:

@@ -32,6 +32,7 @@ _COMMANDS = (
     _Command("mount", "mount the file system and replicate its databases", "litefs.cli.mount", "mount"),
     _Command("import", "send a SQLite database file into a cluster", "litefs.cli.transfer", "import_command"),
     _Command("export", "fetch a database from a node into a file", "litefs.cli.transfer", "export_command"),
+    _Command("run", "run a command, also one that writes on a replica", "litefs.cli.run", "run"),
     _Command("version", "print the version", "litefs.cli.version", "version"),
 )
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import trio
 
-from litefs.apply.applier import Lent
+from litefs.apply.lending import Lent
 from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import Peer, PeerSettings
 from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
@@ -33,7 +33,7 @@ SHIP_SECONDS = 30.0
 
 
 class Lender(Protocol):
-    """What applies the stream on this replica: :class:`litefs.apply.sink.ReplicaSink`."""
+    """What applies the stream on this replica: :class:`litefs.apply.lending.LendingSink`."""
 
     async def lend(self, name: str) -> Lent: ...
     async def take_back(self, name: str) -> None: ...
@@ -41,15 +41,15 @@ class Lender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HaltLinks:
-    """Whom HALT deals with: the primary (None: not known), who this node is, the fs process
-    (``restart`` has it recover and mount anew), the sink of the present mount, how to meet the primary."""
+    """Whom HALT deals with: the primary (None: not known), who this node is, the fs process (``restart`` has
+    it recover and mount anew), the sink of the present mount, and how to meet other nodes."""
 
     primary: Callable[[], PrimaryInfo | None]
     identity: Callable[[], Identity]
     post: Callable[[Message], None]
     restart: Callable[[str], None]
     lender: Callable[[], Lender | None]
-    settings: PeerSettings
+    peer: PeerSettings
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +125,7 @@ class ReplicaHalts:
         primary = self._links.primary()
         if primary is None:
             raise NotPrimary("the primary is not known")
-        peer = await Peer(primary.advertise_url, self._links.settings).__aenter__()
+        peer = await Peer(primary.advertise_url, self._links.peer).__aenter__()
         taken = self._taken[name] = Taken(name, lock_id, peer, float("inf"))
         try:
             grant = await self._ask(taken, renew=False)

@@ -10,7 +10,7 @@ import re
 from quart import Response, request
 
 from litefs.errors import FormatError, NotPrimary
-from litefs.server import access
+from litefs.server.access import require
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import NodeView
 from litefs.store.paths import validate_name
@@ -25,7 +25,7 @@ def _name() -> str:
     name = request.args.get("name", "")
     if not name:
         raise FormatError("name required")
-    access.require(validate_name(name))
+    require(validate_name(name))
     return name
 
 

@@ -7,8 +7,9 @@ import re
 import trio
 from quart import Response, request
 
+from litefs.client import LONGEST_WAIT
 from litefs.errors import DatabaseNotFound, FormatError, PositionMismatch, WaitTimeout
-from litefs.server import access
+from litefs.server.access import require
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import NodeView
 from litefs.store.paths import validate_name
@@ -16,9 +17,6 @@ from litefs.types import Position
 
 DEFAULT_WAIT = 5.0
 """Seconds that a request waits which names no ``timeout``."""
-
-LONGEST_WAIT = 60.0
-"""Seconds beyond which a ``timeout`` is refused: who wants to wait longer asks again."""
 
 PUBLISH_SECONDS = 0.002
 """Between two looks whether the client that committed has published its commit, which nothing tells of."""
@@ -77,12 +75,12 @@ def register(app: LiteFSApp, node: NodeView) -> None:
 
     @app.get("/db/<path:name>/pos", provide_automatic_options=False)
     async def pos(name: str) -> Response:
-        access.require(validate_name(name))
+        require(validate_name(name))
         return text(str(position_of(node, name)))
 
     @app.get("/db/<path:name>/wait", provide_automatic_options=False)
     async def wait(name: str) -> Response:
-        access.require(validate_name(name))
+        require(validate_name(name))
         txid, checksum = parse_target(request.args.get("txid", ""))
         seconds = parse_timeout(request.args.get("timeout", f"{DEFAULT_WAIT:g}"))
         return text(str(await reached(node, name, txid, checksum, seconds)))

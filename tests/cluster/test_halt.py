@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 
+import httpx
 import pytest
 
 from litefs.halt.primary import HALT_SECONDS
+from litefs.store.paths import DataDir
+from litefs.store.reader import LogReader
+from litefs.stream.handshake import request_headers
+from litefs.stream.protocols import Identity
+from litefs.types import ZERO
 from tests.support.clients.workload import INVARIANT, INVARIANT_HOLDS, schema
 from tests.support.node import Node, Which, pages_equal, wait_equal, wait_present
 from tests.support.processes import Client, ClientError, assert_none_hangs, wait_until
@@ -293,3 +302,107 @@ def test_two_holders_take_turns_and_what_is_not_allowed(
     first.call("halt", 30, path=primary.path("app.db"))
     sql.call("execute", statement="INSERT INTO t(who, value) VALUES('primary', 1)")
     first.call("unhalt", 30)
+
+
+SCRIPT = (
+    "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute(sys.argv[2]); db.commit(); db.close()"
+)
+
+
+def litefs_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "litefs.cli.main", "run", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_command_with_the_lock(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    primary, replica = primary_and_replica
+    sql = prepared(primary, replica, "WAL", make_client)
+    path = replica.path("app.db")
+    write = [sys.executable, "-c", SCRIPT, path, "INSERT INTO t(who, value) VALUES('command', 1)"]
+    assert "readonly" in litefs_run("--", *write).stderr
+    done = litefs_run("-with-halt-lock-on", path, "--", *write)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sql.call("execute", statement="SELECT who FROM t") == [["primary"], ["command"]]
+    failed = litefs_run("-with-halt-lock-on", path, "--", sys.executable, "-c", "raise SystemExit(7)")
+    assert (failed.returncode, failed.stderr) == (1, "ERROR: exit status 7\n")
+    sql.call("execute", statement="INSERT INTO t(who, value) VALUES('primary', 1)")  # the lock is gone
+    missing = litefs_run("-with-halt-lock-on", replica.path("none.db"), "--", "true")
+    assert (missing.returncode, missing.stderr) == (
+        1,
+        f"ERROR: database does not exist: {replica.path('none.db')}\n",
+    )
+    assert litefs_run("-with-halt-lock-on", path).returncode == 2
+    wait_equal(primary, replica, "app.db")
+    pages_equal(primary, replica, "app.db")
+
+
+def test_what_a_stranger_is_refused(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    """The primary looks at who ships what: at role, name, id, node, term and position."""
+    primary, replica = primary_and_replica
+    sql = prepared(primary, replica, "WAL", make_client)
+    halting = make_client("halting")
+    halting.call("halt", 30, path=replica.path("app.db"))
+    record = last_record(primary)
+    stranger = request_headers(Identity(7, term=1, cluster_id=DataDir(primary.data).cluster_id() or ""))
+    old = stranger | {"Litefs-Term": "0"}
+    for method, url, headers, body, status in (
+        ("POST", f"{primary.url}/halt?name=none.db&id=1", stranger, b"", 404),
+        ("POST", f"{primary.url}/halt?name=../x&id=1", stranger, b"", 400),
+        ("POST", f"{primary.url}/halt?name=app.db&id=0", stranger, b"", 400),
+        ("POST", f"{primary.url}/halt?name=app.db&id=x", stranger, b"", 400),
+        ("POST", f"{primary.url}/halt?name=app.db&id=1", old, b"", 409),
+        ("POST", f"{primary.url}/halt?name=app.db&id=1&renew=1", stranger, b"", 409),
+        ("POST", f"{replica.url}/halt?name=app.db&id=1", stranger, b"", 503),
+        ("POST", f"{primary.url}/tx?name=app.db&lockID=1", {}, record, 400),
+        ("POST", f"{primary.url}/tx?name=app.db&lockID=1", stranger, record, 409),
+        ("POST", f"{primary.url}/tx?name=app.db&lockID=1", old, record, 409),
+        ("POST", f"{replica.url}/tx?name=app.db&lockID=1", stranger, record, 503),
+        ("DELETE", f"{primary.url}/halt?name=app.db&id=1", stranger, b"", 200),
+        ("DELETE", f"{primary.url}/halt?name=none.db&id=1", stranger, b"", 200),
+    ):
+        assert httpx.request(method, url, headers=headers, content=body).status_code == status, url
+    sql.call("execute", statement="PRAGMA busy_timeout=200")
+    with pytest.raises(ClientError, match="database is locked"):  # none of it took the lock away
+        sql.call("execute", statement="INSERT INTO t(who, value) VALUES('primary', 1)")
+    halting.call("unhalt", 30)
+    # who has the lock ships what does not follow, or is damaged
+    url = f"{primary.url}/halt?name=app.db&id=9"
+    assert httpx.post(url, headers=stranger, timeout=30).json()["pos"]["TXID"] == f"{3:016x}"
+    for body, status in ((record, 409), (record[:200], 409), (b"", 400), (bytes(200), 400)):
+        ship = f"{primary.url}/tx?name=app.db&lockID=9"
+        assert httpx.post(ship, headers=stranger, content=body, timeout=30).status_code == status
+    assert httpx.delete(url, headers=stranger).status_code == 200
+    sql.call("execute", statement="INSERT INTO t(who, value) VALUES('primary', 1)")
+    wait_equal(primary, replica, "app.db")
+
+
+def last_record(node: Node) -> bytes:
+    """The LTX file of the last transaction of app.db."""
+    with closing(LogReader(DataDir(node.data).database_dir("app.db").log)) as reader:
+        assert reader.seek(ZERO)
+        *_, last = reader.read(3, 1 << 20)
+        assert last.txid_max == 3
+        return bytes(last.body)
+
+
+def test_nodes_with_tokens(make_node: Callable[..., Node], make_client: Callable[..., Client]) -> None:
+    """Clients of a node need no token at its socket; the node shows its own to the primary."""
+    token = {"auth-token": "a-token-of-the-cluster"}
+    primary = make_node("primary", http=token)
+    replica = make_node("replica", primary=primary, http=token)
+    for node in (primary, replica):
+        node.headers = {"Authorization": f"Bearer {token['auth-token']}"}
+        node.start()
+    sql = prepared(primary, replica, "WAL", make_client)
+    halting = make_client("halting")
+    halting.call("halt", 30, path=replica.path("app.db"))
+    halting.call("open", path=replica.path("app.db"))
+    halting.call("execute", statement="INSERT INTO t(who, value) VALUES('replica', 1)")
+    assert sql.call("execute", statement="SELECT who FROM t") == [["primary"], ["replica"]]
+    halting.call("unhalt", 30)
+    session = make_client("session")
+    assert session.call("wait", path=replica.path("app.db"), txid=4, seconds=5).startswith(f"{4:016x}/")

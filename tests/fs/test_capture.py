@@ -179,6 +179,25 @@ for row in db.execute("SELECT id, a, hex(b) FROM t ORDER BY id"):
             assert contents(log, tmp_path / "rebuilt.db") == seen
 
 
+def test_a_small_commit_after_a_big_rollback(tmp_path: Path) -> None:
+    """What was spilled into the WAL and rolled back lies far behind the end of the next commit."""
+    script = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+db.execute("PRAGMA cache_size=10")
+db.execute("CREATE TABLE t(a)")
+db.execute("BEGIN")
+db.executemany("INSERT INTO t VALUES(?)", ((bytes(3000),) for _ in range(2000)))
+db.execute("ROLLBACK")
+for commit in range(600):
+    db.execute("INSERT INTO t VALUES(randomblob(3000))")
+print(db.execute("SELECT count(*) FROM t").fetchone(), db.execute("PRAGMA integrity_check").fetchone())
+"""
+    with serving(tmp_path) as fs:
+        assert python(script, fs.mount / "a.db") == "(600,) ('ok',)\n"
+
+
 @pytest.mark.parametrize("mode", ["WAL", "DELETE"])
 def test_commit_after_the_deadline_is_refused_and_leaves_nothing(tmp_path: Path, mode: str) -> None:
     script = """

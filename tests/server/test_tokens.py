@@ -167,7 +167,13 @@ def test_a_token_with_a_list_sees_those_databases() -> None:
             assert "litefs_db_count 3.0" in metrics
             assert (await http.post(f"{url}/import?name=reports.db", content=b"x")).status_code == 200
             assert (await http.get(f"{url}/export?name=reports.db")).content == b"x"
+            assert (await http.get(f"{url}/db/reports.db/wait?txid=1")).status_code == 200
             for answer in (
+                await http.get(f"{url}/db/app.db/pos"),
+                await http.get(f"{url}/db/app.db/wait?txid=1"),
+                await http.post(f"{url}/halt?name=app.db&id=1"),
+                await http.delete(f"{url}/halt?name=app.db&id=1"),
+                await http.post(f"{url}/tx?name=app.db&lockID=1", content=b"x"),
                 await http.post(f"{url}/import?name=app.db", content=b"x"),
                 await http.get(f"{url}/export?name=app.db"),
                 await http.get(f"{url}/export?name=absent"),
@@ -179,7 +185,7 @@ def test_a_token_with_a_list_sees_those_databases() -> None:
             assert (await http.get(f"{url}/db/reports.db/pos")).status_code == 200
             for path in ("/halt?name=app.db&id=1", "/tx?name=app.db&lockID=1"):
                 assert (await http.post(url + path)).status_code == 403
-            for path in ("/promote", "/handoff", "/infos"):
+            for path in ("/promote", "/dbs/app.db/wait", "/infos"):
                 answer = await http.post(url + path)
                 assert (answer.status_code, answer.content) == (403, b"")
 

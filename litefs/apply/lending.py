@@ -1,0 +1,214 @@
+"""HALT on a replica: a database is left to the fs process, which writes log and WAL while clients may write.
+
+The applier stays attached: its SHARED lock keeps the WAL from being removed, its WAL_CKPT the database file
+from being written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from litefs.apply import locks
+from litefs.apply.applier import Applier
+from litefs.apply.checkpoint import Checkpointer
+from litefs.apply.sink import ReplicaSink
+from litefs.apply.state import DatabaseState
+from litefs.apply.wal import Buffer
+from litefs.errors import DatabaseNotFound, LiteFSError, PositionMismatch
+from litefs.ltx import TRAILER_SIZE, Header, Trailer
+from litefs.sqlite.locks import SHM_CKPT, SHM_WRITE
+from litefs.store.database import Database
+from litefs.store.paths import DatabaseDir
+from litefs.store.sums import SumsFile
+from litefs.types import ZERO, Position
+
+LEND_TIMEOUT = 5.0
+"""Seconds to wait for a client that recovers the WAL, or that was writing under HALT."""
+
+ECHO_POLL = 0.005
+"""Seconds between two looks whether this node has what it wrote itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Where the fs process takes a WAL over: its generation, the frames in it, and whether all of them are in
+    the database file."""
+
+    salt1: int
+    salt2: int
+    frames: int
+    backfilled: bool
+
+
+class LendingApplier(Applier):
+    """An applier that can leave its database to the fs process for a time."""
+
+    def __init__(self, directory: DatabaseDir, mounted: Path, **options: Any) -> None:
+        super().__init__(directory, mounted, **options)
+        self._lent: SumsFile | None = None
+        self._returned = False
+
+    @property
+    def position(self) -> Position:
+        if self._lent is not None:
+            txid, checksum, *_ = self._lent.sums.snapshot()
+            return Position(txid, checksum)
+        return super().position
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether this applier knows all that is in the WAL: not after ``take_back`` while a client, whose
+        lock ended, still holds WAL_WRITE."""
+        return not self._returned
+
+    def lend(self) -> Lent:
+        """Stop writing: the fs process writes log and WAL from now on, until ``take_back``. Only ``position``
+        and ``close`` may be used until then. Raises LiteFSError, OSError: then nothing has changed.
+        """
+        self.attach()
+        if self.is_behind or self.needs_recovery:
+            raise LiteFSError(f"{self.dir.name}: what the log holds is not applied yet")
+        self.sync_log()
+        self.checkpoint()
+        writer = self._attached()
+        locks.wait_exclusive(writer.shm.fd, SHM_CKPT, timeout=LEND_TIMEOUT)
+        try:
+            with locks.exclusive(writer.shm.fd, SHM_WRITE, timeout=LEND_TIMEOUT):
+                writer.settle((0, 0, 0))
+            with self._closing:
+                self._lent = SumsFile(self.dir.sums)
+                self._database.close()  # now: it cuts the log behind what it knows of
+        except BaseException:
+            locks.unlock(writer.shm.fd, SHM_CKPT)
+            raise
+        return Lent(*writer.salt, writer.frames, writer.shm.index.backfill == writer.frames)
+
+    def take_back(self) -> None:
+        """Write log and WAL again, after the fs process has let go of them. A client may still be inside
+        WAL_WRITE: what comes next waits for it. Raises LiteFSError, OSError.
+        """
+        with self._closing:
+            self._database = Database.open(self.dir)
+            self._let_go()
+        self._room, self._returned = 0, True
+        if self.writer is not None:
+            locks.unlock(self.writer.shm.fd, SHM_CKPT)
+            with contextlib.suppress(locks.LockTimeout):  # later, then
+                self._settle(timeout=0)
+
+    def _let_go(self) -> None:
+        if self._lent is not None:
+            self._lent.close()
+            self._lent = None
+
+    def _settle(self, timeout: float = LEND_TIMEOUT) -> None:
+        """After ``take_back``: see what the others left in the WAL, and publish what its client did not."""
+        writer, sums = self._attached(), self._database.sums
+        with locks.exclusive(writer.shm.fd, SHM_WRITE, timeout=timeout):
+            writer.settle(sums.wal())
+            sums.set_wal(0, 0, 0)
+        if self._checkpointer is not None:
+            self._checkpointer.applied(self._database.position.txid)
+        self._returned = False
+
+    def _attach_wal(self) -> Checkpointer:
+        checkpointer = super()._attach_wal()
+        if self._returned:
+            self._settle()
+        return checkpointer
+
+    def checkpoint(self) -> bool:
+        if self._returned and self.writer is not None:
+            self._settle()
+        return super().checkpoint()
+
+    def sync_database(self) -> None:
+        if self._lent is None:
+            super().sync_database()
+
+    def close(self) -> None:
+        with self._closing:
+            self._let_go()
+        super().close()
+
+
+class LendingSink(ReplicaSink):
+    """A replica's sink whose databases can be written under HALT."""
+
+    applier_type = LendingApplier
+
+    async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
+        """As of :class:`ReplicaSink`; what this node writes under HALT comes back, perhaps too early."""
+        state = self._state(name)
+        while state.lent is not None and state.lent.position.txid < _last(bodies):  # noqa: ASYNC110 - below
+            await trio.sleep(ECHO_POLL)  # the fs process appends it, and tells nobody in particular
+        if state.lent is not None:
+            return state.lent.position
+        if state.written:
+            bodies = _unknown(state, bodies)
+        if not bodies:
+            return state.position or ZERO
+        return await super().records(name, bodies)
+
+    async def lend(self, name: str) -> Lent:
+        """Leave a database to the fs process, to be written under HALT. Raises DatabaseNotFound, LiteFSError,
+        OSError."""
+        state = self._state(name)
+        async with state.lock:
+            state.check()
+            applier = state.applier
+            if (
+                not isinstance(applier, LendingApplier)
+                or state.target is not None
+                or state.damage is not None
+            ):
+                raise DatabaseNotFound(f"{name}: not here as a whole")
+            lent = await self._thread(applier.lend)
+            state.applier, state.lent = None, applier
+        return lent
+
+    async def take_back(self, name: str) -> None:
+        """After ``lend``, once the fs process has let go. Raises LiteFSError, OSError: then recovery is asked
+        for."""
+        state = self._state(name)
+        async with state.lock:
+            applier = state.lent
+            if not isinstance(applier, LendingApplier):
+                return
+            try:
+                await self._thread(applier.take_back)
+            except (LiteFSError, OSError) as error:
+                state.broken = f"{name}: cannot be written on after HALT: {error}"
+                self._need_recovery(state.broken)
+                raise
+            state.applier, state.lent, state.written = applier, None, applier.position.txid
+        self._applied(name, applier.position)
+
+
+def _last(bodies: Sequence[Buffer]) -> int:
+    return Header.unpack(bodies[-1]).max_txid
+
+
+def _unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]:
+    """The records without those that this node wrote under HALT, which come back in the stream.
+
+    Raises PositionMismatch if the last of them leads elsewhere than here, FormatError.
+    """
+    position = state.position or ZERO
+    known = 0
+    while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= state.written:
+        known += 1
+    if known:
+        body = memoryview(bodies[known - 1])
+        there = Position(Header.unpack(body).max_txid, Trailer.unpack(body[-TRAILER_SIZE:]).post_apply)
+        if there.txid == position.txid and there != position:
+            raise PositionMismatch(
+                f"{state.directory.name}: the primary is at {there}, this node at {position}"
+            )
+    return bodies[known:]
