@@ -98,13 +98,7 @@ class Node:
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._security = Security.of(config)
         self._replica = Replica(
-            ReplicaSettings(
-                data,
-                self._mount,
-                config.lease.reconnect_delay,
-                self._security.peer,
-                config.lease.candidate,
-            ),
+            ReplicaSettings(data, self._mount, config.lease.reconnect_delay, self._security.peer),
             lambda: self.identity,
             SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
             Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),

@@ -32,7 +32,6 @@ class ReplicaSettings:
     mount: Path
     reconnect_delay: float
     peer: PeerSettings
-    candidate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class Replica:
                 Acknowledger,
                 identity=self._identity,
                 holdings=sink,
-                candidate=self._settings.candidate,
+                candidate=self._settings.peer.candidate,
             )
             await follow(
                 self._primary.advertise_url,

@@ -186,6 +186,7 @@ class Peer:
                 try:
                     if response.status_code != 200:
                         message = await self._error_text(response)
+                        self._check_token(response.status_code)
                         raise Refused(f"{self.url}: {message}", response.status_code)
                     return await response.aread()
                 finally:
@@ -198,8 +199,7 @@ class Peer:
             message = await self._error_text(response)
             if response.status_code == ClusterMismatch.http_status:
                 raise ClusterMismatch(f"{self.url}: {message}")
-            if response.status_code in (401, 403):
-                raise NotTrusted(f"{self.url}: {self._token_hint(response.status_code)}")
+            self._check_token(response.status_code)
             raise Refused(f"{self.url}: {message} (status {response.status_code})", response.status_code)
         try:
             parse_headers(response.headers.get)
@@ -212,12 +212,17 @@ class Peer:
                 "such a one (http.auth-token), or lease.candidate: false"
             )
 
-    def _token_hint(self, status: int) -> str:
+    def _check_token(self, status: int) -> None:
+        """Raises NotTrusted if that is what the status says."""
         if status == 403:
-            return "our token is not for this (status 403): it has a list of databases there, in http.tokens"
-        if self.settings.tokens.own() is None:
-            return "wants a token (status 401): set http.auth-token to one that it accepts"
-        return "does not accept our token (status 401): compare http.auth-token here and there"
+            hint = "our token is not for this (status 403): it has a list of databases there, in http.tokens"
+        elif status != 401:
+            return
+        elif self.settings.tokens.own() is None:
+            hint = "wants a token (status 401): set http.auth-token to one that it accepts"
+        else:
+            hint = "does not accept our token (status 401): compare http.auth-token here and there"
+        raise NotTrusted(f"{self.url}: {hint}")
 
     async def _error_text(self, response: httpx.Response) -> str:
         body = b""

@@ -43,12 +43,14 @@ def sync_rules(config: ReplicationConfig) -> SyncRules:
 
 @dataclass(slots=True)
 class Session:
-    """One open stream. ``sources``: its databases by handle; ``begun``: where they were when it began."""
+    """One open stream. ``sources``: its databases by handle; ``begun``: where they were when it began;
+    ``whole``: the replica is sent every database."""
 
     stream_id: int
     offered: Mapping[str, Position]
     sources: Mapping[int, Source]
     begun: Mapping[str, int]
+    whole: bool
     candidate: bool = False
     heard: bool = False
     held: dict[str, Position] = field(default_factory=dict)
@@ -163,14 +165,19 @@ class Replicas:
         stream_id: int,
         offered: Mapping[str, Position],
         sources: Mapping[int, Source],
+        *,
+        whole: bool,
     ) -> None:
-        """A replica's stream begins: ``offered`` is what it has, ``sources`` are its databases by handle."""
+        """A replica's stream begins: ``offered`` is what it has, ``sources`` are its databases by handle.
+
+        Whose stream is not ``whole`` is never in sync: it does not hold every commit.
+        """
         begun = {
             name: position.txid
             for name, source in self._catalog.sources().items()
             if (position := _position(source)) is not None
         }
-        self._sessions[replica.node_id] = Session(stream_id, offered, sources, begun)
+        self._sessions[replica.node_id] = Session(stream_id, offered, sources, begun, whole)
 
     def left(self, replica: Identity, stream_id: int) -> None:
         """That stream ended."""
@@ -196,7 +203,7 @@ class Replicas:
             self._take(session, held)
         self._heard.set()
         self._heard = trio.Event()
-        if self._machine is None or not (ack.candidate or self._expedite is None):
+        if self._machine is None or not (session.whole and (ack.candidate or self._expedite is None)):
             return AckAnswer()
         now, node = trio.current_time(), replica.node_id
         if not session.heard:

@@ -12,7 +12,14 @@ from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
 from litefs.config_http import validate_patterns
-from litefs.errors import ClusterMismatch, ConfigError, FormatError, NotPrimary, ProtocolMismatch
+from litefs.errors import (
+    AccessDenied,
+    ClusterMismatch,
+    ConfigError,
+    FormatError,
+    NotPrimary,
+    ProtocolMismatch,
+)
 from litefs.server.access import current
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import NodeView
@@ -149,7 +156,9 @@ def register(app: LiteFSApp, node: NodeView) -> None:
             sender,
             f"{format_node_id(replica.node_id)} ({request.remote_addr})",
             subscribers,
-            joined=lambda: node.replicas.joined(replica, stream_id, positions, sender.sources),
+            joined=lambda: node.replicas.joined(
+                replica, stream_id, positions, sender.sources, whole=catalog is node.catalog
+            ),
             left=lambda: node.replicas.left(replica, stream_id),
         )
         headers = request_headers(own)
@@ -161,5 +170,8 @@ def register(app: LiteFSApp, node: NodeView) -> None:
     async def acknowledge() -> Response:
         replica = parse_headers(request.headers.get)
         check_replica(node.identity, node.is_primary, replica)
-        answer = node.replicas.acknowledged(replica, _stream_id(), decode_ack(await _read_body()))
+        ack = decode_ack(await _read_body())
+        if ack.candidate and current().limited:
+            raise AccessDenied("a candidate needs a token for all databases")
+        answer = node.replicas.acknowledged(replica, _stream_id(), ack)
         return Response(encode(answer), content_type="application/msgpack")

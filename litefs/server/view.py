@@ -45,8 +45,11 @@ class Replicas(Protocol):
         stream_id: int,
         offered: Mapping[str, Position],
         sources: Mapping[int, Source],
+        *,
+        whole: bool,
     ) -> None:
-        """A stream begins: ``offered`` is what the replica has, ``sources`` are its databases by handle."""
+        """A stream begins: ``offered`` is what the replica has, ``sources`` are its databases by handle;
+        ``whole``: all that there are, and that there will be."""
 
     def left(self, replica: Identity, stream_id: int) -> None:
         """That stream ended."""

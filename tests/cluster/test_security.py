@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from litefs.cli.main import main
+from litefs.client import halt
 from litefs.cluster.follow import SLOW_DELAY
 from tests.support.certificates import Authority
 from tests.support.node import Node, wait_equal, wait_present
@@ -78,6 +79,12 @@ def test_replication_over_mutual_tls_with_a_token(
     replica = cluster.node("replica", primary).start()
     fill(make_client, primary, "app.db")
     wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    with halt(replica.path("app.db")):
+        writer = make_client("sql", "sqlite3")
+        writer.call("open", path=replica.path("app.db"))
+        writer.call("execute", statement="INSERT INTO t VALUES(2)")
+        writer.close()
     wait_equal(primary, replica, "app.db")
     for context, headers in ((primary.tls, {}), (ssl.create_default_context(), primary.headers)):
         primary.tls, primary.headers = context, headers

@@ -40,7 +40,7 @@ class Scene:
         self.asked += 1
 
     def join(self, node: int, **offered: Position) -> None:
-        self.replicas.joined(Identity(node, term=3), node * 10, offered, {1: self.a, 2: self.off})
+        self.replicas.joined(Identity(node, term=3), node * 10, offered, {1: self.a, 2: self.off}, whole=True)
 
     def ack(
         self,

@@ -13,11 +13,14 @@ import pytest
 import trio
 
 from litefs.cluster.peer import Peer, PeerSettings
+from litefs.cluster.replicas import Replicas
 from litefs.config_http import MAX_PATTERN, MAX_PATTERNS, TokenConfig
 from litefs.config_types import FilePath, Secret
 from litefs.errors import ConfigError, LiteFSError, NotTrusted
+from litefs.link.rules import SyncRules
 from litefs.server.app import create_app
 from litefs.server.serve import serve
+from litefs.stream.acks import Ack, AckAnswer
 from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
 from litefs.stream.protocols import Identity
 from litefs.stream.receiver import Receiver
@@ -37,6 +40,10 @@ ENDPOINTS = (
     ("POST", "/stream"),
     ("DELETE", "/info"),
     ("OPTIONS", "/info"),
+    ("POST", "/stream/ack"),
+    ("POST", "/halt?name=app.db&id=1"),
+    ("POST", "/tx?name=app.db&lockID=1"),
+    ("GET", "/db/app.db/pos"),
     ("GET", "/unknown"),
     ("GET", "/info/../unknown"),
     ("HEAD", "/info"),
@@ -173,6 +180,11 @@ def test_a_token_with_a_list_sees_those_databases() -> None:
             ):
                 assert answer.status_code == 403, "there or not, it is none of its business"
             # What nobody has thought of for such tokens is closed to them, whether it exists or not.
+            for path in ("/db/app.db/pos", "/db/app.db/wait?txid=1"):
+                assert (await http.get(url + path)).status_code == 403
+            assert (await http.get(f"{url}/db/reports.db/pos")).status_code == 200
+            for path in ("/halt?name=app.db&id=1", "/tx?name=app.db&lockID=1"):
+                assert (await http.post(url + path)).status_code == 403
             for path in ("/promote", "/dbs/app.db/wait", "/infos"):
                 answer = await http.post(url + path)
                 assert (answer.status_code, answer.content) == (403, b"")
@@ -226,6 +238,28 @@ def test_a_replica_is_told_what_to_change(settings: PeerSettings, words: str) ->
                 async with Peer(url, settings) as peer, peer.stream(REPLICA, {}):
                     pass
             assert words in str(caught.value)
+
+    run(main)
+
+
+def test_who_is_not_sent_everything_is_neither_in_sync_nor_a_candidate() -> None:
+    async def main() -> None:
+        fake, rules = node("app.db", "reports.db"), SyncRules(1)
+        fake.replicas = Replicas(fake.catalog, rules, lambda: fake.identity, lambda told: None)
+        fake.replicas.begin()
+        own = Tokens(Secret(OWN))
+        async with serving(fake, tokens=tokens("reports*")) as url:
+            for settings, answer in (
+                (PeerSettings(own), AckAnswer(rules)),
+                (PeerSettings(own, databases=("*.db",)), AckAnswer()),
+                (PeerSettings(Tokens(Secret(REPORTS))), AckAnswer()),
+            ):
+                async with Peer(url, settings) as peer, peer.stream(REPLICA, {}) as chunks:
+                    await anext(chunks)
+                    assert await peer.acknowledge(REPLICA, Ack(False, ())) == answer
+                    if settings.tokens is not own:
+                        with pytest.raises(LiteFSError, match="a candidate needs a token for all"):
+                            await peer.acknowledge(REPLICA, Ack(True, ()))
 
     run(main)
 
