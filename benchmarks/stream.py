@@ -58,6 +58,15 @@ class BenchNode:
     def databases(self) -> Sequence[Any]:
         return []
 
+    def saw_term(self, term: int) -> None:
+        raise NotImplementedError
+
+    async def handoff(self, node_id: int | None) -> None:
+        raise NotImplementedError
+
+    async def promote(self, *, force: bool) -> str:
+        raise NotImplementedError
+
     async def halt(self, name: str, lock_id: int, peer: Any, renew: bool) -> Any:
         raise NotImplementedError
 

@@ -20,7 +20,6 @@ import trio
 from litefs.apply.publish import is_published
 from litefs.client import SOCKET
 from litefs.cluster.follow import Callbacks
-from litefs.cluster.lease import StaticLease
 from litefs.cluster.replicas import Replicas, sync_rules
 from litefs.config import Config
 from litefs.copies import Copies
@@ -28,6 +27,7 @@ from litefs.errors import LiteFSError, NotPrimary
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
 from litefs.housekeeping import Primary, Retention, raise_file_limit
+from litefs.leading import Leading, ask_for_handoff
 from litefs.link.channel import Wake
 from litefs.link.messages import (
     AnyMessage,
@@ -87,11 +87,6 @@ class Node:
         self._ready = trio.Event()
         self._stop = trio.Event()
         self._signal = signal.SIGTERM
-        self._lease = StaticLease(
-            candidate=config.lease.candidate,
-            hostname=config.lease.hostname,
-            advertise_url=config.lease.advertise_url,
-        )
         self._catalog = StoreCatalog(data)
         self._supervisor = Supervisor([])
         hooks = Hooks(self._mounted, self._message, self._died)
@@ -103,8 +98,13 @@ class Node:
             SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
             Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
         )
+        elected = config.lease.type != "static"
         self.replicas = Replicas(
-            self._catalog, sync_rules(config.replication), lambda: self.identity, self._guard.post
+            self._catalog,
+            sync_rules(config.replication),
+            lambda: self.identity,
+            self._guard.post,
+            (lambda: self._leading.renew_now()) if elected else None,
         )
         self.roles = RoleChanges(
             data,
@@ -114,7 +114,9 @@ class Node:
             self.replicas,
             config.lease.demote_delay,
             self._role_changed,
+            lambda primary: ask_for_handoff(primary, self._security.peer, lambda: self.identity),
         )
+        self._leading = Leading(config, self.roles, self._node_id)
         watched = self._guard.mount_guard
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
         self._copies = Copies(data, self._mount, self._catalog)
@@ -123,7 +125,7 @@ class Node:
             self._mount,
             self._catalog,
             HaltLinks(
-                self._lease.primary,
+                lambda: self._replica.primary,
                 lambda: self.identity,
                 self._guard.post,
                 self._guard.restart,
@@ -144,7 +146,7 @@ class Node:
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._signals, supervisor)
-            grant = self._lease.grant()
+            grant = self._leading.grant()
             self.roles.begin(grant)
             if grant:
                 self._ensure_cluster_id()
@@ -164,9 +166,9 @@ class Node:
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
             nursery.start_soon(self._replica.run, self._ready)
-            if grant is None:
-                await self.roles.follow(self._lease.primary(), 0)
+            await nursery.start(self._leading.run)
             code = await self._application(supervisor)
+            await self._leading.stop()  # the next primary still has to be sent what it lacks
             http_stop.set()
             await self._leave(gone)
             nursery.cancel_scope.cancel()
@@ -256,8 +258,10 @@ class Node:
         self._catalog.rescan()
         self._catalog.notify()
         self.roles.mounted()
+        self._leading.mounted()
 
     async def _role_changed(self, role: Role) -> None:
+        self._leading.changed(role)
         if role is Role.PRIMARY:
             self._ready.set()
         else:
@@ -288,6 +292,7 @@ class Node:
 
     async def _died(self) -> None:
         """The mount is gone: everything that was a client of it ends."""
+        self._leading.unmounted()
         await self._halts.unmounted()
         await self.roles.unmounted()
         self._watch.forget()
@@ -322,6 +327,7 @@ class Node:
         self._data.set_cluster_id(cluster_id)
 
     def _connected(self, hello: Hello) -> None:
+        self._leading.saw_term(hello.identity.term)
         self.roles.connected(hello.identity.hostname, hello.identity.term)
 
     def _disconnected(self, error: LiteFSError | None) -> None:
@@ -391,6 +397,15 @@ class Node:
                     sizes.append(path.stat().st_size)
             found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
         return found
+
+    def saw_term(self, term: int) -> None:
+        self._leading.saw_term(term)
+
+    async def handoff(self, node_id: int | None) -> None:
+        await self._leading.handoff(node_id)
+
+    async def promote(self, *, force: bool) -> str:
+        return await self._leading.promote(force=force)
 
     async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
         return await self._halts.halt(name, lock_id, peer, renew, self.is_primary)

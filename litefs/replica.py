@@ -114,6 +114,11 @@ class Replica:
             )
 
     @property
+    def primary(self) -> PrimaryInfo | None:
+        """Whom this node follows."""
+        return self._primary
+
+    @property
     def sink(self) -> LendingSink | None:
         """What applies to the present mount."""
         return self._sink

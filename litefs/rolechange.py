@@ -62,8 +62,10 @@ class RoleChanges:
         replicas: Replicas,
         demote_delay: float,
         changed: Callable[[Role], Awaitable[None]],
+        ask_for_handoff: Callable[[PrimaryInfo], Awaitable[None]],
     ) -> None:
-        """``demote_delay``: seconds until connections that hold up a demotion are made to fail."""
+        """``demote_delay``: seconds until connections that hold up a demotion are made to fail.
+        ``ask_for_handoff``: has that primary pass its role to this node."""
         self.role = Role.NONE
         self.leads = False
         self.term = 0
@@ -78,6 +80,7 @@ class RoleChanges:
         self._replicas = replicas
         self._demote_delay = demote_delay
         self._changed = changed
+        self._ask_for_handoff = ask_for_handoff
         self._deadline_ns: float = 0
         self._is_frozen = False
         self._fenced, self._frozen, self._set = trio.Event(), trio.Event(), trio.Event()
@@ -318,6 +321,10 @@ class RoleChanges:
         """While frozen: return when that replica holds all that this node does. Raises PeerError if it is not
         connected, or no candidate."""
         await self._replicas.await_all(node_id)
+
+    async def request_handoff(self, primary: PrimaryInfo) -> None:
+        """Ask ``primary`` to hand its role over to this node. Raises PeerError."""
+        await self._ask_for_handoff(primary)
 
     async def thaw(self) -> None:
         """Let commits go on; harmless if they do."""

@@ -83,7 +83,10 @@ def test_exit_codes(argv: list[str], code: int, message: str, capsys: pytest.Cap
 
 def test_a_consul_lease_is_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "litefs.yml"
-    path.write_text("lease: {type: consul, consul: {key: k}}\nproxy: {debug: true}\n")
+    path.write_text(
+        f"lease: {{type: static}}\nproxy: {{debug: true}}\nfuse: {{dir: {tmp_path}/mnt}}\n"
+        f"data: {{dir: {path}/data}}\n"
+    )
     # In a process of its own: it sets up the process log.
     done = subprocess.run(
         [sys.executable, "-m", "litefs.cli.main", "mount", "-config", str(path)],
@@ -92,9 +95,9 @@ def test_a_consul_lease_is_refused_by_name(tmp_path: Path, capfd: pytest.Capture
         timeout=30,
         check=False,
     )
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert f"config file read from {path}" in done.stdout
-    assert "lease type 'consul' has no function yet" in done.stderr
+    assert f"{path}/data" in done.stderr, "a file cannot have a data directory inside"
     warned = [line for line in done.stderr.splitlines() if line.startswith("level=WARN")]
     assert [line.rpartition(" ")[2].rstrip('"') for line in warned] == ["proxy.debug"]
 

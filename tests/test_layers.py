@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"fs", "cluster", "server", "supervise"}),
     frozenset({"copies", "guard", "halt", "housekeeping", "replica", "security"}),
     frozenset({"rolechange"}),
+    frozenset({"leading"}),
     frozenset({"node"}),
     frozenset({"cli"}),
 )

@@ -13,7 +13,6 @@ from litefs import config as configuration
 from litefs import logs
 from litefs.cli.flags import Arguments, Flag, UsageError, describe, parse_flags
 from litefs.config import Config
-from litefs.errors import ConfigError
 
 _FLAGS = (
     Flag("config", "path of the configuration file", "PATH"),
@@ -51,8 +50,6 @@ def mount(argv: Sequence[str]) -> int:
     for name in _IGNORED_FLAGS:
         if name in arguments.switches:
             log.warning("flag has no function: -%s", name)
-    if config.lease.type != "static":
-        raise ConfigError(f"lease type {config.lease.type!r} has no function yet; use 'static'")
     # Only now: it brings FUSE, HTTP and the kernels.
     from litefs import node
 

@@ -1,4 +1,4 @@
-"""Endpoints for scripts, in the shapes of Go LiteFS: /info, /import, /export."""
+"""Endpoints for scripts, in the shapes of Go LiteFS: /info, /import, /export, /promote, /handoff."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from litefs.server import access
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import Export, NodeView
 from litefs.store.paths import validate_name
-from litefs.stream.handshake import format_node_id
+from litefs.stream.handshake import format_node_id, parse_node_id
 
 EXPORT_CHUNK = 256 << 10
 
@@ -88,6 +88,17 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         response = Response(ExportBody(copy), content_type="application/octet-stream")
         response.content_length = copy.size
         return response
+
+    @app.post("/promote", provide_automatic_options=False)
+    async def promote() -> Response:
+        lost = await node.promote(force=request.args.get("force", "") in ("1", "true"))
+        return text(lost) if lost else Response(b"", content_type="text/plain; charset=utf-8")
+
+    @app.post("/handoff", provide_automatic_options=False)
+    async def handoff() -> Response:
+        target = request.args.get("nodeID")
+        await node.handoff(parse_node_id(target, "nodeID") if target else None)
+        return Response(b"", content_type="text/plain; charset=utf-8")
 
     @app.get("/", provide_automatic_options=False)
     async def root() -> Response:

@@ -145,6 +145,8 @@ def register(app: LiteFSApp, node: NodeView) -> None:
             replica = parse_headers(request.headers.get)
         except ProtocolMismatch as error:
             return text(str(error), 400)
+        if replica.cluster_id and replica.cluster_id == node.identity.cluster_id:
+            node.saw_term(replica.term)
         check_replica(node.identity, node.is_primary, replica)
         positions, stream_id = decode_positions(await _read_body()), _stream_id()
         own, access = node.identity, current()

@@ -126,6 +126,16 @@ class NodeView(Protocol):
     async def export_database(self, name: str) -> Export:
         """A copy of ``name``; raises DatabaseNotFound."""
 
+    def saw_term(self, term: int) -> None:
+        """Another node of the cluster named that term."""
+
+    async def handoff(self, node_id: int | None) -> None:
+        """Pass the primary role to that replica, or to the nearest one. Raises NotPrimary, HandoffFailed."""
+
+    async def promote(self, *, force: bool) -> str:
+        """Become primary, with ``force`` whatever is missing here; returns what was lost. Raises NotEligible,
+        HandoffFailed, PeerError."""
+
     async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
         """Get or renew the HALT lock of a database: for a replica, or for a client of this node (None), which
         on the primary needs none. With ``renew`` it must be held already. Raises DatabaseNotFound,

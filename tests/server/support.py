@@ -40,6 +40,7 @@ class FakeNode:
         self.primary_hostname: str | None = None
         self.catalog = catalog or MemoryCatalog()
         self.lag_seconds = 0.25
+        self.seen_term = 0
         self.unpublished = False
         self.imported: dict[str, bytes] = {}
         self.import_gate = trio.Event()
@@ -52,6 +53,15 @@ class FakeNode:
             DatabaseInfo(name, source.position(), commits=7, log_segments=2, log_bytes=4096)
             for name, source in self.catalog.sources().items()
         ]
+
+    def saw_term(self, term: int) -> None:
+        self.seen_term = max(self.seen_term, term)
+
+    async def handoff(self, node_id: int | None) -> None:
+        raise NotImplementedError
+
+    async def promote(self, *, force: bool) -> str:
+        raise NotImplementedError
 
     async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
         raise NotImplementedError

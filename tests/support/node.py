@@ -152,6 +152,17 @@ class Node:
         except (OSError, urllib.error.URLError, ValueError):
             return None
 
+    def configure(self, section: str, settings: dict[str, Any]) -> None:
+        """Set a whole section of ``litefs.yml``, before the start."""
+        content = yaml.safe_load(self.config.read_text())
+        self.config.write_text(yaml.safe_dump({**content, section: settings}))
+
+    def post(self, path: str, timeout: float = 60) -> str:
+        """The answer of a POST without a body. Raises OSError (HTTPError)."""
+        request = urllib.request.Request(self.url + path, b"", headers=self.headers, method="POST")
+        with urllib.request.urlopen(request, timeout=timeout, context=self.tls) as response:
+            return str(response.read().decode())
+
     def files(self, operation: str, timeout: float = 10, **arguments: object) -> Any:
         """A plain file operation, done by a process that may hang in our place (see clients/files.py)."""
         if self._files is None:

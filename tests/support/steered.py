@@ -16,12 +16,23 @@ import sys
 import trio
 
 from litefs import logs
-from litefs.cluster.lease import Grant, PrimaryInfo, StaticLease
+from litefs.cluster.lease import Grant, PrimaryInfo
 from litefs.config import Config, load
 from litefs.housekeeping import raise_file_limit
+from litefs.leading import Leading
 from litefs.link.messages import LogOptions
 from litefs.node import Node
 from litefs.store.paths import DataDir
+
+
+class Unled(Leading):
+    """Gives no role, and names no primary."""
+
+    def grant(self) -> Grant | None:
+        return None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
 
 
 class Steered(Node):
@@ -29,8 +40,7 @@ class Steered(Node):
 
     def __init__(self, config: Config, data: DataDir, lock_fd: int) -> None:
         super().__init__(config, data, lock_fd)
-        lease = config.lease
-        self._lease = StaticLease(candidate=False, hostname=lease.hostname, advertise_url=lease.advertise_url)
+        self._leading = Unled(config, self.roles, self.identity.node_id)
 
     async def steer(self, request: list[object]) -> object:
         """One step; returns what is answered."""
