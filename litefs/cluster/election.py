@@ -20,7 +20,7 @@ from litefs.cluster.lease import Lease, LeaseUnavailable, PrimaryInfo, View
 from litefs.cluster.member import Member
 from litefs.cluster.role import SECOND, RoleMachine, State
 from litefs.cluster.tenure import Tenure
-from litefs.errors import HandoffFailed, LiteFSError, NotEligible, NotPrimary
+from litefs.errors import HandoffFailed, LiteFSError, NotEligible, NotPrimary, PeerError
 
 log = logging.getLogger("litefs.election")
 
@@ -49,6 +49,9 @@ HANDOFF_SECONDS = 10.0
 
 STOP_SECONDS = 8.0
 """How long stopping may take; after that the lease is left to expire."""
+
+ASK_SECONDS = 5.0
+"""How long a primary that refuses a handoff, or does not answer, is asked again."""
 
 PROMOTE_WAIT_SECONDS = 30.0
 """How long somebody who asked for a promotion waits for it."""
@@ -170,18 +173,32 @@ class Election:
             raise NotEligible("not eligible to become primary: this node is not a candidate")
         if self._machine.serving:
             return ""
-        beat = self._view.beat if self._view is not None else None
-        if beat is not None and self._machine.primary_lives(boottime_ns()):
-            await self._member.request_handoff(beat.primary)
         self._feed(steps.Forced(force))
         try:
             with trio.move_on_after(PROMOTE_WAIT_SECONDS):
-                await self._until(lambda: self._machine.serving or bool(self._tenure.obstacle and not force))
+                await self._win(force)
         finally:
             self._feed(steps.Forced(False))
         if not self._machine.serving:
             raise NotEligible(self._tenure.obstacle or f"not primary within {PROMOTE_WAIT_SECONDS:g} s")
         return self._tenure.obstacle
+
+    async def _win(self, force: bool) -> None:
+        """Return when this node serves, or something is in its way; ask whoever is primary meanwhile: a lease
+        that was just released has an owner a moment later, and that one replicas a moment after that."""
+        asked, until = 0, trio.current_time() + ASK_SECONDS
+        while not self._machine.serving and (force or not self._tenure.obstacle):
+            changed, beat = self._changed, self._view.beat if self._view is not None else None
+            if beat is not None and beat.term > asked and self._machine.primary_lives(boottime_ns()):
+                try:
+                    await self._member.request_handoff(beat.primary)
+                    asked = beat.term
+                except PeerError:
+                    if trio.current_time() > until:
+                        raise
+                    await trio.sleep(RETRY_SECONDS)
+            else:
+                await changed.wait()
 
     # -- the machine ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Three nodes with mounts elect their primary: it is killed, stopped, or asked to hand over, under a writer."""
+"""Three nodes with mounts elect their primary: it is killed, stopped, or asked to hand over."""
 
 from __future__ import annotations
 
