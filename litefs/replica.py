@@ -13,6 +13,7 @@ import trio
 from litefs.apply.lending import LendingSink
 from litefs.cluster.acknowledge import Acknowledger
 from litefs.cluster.follow import Callbacks, follow
+from litefs.cluster.giveback import give_back
 from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import PeerSettings
 from litefs.store.paths import DataDir
@@ -110,6 +111,7 @@ class Replica:
                 settings=self._settings.peer,
                 reconnect_delay=self._settings.reconnect_delay,
                 observe=observe,
+                give_back=functools.partial(give_back, self._settings.data, self._identity),
                 spool_dir=self._settings.data.path,
             )
 
