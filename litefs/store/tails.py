@@ -54,8 +54,6 @@ def check_tail(path: Path, after: Position) -> Position:
     """
     tip, end = after, SEGMENT_HEADER_SIZE
     with SegmentMap(path) as segment:
-        if segment.header.base != after:
-            raise PositionMismatch(f"a tail that follows {segment.header.base}, not {after}")
         for extent in segment.extents(verify=False):
             tip, end = Position(extent.txid_max, extent.post_apply), extent.end
         if tip == after or end != segment.size:
@@ -86,7 +84,7 @@ def _entries(path: Path, after: Position, tip: Position) -> Iterator[Entry]:
     """The records of the only segment in its directory."""
     with LogReader(path.parent) as reader:
         if not reader.seek(after):
-            raise PositionMismatch(f"{path}: does not follow {after}")
+            raise PositionMismatch(f"a tail that does not follow {after}")
         while entries := reader.read(tip.txid):
             yield from entries
 
