@@ -449,6 +449,7 @@ async def _main(config: Config, command: list[str] | None) -> int:
     try:
         return await Node(config, data, lock_fd).run(command)
     finally:
+        (data.path / SOCKET).unlink(missing_ok=True)
         os.close(lock_fd)
 
 

@@ -223,7 +223,8 @@ class Replicas:
             session.held[source.name] = held.position
             if held.chained or held.durable == held.position:
                 session.durable[source.name] = held.durable
-                self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
+                if source.name in self._sources:
+                    self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
 
     # -- for the lease -----------------------------------------------------------------------------
 

@@ -63,7 +63,6 @@ from litefs.link.messages import (
 )
 from litefs.store import fileops
 from litefs.store.damage import advice, mark_damaged
-from litefs.store.database import Unsynced
 from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
@@ -303,11 +302,13 @@ class FsProcess:
                     await db.run(capture.mend())
                     if db.capture is not capture or (txid := capture.begin_sync()) is None:
                         continue
+                except (LiteFSError, OSError):
+                    continue  # of the log, which says so itself
+                try:
                     await trio.to_thread.run_sync(fileops.fdatasync, db.open_database())
-                except (LiteFSError, OSError) as exc:
+                except OSError as exc:
                     if db.capture is capture:  # it may have been removed meanwhile
-                        capture.db.sums_file.distrust()
-                        capture.db.stop(f"{db.name}: could not be synced: {exc}", Unsynced.FILE)
+                        capture.db.file_unsynced(f"{db.name}: could not be synced: {exc}")
                     continue
                 if db.capture is capture:
                     capture.end_sync(txid)
