@@ -28,11 +28,13 @@ class Loss:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """``losses``: databases in which this node is behind; ``barred``: why it may not win in any case, empty
-    if nothing bars it; ``beyond``: transactions that it holds beyond the published positions."""
+    if nothing bars it; ``beyond``: transactions that it holds beyond the published positions; ``joined``: it
+    belongs to a cluster, which may have a primary although the store knows none."""
 
     losses: tuple[Loss, ...] = ()
     barred: str = ""
     beyond: int = 0
+    joined: bool = False
 
     @property
     def obstacle(self) -> str:

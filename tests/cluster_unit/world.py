@@ -8,7 +8,7 @@ each step of a node succeed or fail, pauses and kills. Each node's clock runs at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from litefs.cluster import steps
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo, Timing, View
@@ -273,6 +273,11 @@ class World:
         node.work, node.following = [], None
         self.feed(node, steps.MountUp())
 
+    def lose(self) -> None:
+        """The store loses what it held, as after a restart without its disk."""
+        self.version += 1
+        self.beat, self.held = None, False
+
     def hand_off(self, node: Node, target: Node) -> None:
         if not node.paused and node is not target:
             self.feed(node, steps.HandoffAsked(target.life))
@@ -285,6 +290,7 @@ class World:
             match action:
                 case steps.Weigh(view):
                     standing = weigh(view.beat, node.life, self._positions(node), node.holds)
+                    standing = replace(standing, joined=bool(self.winners))
                     self.feed(node, steps.Weighed(view.version, standing))
                 case steps.Take():
                     node.published = self._positions(node)
