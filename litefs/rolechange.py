@@ -83,6 +83,8 @@ class RoleChanges:
         self._ask_for_handoff = ask_for_handoff
         self._deadline_ns: float = 0
         self._is_frozen = False
+        self._freezes = 0
+        """Counts them: the answer to one that was given up is not taken for that to the next."""
         self._fenced, self._frozen, self._set = trio.Event(), trio.Event(), trio.Event()
         self._changing = trio.Lock()
         """Held while the sink is made or let go of."""
@@ -140,7 +142,8 @@ class RoleChanges:
                 if message.term >= self.term:
                     self._fenced.set()
             case Frozen():
-                self._frozen.set()
+                if message.number == self._freezes:
+                    self._frozen.set()
             case HeldUp():
                 self.held_up = message.by
             case RoleSet():
@@ -311,7 +314,8 @@ class RoleChanges:
         LiteFSError."""
         self._frozen = trio.Event()
         self._is_frozen = True
-        self._guard.post(Freeze())
+        self._freezes += 1
+        self._guard.post(Freeze(self._freezes))
         with trio.move_on_after(FENCE_SECONDS):
             await self._frozen.wait()
             return
