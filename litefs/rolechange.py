@@ -32,6 +32,7 @@ from litefs.link.messages import (
     Thaw,
 )
 from litefs.replica import Replica
+from litefs.store.dropped import was_removed
 from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.stream.catalog import StoreCatalog
@@ -226,6 +227,13 @@ class RoleChanges:
             with LogReader(self._data.database_dir(name).log) as reader:
                 found = reader.position_at(position.txid)
                 return found == position if found is not None else position.txid < reader.first_txid
+        except (LiteFSError, OSError):
+            return False
+
+    def was_removed(self, name: str, position: Position) -> bool:
+        """Whether a database of that name was removed here that had come to ``position``, or beyond it."""
+        try:
+            return was_removed(self._data, name, position)
         except (LiteFSError, OSError):
             return False
 

@@ -38,7 +38,7 @@ class Tenure:
     def weigh(self, view: View) -> steps.Weighed:
         """Compare what this node holds with the view's beat."""
         member = self._member
-        standing = weigh(view.beat, self._node_id, member.positions(), member.holds)
+        standing = weigh(view.beat, self._node_id, member.positions(), member.holds, member.was_removed)
         own = member.cluster_id()
         standing = replace(standing, joined=bool(own))
         if self._foreign and own != self._foreign:

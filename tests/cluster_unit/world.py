@@ -26,6 +26,11 @@ def position(history: Sequence[int]) -> Position:
     return Position(len(history), hash(tuple(history)) & 0xFFFFFFFF | 1 << 63) if history else ZERO
 
 
+def _never(_name: str, _position: Position) -> bool:
+    """Nobody removes the database."""
+    return False
+
+
 @dataclass
 class Call:
     """One request to the store. ``result`` is None until the store had it; ``given_up``: nobody waits for the
@@ -289,7 +294,7 @@ class World:
         for action in node.machine.handle(event, self.local(node)):
             match action:
                 case steps.Weigh(view):
-                    standing = weigh(view.beat, node.life, self._positions(node), node.holds)
+                    standing = weigh(view.beat, node.life, self._positions(node), node.holds, _never)
                     standing = replace(standing, joined=bool(self.winners))
                     self.feed(node, steps.Weighed(view.version, standing))
                 case steps.Take():
