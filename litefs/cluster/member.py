@@ -29,8 +29,8 @@ class Member(Protocol):
         this node knows; asked only where that is not in what it holds now."""
 
     def published(self) -> Mapping[str, Position]:
-        """On the primary, by database: the furthest position that a connected candidate is known to hold; its
-        own where none is connected. That is what a failover must keep."""
+        """On the primary, by database: what the most advanced connected candidate is known to hold; its own
+        position where none is connected. That is what a failover must keep."""
 
     def in_sync(self) -> tuple[int, ...] | None:
         """Node ids of the replicas that hold every acknowledged commit; None while replication is
