@@ -36,6 +36,7 @@ from litefs.store.dropped import was_removed
 from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.stream.catalog import StoreCatalog
+from litefs.stream.protocols import Source
 from litefs.types import Position, Role
 
 log = logging.getLogger("litefs.node")
@@ -217,8 +218,17 @@ class RoleChanges:
     # -- what an election asks for (litefs.cluster.member) ---------------------------------------------
 
     def positions(self) -> Mapping[str, Position]:
-        """What this node holds, database by database."""
-        return {name: source.position() for name, source in self._catalog.sources().items()}
+        """What this node holds, database by database. On a replica that is what its logs have, shown to
+        readers already or not; nothing of a database that is damaged."""
+        found = {name: self._position(name, source) for name, source in self._catalog.sources().items()}
+        return {**found, **self._replica.positions()}
+
+    def _position(self, name: str, source: Source) -> Position:
+        try:
+            return source.position()
+        except OSError:  # the fs process died inside an update of it: what is in the log exists
+            with LogReader(self._data.database_dir(name).log) as reader:
+                return reader.tip()
 
     def holds(self, name: str, position: Position) -> bool:
         """Whether ``position`` is part of this node's history of ``name``; true also if its log does not

@@ -71,8 +71,7 @@ class Replicas:
         """Of those, up to where commits may have been answered."""
         self._reached: dict[str, dict[int, Position]] = {}
         """Of those, what replicas have had durably since then, by transaction."""
-        self._own: dict[str, Position] = {}
-        """Where this node's databases were when they were published last."""
+        self._own: dict[str, Position] = {}  # where this node's databases were when they were published last
         self._published: dict[str, Position] = {}
         self._primary = False
         self._generation = -1
