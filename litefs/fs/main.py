@@ -247,7 +247,7 @@ class FsProcess:
             case SetRole() | Freeze():
                 await self._changes.request(message)
             case Thaw():
-                self.role.thaw()
+                self._changes.thaw()
             case Deadline():
                 self.role.extend(message.deadline_ns)
             case Replication():

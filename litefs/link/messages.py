@@ -74,12 +74,14 @@ class Deadline(Message, frozen=True):
 
 
 class Freeze(Message, frozen=True):
-    """Hold every commit that has not begun, for a handoff; answered by :class:`Frozen`, ended by
-    :class:`Thaw` or another role."""
+    """Hold every commit that has not begun, for a handoff; answered by :class:`Frozen` with the same number,
+    ended by :class:`Thaw`, also before that answer, or by another role. Numbers are above 0."""
+
+    number: int
 
 
 class Thaw(Message, frozen=True):
-    """Commits go on."""
+    """Commits go on; a :class:`Freeze` that was not answered yet is forgotten."""
 
 
 class Replication(Message, frozen=True):
@@ -197,6 +199,8 @@ class Fenced(Message, frozen=True):
 
 class Frozen(Message, frozen=True):
     """No commit is under way: the positions stay as they are until :class:`Thaw`."""
+
+    number: int
 
 
 class HeldUp(Message, frozen=True):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,21 @@ def test_a_promotion_passes_the_role_without_a_loss(cluster: Cluster) -> None:
         assert cluster.at == name
     print("from the end of /promote to the next acknowledged write:", ", ".join(f"{t:.2f} s" for t in times))
     cluster.check()
+
+
+@pytest.mark.parametrize("lease", ["directory"], indirect=True)
+def test_a_removal_right_before_a_kill_keeps_nobody_from_winning(cluster: Cluster) -> None:
+    """The last beat still names the database, which nobody has any more."""
+    primary = cluster.nodes[cluster.at]
+    with closing(sqlite3.connect(primary.path("gone.db"), isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t(a)")
+    others = [node for node in cluster.nodes.values() if node is not primary]
+    for node in others:
+        wait_present(node, "gone.db")
+    time.sleep(1.2)  # a renewal names it
+    os.unlink(primary.path("gone.db"))
+    for node in others:
+        wait_until(lambda node=node: not os.path.exists(node.path("gone.db")), 5, "the removal", 0.005)
+    primary.kill("both")
+    cluster.await_write(KILLED_SECONDS)
+    assert not any(os.path.exists(node.path("gone.db")) for node in others)
