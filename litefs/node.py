@@ -136,7 +136,7 @@ class Node:
                 self._security.peer,
             ),
         )
-        self._replica.before_release = self._halts.replica.void
+        self._replica.end_loans = self._halts.replica.void
 
     # -- life -----------------------------------------------------------------------------------------
 

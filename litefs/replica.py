@@ -59,8 +59,8 @@ class Replica:
         self._identity = identity
         self._hooks = hooks
         self._callbacks = callbacks
-        self.before_release: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
-        """Ends what keeps logs from being let go of."""
+        self.end_loans: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Ends what this node's clients may write because of a lock that they have from the primary."""
         self._primary: PrimaryInfo | None = None
         self._sink: LendingSink | None = None
         self._changed = trio.Event()
@@ -163,7 +163,7 @@ class Replica:
         """Stop applying, and let go of the logs for the fs process to write them: for which databases that
         takes a recovery, and why."""
         self._primary = None
-        await self.before_release()
+        await self.end_loans()
         sink = await self._take_sink()
         return await sink.release() if sink is not None else {}
 

@@ -85,6 +85,11 @@ class Applier:
         return self._database.log.tip
 
     @property
+    def durable(self) -> Position:
+        """The last transaction in the log that is durable there."""
+        return self._database.log.synced
+
+    @property
     def database(self) -> Database:
         """The durable state, for snapshots and retention."""
         return self._database

@@ -79,10 +79,11 @@ class DatabaseState:
     def held(self) -> tuple[Position, Position] | None:
         """The last transaction in the log, and the last one that is durable there; None if nothing is here,
         or it is damaged."""
-        if self.applier is None or self.damage is not None:
+        applier = self.lent or self.applier
+        if applier is None or self.damage is not None:
             return None
-        durable = self.applier.database.log.synced  # first: a thread may append and sync meanwhile
-        return self.applier.position, durable
+        durable = applier.durable  # first: a thread may append and sync meanwhile
+        return applier.position, durable
 
     def check(self) -> None:
         """Raises LiteFSError if nothing can be applied here before a recovery."""

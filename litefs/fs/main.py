@@ -49,6 +49,7 @@ from litefs.link.messages import (
     HaltUntil,
     Holding,
     Lag,
+    Logged,
     Loose,
     Message,
     Mounted,
@@ -264,7 +265,7 @@ class FsProcess:
                 with trio.move_on_after(2):
                     await trio.to_thread.run_sync(_drop_caches, inodes, abandon_on_cancel=True)
                 await self._channel.send(Forgotten(message.name))
-            case Halt() | HaltUntil() | HaltEnd() | Accepted():
+            case Halt() | HaltUntil() | HaltEnd() | Logged() | Accepted():
                 await self._halts.handle(message)
             case _:
                 log.error("unexpected message on the link: %r", message)
