@@ -31,6 +31,8 @@ PACE_SECONDS = 0.03
 RETRY_SECONDS = 0.1
 WAIT_SECONDS = 3.0
 PAUSE_SECONDS = 60.0
+REOPEN = 0.1
+"""How many reads are made over a new connection though the old one works."""
 
 
 class Task(threading.Thread):
@@ -122,6 +124,7 @@ class Session(Writer):
     ) -> None:
         super().__init__(name, mounts, node, journal)
         self._rng = rng
+        self._readers: dict[str, sqlite3.Connection] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -162,11 +165,21 @@ class Session(Writer):
         path = self.path(node)
         if self._token is not None:
             client.wait(path, self._token, WAIT_SECONDS)
-        with contextlib.closing(connect(path, "ro")) as connection:
-            rows = connection.execute("SELECT number FROM session ORDER BY node").fetchall()
-        found = tuple(row[0] for row in rows)
+        found = tuple(row[0] for row in self._rows(node))
         self.journal.read(node, self._seen, found)
         self._token, self._seen = client.position(path), found
+
+    def _rows(self, node: str) -> list[tuple[int]]:
+        """Mostly over a connection of before, which may have seen its node change its role, or die."""
+        if node in self._readers and self._rng.random() < REOPEN:
+            self._readers.pop(node).close()
+        if node not in self._readers:
+            self._readers[node] = connect(self.path(node), "ro")
+        try:
+            return self._readers[node].execute("SELECT number FROM session ORDER BY node").fetchall()
+        except sqlite3.Error:
+            self._readers.pop(node).close()
+            raise
 
 
 def main() -> None:
