@@ -67,7 +67,8 @@ class Replicated:
         """Whether to wait a little before commits that need so many replicas are refused."""
         here = self._standing
         return (
-            not self.rules.degrade
+            self._role.writable()
+            and not self.rules.degrade
             and here.present < required
             and not here.settled
             and trio.current_time() < self._doubtful_since + self.rules.timeout
