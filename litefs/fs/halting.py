@@ -57,7 +57,7 @@ class Halts:
                 self._post(HaltSet(message.name, await self._begin(message)))
             case HaltUntil():
                 if (capture := self._capture(message.name)) is not None:
-                    capture.gate.deadline_ns = message.deadline_ns
+                    capture.gate.extend(message.deadline_ns)
             case HaltEnd():
                 await self._end(message.name)
                 self._post(HaltEnded(message.name))
@@ -111,7 +111,7 @@ class Halts:
         """Let go of the log: the node process writes it from now on."""
         if (capture := self._capture(name)) is None:
             return
-        capture.gate.deadline_ns = 0
+        capture.gate.lose()
         if (waiting := self._answers.pop(name, None)) is not None:
             # it crossed the message: what the node process ships it answers before it ends the lock
             waiting[1].append("the HALT lock is not held any more")
@@ -126,9 +126,9 @@ class Halts:
     def _forward(self, db: FsDatabase, position: Position, body: Iterable[bytes]) -> None:
         """Lay a record beside the log and have the node process ship it. In a worker thread. Raises
         CommitRefused unless the primary has it."""
-        with open(db.dir.staged, "wb") as file:
-            file.writelines(body)
         try:
+            with open(db.dir.staged, "wb") as file:
+                file.writelines(body)
             refusal = trio.from_thread.run(self._ask, Staged(db.name, position.txid, position.checksum))
         except RuntimeError as error:  # not in a worker thread: a commit that may not wait
             raise CommitRefused(f"{db.name}: a commit that cannot be forwarded") from error
@@ -140,13 +140,14 @@ class Halts:
     async def _ask(self, message: Staged) -> str | None:
         """The node process's answer: None if the primary has the transaction, else why it may not have it."""
         capture = self._capture(message.name)
-        if capture is None or not capture.gate.deadline_ns:
+        if capture is None or capture.gate.lost:
             return "the HALT lock is not held any more"
         event, answer = self._answers[message.name] = trio.Event(), []
         self._post(message)
         with trio.move_on_after(FORWARD_SECONDS):
             await event.wait()
+        self._answers.pop(message.name, None)
         refusal = answer[0] if answer else "no answer: its outcome is not known"
         if refusal is not None:
-            capture.gate.deadline_ns = 0  # the primary may be ahead, or the lock lost: nothing may follow
+            capture.gate.lose()
         return refusal
