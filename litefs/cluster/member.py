@@ -52,6 +52,9 @@ class Member(Protocol):
     def extend(self, deadline_ns: float) -> None:
         """Commits may be acknowledged until this time, CLOCK_BOOTTIME in ns, ``math.inf`` for ever."""
 
+    def is_stuck(self) -> bool:
+        """Whether this primary can serve nobody at the moment: then its lease is left to run out."""
+
     async def promote(self, grant: Grant) -> None:
         """Return when this node serves as primary. Raises LiteFSError, OSError: the lease is given up."""
 

@@ -271,7 +271,7 @@ class RoleMachine:
                 return
             self._wake(self._gone_ns + MOUNT_NS)
         if now >= self._grant.deadline_ns:
-            self._say("the lease could not be renewed in time: commits wait until its store answers")
+            self._say("the lease was not renewed in time: commits wait until it is")
         else:
             self._wake(self._grant.deadline_ns)
         if self._renewing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -180,3 +181,27 @@ def test_a_removal_right_before_a_kill_keeps_nobody_from_winning(cluster: Cluste
     primary.kill("both")
     cluster.await_write(KILLED_SECONDS)
     assert not any(os.path.exists(node.path("gone.db")) for node in others)
+
+
+@pytest.mark.parametrize("lease", ["directory"], indirect=True)
+def test_a_primary_whose_fs_process_hangs_is_followed_by_another(cluster: Cluster) -> None:
+    name = cluster.at
+    pid = cluster.nodes[name].fs_pid()
+    assert pid is not None
+    assert cluster.writer is not None
+    cluster.writer.close()
+    cluster.writer = None
+
+    def leads(node: Node) -> bool:
+        return bool((node.info() or {}).get("isPrimary"))
+
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        others = [node for node in cluster.nodes.values() if node is not cluster.nodes[name]]
+        wait_until(lambda: any(map(leads, others)), 20, f"another primary\n{cluster.logs()}")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not leads(cluster.nodes[name]), 20, f"its demotion\n{cluster.logs()}")
+    cluster.await_write(20)
+    assert cluster.at != name
+    cluster.check()
