@@ -343,6 +343,8 @@ class RoleChanges:
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
         """Replicate from ``primary``, which leads ``term``; from nobody if it is None."""
+        if term > self.term or primary != self._replica.primary:
+            await self._replica.end_loans()  # before another history is followed
         self.term = max(self.term, term)
         self._replica.follow(primary)
 

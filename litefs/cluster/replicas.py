@@ -208,7 +208,8 @@ class Replicas:
             session.held[source.name] = held.position
             if held.chained or held.durable == held.position:
                 session.durable[source.name] = held.durable
-                self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
+                if source.name in self._sources:
+                    self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
 
     @property
     def _members(self) -> frozenset[int]:
@@ -251,7 +252,7 @@ class Replicas:
     def stored(self, members: tuple[int, ...] | None) -> None:
         """The store has that set, and no write that was asked for before can succeed any more."""
         if self._machine is not None:
-            self._machine.confirmed(members or ())
+            self._machine.confirmed(members or (), trio.current_time())
             self._update()
 
     def nearest(self) -> int | None:
@@ -348,7 +349,7 @@ class Replicas:
             return
         wanted = machine.wanted(now)
         if self._expedite is None:
-            machine.confirmed(machine.propose(now))
+            machine.confirmed(machine.propose(now), now)
         elif wanted not in (machine.stored, self._asked_for):
             self._expedite()
         self._asked_for = wanted
@@ -359,7 +360,7 @@ class Replicas:
         if self._told == (standing, machine.hold) and not released and not dropped:
             return
         if self._told is None or self._told[0].counted != standing.counted:
-            members = sorted(map(format_node_id, machine.stored))
+            members = sorted(map(format_node_id, machine.counted))
             log.info("replicas in sync: %s", ", ".join(members) or "none")
         self._told = (standing, machine.hold)
         self._told_released |= released

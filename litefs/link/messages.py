@@ -160,6 +160,14 @@ class HaltEnd(Message, frozen=True):
     name: str
 
 
+class Logged(Message, frozen=True):
+    """The primary's log has the :class:`Staged` transaction that leads to ``txid``, and its client waits for
+    replicas, this one among them: log it durably; :class:`Accepted` follows."""
+
+    name: str
+    txid: int
+
+
 class Accepted(Message, frozen=True):
     """What became of a :class:`Staged` transaction: the primary has it, or ``refusal`` says why not."""
 
@@ -323,13 +331,14 @@ AnyMessage = (
     | Halt
     | HaltUntil
     | HaltEnd
+    | Logged
     | Accepted
     | HaltSet
     | HaltEnded
     | Staged
 )
 
-Halting = Halt | HaltUntil | HaltEnd | Accepted
+Halting = Halt | HaltUntil | HaltEnd | Logged | Accepted
 """What the node process says of HALT."""
 
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

@@ -168,6 +168,23 @@ def test_a_lost_connection_is_waited_for_once() -> None:
     run(main)
 
 
+def test_nobody_waits_for_replicas_once_the_role_has_ended() -> None:
+    async def main() -> None:
+        scene = Scene()
+        scene.tell(1, present=0, settled=False)
+        assert scene.gate.doubtful
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scene.gate.cleared_up)
+            await trio.testing.wait_all_tasks_blocked()
+            begun = trio.current_time()
+            scene.role.become(Role.REPLICA, 2, 0, None)
+            scene.replicated.begin()
+        assert trio.current_time() == begun
+        assert not scene.gate.doubtful
+
+    run(main)
+
+
 def test_with_degrade_nothing_is_refused_and_the_begin_of_waiting_is_told() -> None:
     async def main() -> None:
         scene = Scene(SyncRules(2, degrade=True))

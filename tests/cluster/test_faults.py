@@ -1,0 +1,85 @@
+"""Faults by a seeded schedule over three nodes, with applications that write and read: what they were told
+must hold. See tests/faults.
+
+``LITEFS_SEED`` repeats a schedule; ``LITEFS_SOAK`` is the number of faults, which last up to 30 s then.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checker import (
+    late_answers,
+    lost_violations,
+    register_violations,
+    session_violations,
+    set_violations,
+)
+from tests.faults.cluster import NAMES, Cluster
+from tests.faults.history import Write, load
+from tests.faults.kept import kept_values
+from tests.faults.schedule import Schedule
+from tests.faults.terms import Terms
+from tests.support.netns import Network
+from tests.support.node import Node
+from tests.support.processes import Client
+
+SOAK = int(os.environ.get("LITEFS_SOAK", "0"))
+LONGEST_SECONDS = 30.0 if SOAK else 8.0
+
+
+@pytest.mark.timeout(0 if SOAK else 420)
+@pytest.mark.parametrize(("sync", "faults"), [(1, SOAK or 15), ("off", SOAK or 5)])
+def test_what_was_acknowledged_survives_a_schedule_of_faults(
+    tmp_path: Path,
+    network: Network,
+    make_node: Callable[..., Node],
+    make_client: Callable[..., Client],
+    sync: int | str,
+    faults: int,
+) -> None:
+    seed = int(os.environ.get("LITEFS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
+    print(f"LITEFS_SEED={seed}, sync: {sync}")
+    cluster = Cluster(tmp_path, network, make_node, make_client, {"sync": sync}, seed)
+    cluster.start()
+    for number, strike in enumerate(Schedule(random.Random(seed), LONGEST_SECONDS).strikes(faults)):
+        print(f"{number + 1}: {strike}", flush=True)
+        cluster.strike(strike)
+    cluster.rest()
+    contents = cluster.converge()
+    writes, reads = load(cluster.history)
+    terms = Terms(cluster.reigns())
+    print(summary(writes, len(reads), terms, cluster.counts))
+    found = late_answers(writes, terms)
+    for name, present in contents.items():
+        own = [write for write in writes if write.workload == name]
+        lost = None
+        if sync == "off":
+            lost = set().union(*(kept_values(cluster.nodes[node].data, f"{name}.db") for node in NAMES))
+            found += lost_violations(own, present, lost)
+        if name == "register":
+            found += register_violations(own, "", present[0], lost)
+        elif name != "session":
+            found += set_violations(own, present, lost)
+    found += session_violations(reads)
+    assert not found, "\n".join([f"{len(found)} violations, LITEFS_SEED={seed}", *found[:50]])
+
+
+def summary(writes: list[Write], reads: int, terms: Terms, faults: Counter[str]) -> str:
+    """What happened, in figures."""
+    outcomes = Counter(write.outcome for write in writes)
+    times = sorted(write.returned for write in writes if write.outcome == "ok")
+    longest = max(after - before for before, after in itertools.pairwise(times))
+    return (
+        f"faults: {', '.join(f'{count} {kind}' for kind, count in sorted(faults.items()))}\n"
+        f"writes: {outcomes['ok']} acknowledged, {outcomes['failed']} failed, {outcomes['unknown']} unknown; "
+        f"{reads} reads of sessions; {terms.count - 1} takeovers; "
+        f"longest time without an acknowledged write {longest:.2f} s"
+    )
