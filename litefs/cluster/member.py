@@ -63,7 +63,8 @@ class Member(Protocol):
         takes too long, it is called again, and only the commit deadline fences until then."""
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
-        """Replicate from ``primary``, which leads ``term``; from nobody if it is None. Returns at once."""
+        """Replicate from ``primary``, from nobody if it is None. Returns at once. ``term`` is the highest one
+        known: a primary of a lower one is told, and not followed."""
 
     async def freeze(self) -> None:
         """Return when no commit can be acknowledged before :meth:`thaw`: they wait. Raises LiteFSError."""

@@ -189,7 +189,9 @@ class RoleMachine:
 
     def _follow(self, view: View) -> None:
         beat, primary = view.beat, None
-        if beat is not None and not beat.released and beat.term >= self.term and beat.primary != self._info:
+        # Also one of a lower term than this node knows, in a store that was restored: it hears of the higher
+        # one by that, and is not followed for all that (``check_primary``).
+        if beat is not None and not beat.released and beat.primary != self._info:
             primary = beat.primary
         if self._following != (primary, self.term):
             self._following = primary, self.term
