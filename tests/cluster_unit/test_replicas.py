@@ -146,6 +146,21 @@ def test_what_may_be_another_history_does_not_count() -> None:
     run(main)
 
 
+def test_what_was_durable_of_another_history_does_not_count() -> None:
+    """In the middle of a snapshot a replica may name where it is now, and what it had durably before."""
+
+    async def main() -> None:
+        scene = Scene()
+        at = scene.a.position()
+        scene.join(1, a=Position(at.txid + 5, 77))
+        scene.ack(1, (1, at, Position(at.txid + 5, 77)), chained=False)
+        assert scene.write() is None
+        scene.ack(1, (1, at, at), chained=False)
+        assert scene.write() == (1,)
+
+    run(main)
+
+
 def test_acknowledgements_of_another_stream_or_term_are_refused() -> None:
     async def main() -> None:
         scene = Scene()
