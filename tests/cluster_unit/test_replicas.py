@@ -161,6 +161,34 @@ def test_what_was_durable_of_another_history_does_not_count() -> None:
     run(main)
 
 
+def test_what_a_replica_had_of_a_removed_database_does_not_count_for_another_of_its_name() -> None:
+    async def main() -> None:
+        scene = Scene()
+        scene.join(1)
+        old = scene.commit()
+        anew = MemorySource("a")
+        first = anew.commit({1: PAGE})
+        scene.catalog.remove("a")
+        scene.replicas.dropped("a")
+        scene.catalog.add(anew)
+        scene.ack(1, (1, old, old))
+        assert scene.write() is None
+        assert scene.replicas.published()["a"] == first
+
+    run(main)
+
+
+def test_a_replica_that_is_not_sent_everything_is_no_member() -> None:
+    async def main() -> None:
+        scene = Scene()
+        at = scene.a.position()
+        scene.replicas.joined(Identity(1, term=3), 10, {}, {1: scene.a}, whole=False)
+        scene.ack(1, (1, at, at))
+        assert scene.write() is None
+
+    run(main)
+
+
 def test_acknowledgements_of_another_stream_or_term_are_refused() -> None:
     async def main() -> None:
         scene = Scene()
@@ -308,6 +336,20 @@ def test_what_was_answered_stays_published_when_its_members_are_gone() -> None:
             await trio.sleep(2 * RULES.timeout)
             nursery.cancel_scope.cancel()
         assert scene.write() is None
+        assert scene.replicas.published()["a"] == at
+
+    run(main)
+
+
+def test_what_was_answered_alone_is_published_once_commits_wait() -> None:
+    async def main() -> None:
+        scene = Scene(SyncRules(1, (), timeout=2.0, degrade=True))
+        at = scene.commit()
+        scene.join(1)
+        durable = ((1, at, at), (2, scene.off.position(), scene.off.position()))
+        scene.ack(1, *durable)
+        assert (scene.told[-1].waiting, scene.told[-1].hold) == (True, 1)
+        scene.replicas.holding(1)
         assert scene.replicas.published()["a"] == at
 
     run(main)
