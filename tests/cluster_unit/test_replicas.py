@@ -349,6 +349,7 @@ def test_what_was_answered_alone_is_published_once_commits_wait() -> None:
         durable = ((1, at, at), (2, scene.off.position(), scene.off.position()))
         scene.ack(1, *durable)
         assert (scene.told[-1].waiting, scene.told[-1].hold) == (True, 1)
+        at = scene.commit()  # and answered, before the fs process heard of it
         scene.replicas.holding(1)
         assert scene.replicas.published()["a"] == at
 
