@@ -291,6 +291,21 @@ def test_what_is_published_is_what_one_candidate_has() -> None:
     run(main)
 
 
+def test_who_has_not_caught_up_with_all_is_not_gone_by() -> None:
+    async def main() -> None:
+        scene = Scene(SyncRules())
+        a, off = scene.a.position(), scene.off.position()
+        for node in (1, 2):
+            scene.join(node)
+        scene.ack(2, (1, a, ZERO), (2, off, ZERO))
+        for _ in range(5):
+            further = scene.commit()
+        scene.ack(1, (1, further, ZERO))
+        assert scene.replicas.published() == {"a": a, "off": off}
+
+    run(main)
+
+
 def test_a_database_without_a_transaction_is_published_as_such() -> None:
     async def main() -> None:
         scene = Scene(SyncRules())
