@@ -70,7 +70,10 @@ class Tenure:
         return steps.Won(grant)
 
     async def renew(self, action: steps.Renew) -> steps.Event:
-        """Publish anew and move the deadline."""
+        """Publish anew and move the deadline; not while the member is stuck, which holds up its clients as
+        long as nobody else is primary."""
+        if self.serving and self._member.is_stuck():
+            return steps.Unanswered()
         if self.serving:
             self._published = advance(self._published, self._member.published(), self._member.positions())
             self._in_sync = self._member.in_sync()

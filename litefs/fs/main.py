@@ -35,6 +35,7 @@ from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
     Accepted,
+    Alive,
     AnyMessage,
     Deadline,
     Dropped,
@@ -183,12 +184,9 @@ class FsProcess:
             await self._channel.send(Stopped())
 
     def _operations(self, databases: Databases) -> Operations:
-        root = os.stat(self._start.mountpoint)
-        owner = Ownership(
-            root.st_uid if self._start.uid is None else self._start.uid,
-            root.st_gid if self._start.gid is None else self._start.gid,
-            self._start.mode,
-        )
+        root, start = os.stat(self._start.mountpoint), self._start
+        uid = root.st_uid if start.uid is None else start.uid
+        owner = Ownership(uid, root.st_gid if start.gid is None else start.gid, start.mode)
         mode = stat.S_IMODE(root.st_mode)
         return Operations(
             self._data,
@@ -251,6 +249,7 @@ class FsProcess:
                 self._changes.thaw()
             case Deadline():
                 self.role.extend(message.deadline_ns)
+                self._post(Alive())
             case Replication():
                 if self.replicated.told(message):
                     self._post(Holding(message.hold))
