@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import kept
 from tests.faults.checker import (
     late_answers,
     lost_violations,
@@ -22,9 +23,8 @@ from tests.faults.checker import (
     session_violations,
     set_violations,
 )
-from tests.faults.cluster import NAMES, Cluster
+from tests.faults.cluster import Cluster
 from tests.faults.history import Write, load
-from tests.faults.kept import kept_values
 from tests.faults.schedule import LOSING, Schedule, Strike
 from tests.faults.terms import Terms
 from tests.support.netns import Network
@@ -62,23 +62,27 @@ def test_what_was_acknowledged_survives_a_schedule_of_faults(
     terms = Terms(cluster.reigns())
     print(summary(writes, len(reads), terms, cluster.counts))
     found = late_answers(writes, terms)
-    given_up = 0
+    lost = {name: given_up(cluster, name) for name in contents} if sync == "off" else {}
     for name, present in contents.items():
         own = [write for write in writes if write.workload == name]
-        lost = None
-        if sync == "off":
-            lost = set().union(*(kept_values(cluster.nodes[node].data, f"{name}.db") for node in NAMES))
-            found += lost_violations(own, present, lost)
-            given_up += len(lost - set(present))
+        found += lost_violations(own, present, lost.get(name, ()))
         if name == "register":
-            found += register_violations(own, "", present[0], lost)
+            found += register_violations(own, "", present[0], lost.get(name))
         elif name != "session":
-            found += set_violations(own, present, lost)
-    found += session_violations(reads)
+            found += set_violations(own, present, lost.get(name))
+    found += session_violations(reads, lost.get("session", ()))
     if sync == "off":
-        print(f"{given_up} values were given up and kept")
-        assert given_up or found, "this schedule did not make anybody give up anything"
+        count = sum(len(lost[name] - set(contents[name])) for name in ("wal", "delete"))
+        print(f"{count} rows were given up and kept")
+        assert count or found, "this schedule did not make anybody give up anything"
     assert not found, "\n".join([f"{len(found)} violations, LITEFS_SEED={seed}", *found[:50]])
+
+
+def given_up(cluster: Cluster, name: str) -> set[str]:
+    """What all nodes keep of transactions that are not part of the history that the cluster went on with."""
+    directories = [node.data for node in cluster.nodes.values()]
+    remaining = set().union(*(kept.history(data, f"{name}.db") for data in directories))
+    return set().union(*(kept.given_up(data, f"{name}.db", remaining) for data in directories))
 
 
 def summary(writes: list[Write], reads: int, terms: Terms, faults: Counter[str]) -> str:

@@ -166,7 +166,7 @@ class Session(Writer):
         if self._token is not None:
             client.wait(path, self._token, WAIT_SECONDS)
         found = tuple(row[0] for row in self._rows(node))
-        self.journal.read(node, self._seen, found)
+        self.journal.read(node, sorted(self.mounts), self._seen, found)
         self._token, self._seen = client.position(path), found
 
     def _rows(self, node: str) -> list[tuple[int]]:

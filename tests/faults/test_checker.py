@@ -162,10 +162,13 @@ class TestRegister:
 
 
 def test_a_session_that_goes_back_in_one_row() -> None:
-    forth = Read("a", "b", 1.0, seen=(1, 5), found=(2, 5))
-    back = Read("a", "c", 2.0, seen=(2, 5), found=(3, 4))
+    nodes = ("a", "b")
+    forth = Read("a", "b", 1.0, nodes, seen=(1, 5), found=(2, 5))
+    back = Read("a", "c", 2.0, nodes, seen=(2, 5), found=(3, 4))
     assert not session_violations([forth])
-    assert session_violations([forth, back]) == [f"{back} went back"]
+    assert session_violations([forth, back]) == [f"{back} went back in the row of b"]
+    assert session_violations([back], lost={token("session", "b", 4), token("session", "a", 5)})
+    assert not session_violations([back], lost={token("session", "b", 5)})
 
 
 def test_terms_are_read_from_a_log() -> None:
@@ -201,7 +204,7 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     journal.invoke(two, one)
     journal.end(two, "unknown")
     journal.failed(three)
-    journal.read("b", [1, 2], [2, 2])
+    journal.read("b", ["a", "b"], [1, 2], [2, 2])
     journal.invoke(four, two)
     writes, reads = load(tmp_path)
     assert [(w.value, w.outcome, w.previous) for w in writes] == [
@@ -212,7 +215,9 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     ]
     assert writes[3].returned == math.inf
     assert all(w.invoked <= w.returned and (w.workload, w.node) == ("register", "a") for w in writes)
-    assert [(r.session, r.node, r.seen, r.found) for r in reads] == [("a", "b", (1, 2), (2, 2))]
+    assert [(r.session, r.node, r.nodes, r.seen, r.found) for r in reads] == [
+        ("a", "b", ("a", "b"), (1, 2), (2, 2))
+    ]
     progress = Progress(tmp_path)
     assert progress.counts() == {"register": 1}
     journal.end(four, "ok")
