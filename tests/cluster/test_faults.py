@@ -50,9 +50,9 @@ def test_what_was_acknowledged_survives_a_schedule_of_faults(
     print(f"LITEFS_SEED={seed}, sync: {sync}")
     cluster = Cluster(tmp_path, network, make_node, make_client, {"sync": sync}, seed)
     cluster.start()
-    strikes = Schedule(random.Random(seed), LONGEST_SECONDS).strikes(FAULTS[sync])
-    if sync == "off":
-        strikes = itertools.chain(map(Strike, LOSING), itertools.islice(strikes, len(LOSING), None))
+    first = [Strike(fault) for fault in LOSING] if sync == "off" else []
+    schedule = Schedule(random.Random(seed), LONGEST_SECONDS)
+    strikes = itertools.chain(first, schedule.strikes(FAULTS[sync] - len(first)))
     for number, strike in enumerate(strikes):
         print(f"{number + 1}: {strike}", flush=True)
         cluster.strike(strike)

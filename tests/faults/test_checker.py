@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from litefs.store.lost import keep_diverged
 from tests.faults.checker import (
     LATE_SECONDS,
     late_answers,
@@ -19,8 +20,9 @@ from tests.faults.checker import (
     set_violations,
 )
 from tests.faults.history import Journal, Outcome, Progress, Read, Write, load, token
-from tests.faults.kept import leaf_values
+from tests.faults.kept import given_up, history, leaf_values
 from tests.faults.terms import Reign, Terms, reigns
+from tests.store.support import Writer, new_dir
 
 
 def write(
@@ -245,3 +247,26 @@ def test_values_are_found_in_the_cells_of_a_database(tmp_path: Path) -> None:
     for at in range(0, len(image), page_size):
         found |= leaf_values(image[at : at + page_size], at // page_size + 1)
     assert found == set(values) - set(gone)
+
+
+def test_rows_of_given_up_transactions_are_listed(tmp_path: Path) -> None:
+    """A node whose history goes on otherwise after the second row: what it had beyond that was kept."""
+    values = [token("wal", "a", number) for number in range(6)]
+    nodes = []
+    for name, own in (("old", values[:4]), ("new", [*values[:2], *values[4:]])):
+        directory = new_dir(tmp_path / name, "wal.db")
+        writer = Writer(directory, tmp_path / f"{name}.db")
+        writer.run("CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT)")
+        for value in own:
+            writer.run(f"INSERT INTO t(value) VALUES('{value}')")
+        writer.db.sync()
+        writer.close()
+        nodes.append(directory)
+    old, new = (directory.path.parents[1] for directory in nodes)
+    assert keep_diverged(nodes[0], 3, "diverged") is not None
+    remaining = history(new, "wal.db")
+    assert len(remaining) == 5
+    found = given_up(old, "wal.db", remaining)
+    assert found - set(values[:2]) == set(values[2:4])
+    assert given_up(old, "wal.db", remaining | history(old, "wal.db")) == set()
+    assert given_up(old, "delete.db", remaining) == given_up(new, "wal.db", remaining) == set()
