@@ -29,7 +29,7 @@ from tests.faults.schedule import LOSING, Schedule, Strike
 from tests.faults.terms import Terms
 from tests.support.netns import Network
 from tests.support.node import Node
-from tests.support.processes import Client
+from tests.support.processes import Client, assert_none_hangs
 
 SOAK = int(os.environ.get("LITEFS_SOAK", "0"))
 FAULTS = {1: SOAK or 15, "off": SOAK // 3 or 5}
@@ -58,6 +58,7 @@ def test_what_was_acknowledged_survives_a_schedule_of_faults(
         cluster.strike(strike)
     cluster.rest()
     contents = cluster.converge()
+    assert_none_hangs()
     writes, reads = load(cluster.history)
     terms = Terms(cluster.reigns())
     print(summary(writes, len(reads), terms, cluster.counts))
