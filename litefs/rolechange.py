@@ -32,9 +32,11 @@ from litefs.link.messages import (
     Thaw,
 )
 from litefs.replica import Replica
+from litefs.store.dropped import was_removed
 from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.stream.catalog import StoreCatalog
+from litefs.stream.protocols import Source
 from litefs.types import Position, Role
 
 log = logging.getLogger("litefs.node")
@@ -83,6 +85,8 @@ class RoleChanges:
         self._ask_for_handoff = ask_for_handoff
         self._deadline_ns: float = 0
         self._is_frozen = False
+        self._freezes = 0
+        """Counts them: the answer to one that was given up is not taken for that to the next."""
         self._fenced, self._frozen, self._set = trio.Event(), trio.Event(), trio.Event()
         self._changing = trio.Lock()
         """Held while the sink is made or let go of."""
@@ -140,7 +144,8 @@ class RoleChanges:
                 if message.term >= self.term:
                     self._fenced.set()
             case Frozen():
-                self._frozen.set()
+                if message.number == self._freezes:
+                    self._frozen.set()
             case HeldUp():
                 self.held_up = message.by
             case RoleSet():
@@ -213,8 +218,17 @@ class RoleChanges:
     # -- what an election asks for (litefs.cluster.member) ---------------------------------------------
 
     def positions(self) -> Mapping[str, Position]:
-        """What this node holds, database by database."""
-        return {name: source.position() for name, source in self._catalog.sources().items()}
+        """What this node holds, database by database. On a replica that is what its logs have, shown to
+        readers already or not; nothing of a database that is damaged."""
+        found = {name: self._position(name, source) for name, source in self._catalog.sources().items()}
+        return {**found, **self._replica.positions()}
+
+    def _position(self, name: str, source: Source) -> Position:
+        try:
+            return source.position()
+        except OSError:  # the fs process died inside an update of it: what is in the log exists
+            with LogReader(self._data.database_dir(name).log) as reader:
+                return reader.tip()
 
     def holds(self, name: str, position: Position) -> bool:
         """Whether ``position`` is part of this node's history of ``name``; true also if its log does not
@@ -223,6 +237,13 @@ class RoleChanges:
             with LogReader(self._data.database_dir(name).log) as reader:
                 found = reader.position_at(position.txid)
                 return found == position if found is not None else position.txid < reader.first_txid
+        except (LiteFSError, OSError):
+            return False
+
+    def was_removed(self, name: str, position: Position) -> bool:
+        """Whether a database of that name was removed here that had come to ``position``, or beyond it."""
+        try:
+            return was_removed(self._data, name, position)
         except (LiteFSError, OSError):
             return False
 
@@ -303,6 +324,8 @@ class RoleChanges:
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
         """Replicate from ``primary``, which leads ``term``; from nobody if it is None."""
+        if term > self.term or primary != self._replica.primary:
+            await self._replica.end_loans()  # before another history is followed
         self.term = max(self.term, term)
         self._replica.follow(primary)
 
@@ -311,7 +334,8 @@ class RoleChanges:
         LiteFSError."""
         self._frozen = trio.Event()
         self._is_frozen = True
-        self._guard.post(Freeze())
+        self._freezes += 1
+        self._guard.post(Freeze(self._freezes))
         with trio.move_on_after(FENCE_SECONDS):
             await self._frozen.wait()
             return

@@ -24,9 +24,13 @@ class Member(Protocol):
         """Whether ``position`` is part of the history that this node holds of ``name``; asked only for
         positions before its own. True also if its log does not reach back that far."""
 
+    def was_removed(self, name: str, position: Position) -> bool:
+        """Whether a client removed a database of that name which had come to ``position``, or beyond it, and
+        this node knows; asked only where that is not in what it holds now."""
+
     def published(self) -> Mapping[str, Position]:
-        """On the primary, by database: the furthest position that a connected candidate is known to hold; its
-        own where none is connected. That is what a failover must keep."""
+        """On the primary, by database: what the most advanced connected candidate is known to hold; its own
+        position where none is connected. That is what a failover must keep."""
 
     def in_sync(self) -> tuple[int, ...] | None:
         """Node ids of the replicas that hold every acknowledged commit; None while replication is

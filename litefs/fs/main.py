@@ -49,6 +49,7 @@ from litefs.link.messages import (
     HaltUntil,
     Holding,
     Lag,
+    Logged,
     Loose,
     Message,
     Mounted,
@@ -63,7 +64,6 @@ from litefs.link.messages import (
 )
 from litefs.store import fileops
 from litefs.store.damage import advice, mark_damaged
-from litefs.store.database import Unsynced
 from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
@@ -248,7 +248,7 @@ class FsProcess:
             case SetRole() | Freeze():
                 await self._changes.request(message)
             case Thaw():
-                self.role.thaw()
+                self._changes.thaw()
             case Deadline():
                 self.role.extend(message.deadline_ns)
             case Replication():
@@ -265,7 +265,7 @@ class FsProcess:
                 with trio.move_on_after(2):
                     await trio.to_thread.run_sync(_drop_caches, inodes, abandon_on_cancel=True)
                 await self._channel.send(Forgotten(message.name))
-            case Halt() | HaltUntil() | HaltEnd() | Accepted():
+            case Halt() | HaltUntil() | HaltEnd() | Logged() | Accepted():
                 await self._halts.handle(message)
             case _:
                 log.error("unexpected message on the link: %r", message)
@@ -303,11 +303,13 @@ class FsProcess:
                     await db.run(capture.mend())
                     if db.capture is not capture or (txid := capture.begin_sync()) is None:
                         continue
+                except (LiteFSError, OSError):
+                    continue  # of the log, which says so itself
+                try:
                     await trio.to_thread.run_sync(fileops.fdatasync, db.open_database())
-                except (LiteFSError, OSError) as exc:
+                except OSError as exc:
                     if db.capture is capture:  # it may have been removed meanwhile
-                        capture.db.sums_file.distrust()
-                        capture.db.stop(f"{db.name}: could not be synced: {exc}", Unsynced.FILE)
+                        capture.db.file_unsynced(f"{db.name}: could not be synced: {exc}")
                     continue
                 if db.capture is capture:
                     capture.end_sync(txid)

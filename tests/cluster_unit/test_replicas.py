@@ -224,6 +224,57 @@ def test_published_is_what_a_failover_must_keep() -> None:
     run(main)
 
 
+def test_what_is_published_is_what_one_candidate_has() -> None:
+    """Of several that are ahead of each other somebody can win."""
+
+    async def main() -> None:
+        scene = Scene(SyncRules())
+        a, off = scene.a.position(), scene.off.position()
+        for node in (1, 2):
+            scene.join(node)
+            scene.ack(node, (1, a, ZERO), (2, off, ZERO))
+        a = scene.commit()
+        scene.ack(1, (1, a, ZERO))
+        assert scene.replicas.published() == {"a": a, "off": off}
+        for _ in range(3):
+            further = scene.off.commit({1: PAGE})
+        scene.ack(2, (2, further, ZERO))
+        assert scene.replicas.published() == {"a": a, "off": off}, "nobody has both"
+        scene.ack(2, (1, a, ZERO))
+        assert scene.replicas.published() == {"a": a, "off": further}
+        scene.replicas.left(Identity(2), 20)
+        assert scene.replicas.published() == {"a": a, "off": off}
+
+    run(main)
+
+
+def test_a_database_without_a_transaction_is_published_as_such() -> None:
+    async def main() -> None:
+        scene = Scene(SyncRules())
+        scene.catalog.add(MemorySource("empty"))
+        at = scene.a.position()
+        scene.join(1)
+        scene.ack(1, (1, at, ZERO), (2, scene.off.position(), ZERO))
+        assert scene.replicas.published() == {"a": at, "off": scene.off.position(), "empty": ZERO}
+
+    run(main)
+
+
+def test_while_only_members_may_win_it_is_what_a_member_has() -> None:
+    async def main() -> None:
+        scene = Scene()
+        a, off = scene.a.position(), scene.off.position()
+        scene.join(1)
+        scene.ack(1, (1, a, a), (2, off, ZERO))
+        scene.join(2)
+        scene.ack(2, (1, a, ZERO), (2, off, ZERO))
+        assert scene.write() == (1,)
+        scene.ack(2, (2, scene.off.commit({1: PAGE}), ZERO))
+        assert scene.replicas.published() == {"a": a, "off": off}
+
+    run(main)
+
+
 def test_what_was_answered_stays_published_when_its_members_are_gone() -> None:
     async def main() -> None:
         scene = Scene()

@@ -75,6 +75,10 @@ class Elections(RuleBasedStateMachine):
     def mount(self, index: int, back: bool) -> None:
         self.world.feed(self.world.nodes[index], steps.MountUp() if back else steps.MountGone())
 
+    @rule()
+    def lose(self) -> None:
+        self.world.lose()
+
     @rule(index=NODES, to=NODES)
     def hand_off(self, index: int, to: int) -> None:
         self.world.hand_off(self.world.nodes[index], self.world.nodes[to])
@@ -149,6 +153,8 @@ def run_schedule(seed: int, moves: int, *, sync: bool = False) -> World:
             world.advance(rng.choice([3.0, 3.6, 8.0]))
         elif move < 0.96:
             world.feed(node, rng.choice([steps.MountUp(), steps.MountGone()]))
+        elif move < 0.961 and not sync:  # its positions are lost with it
+            world.lose()
         elif move < 0.99:
             while world.commit(node) and rng.random() < 0.8:
                 pass

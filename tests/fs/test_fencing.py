@@ -95,7 +95,7 @@ def test_a_role_that_comes_back_while_the_logs_wait_to_change_hands(tmp_path: Pa
 def test_a_commit_waits_while_the_lease_is_handed_over(tmp_path: Path, mode: str) -> None:
     with serving(tmp_path, grace=GRACE) as fs, Client("sql", "sqlite3") as client:
         begun(client, fs, mode, INSERT)
-        fs.send(Freeze())
+        fs.send(Freeze(1))
         fs.expect(Frozen)
         client.send("execute", statement="COMMIT")
         with pytest.raises(ClientStuck):
@@ -112,7 +112,7 @@ def test_a_commit_waits_while_the_lease_is_handed_over(tmp_path: Path, mode: str
 def test_a_commit_that_waited_is_refused_at_last(tmp_path: Path, mode: str, end: Message | None) -> None:
     with serving(tmp_path, grace=GRACE) as fs, Client("sql", "sqlite3") as client:
         begun(client, fs, mode, INSERT)
-        fs.send(Freeze())
+        fs.send(Freeze(1))
         fs.expect(Frozen)
         client.send("execute", statement="COMMIT")
         if end is not None:

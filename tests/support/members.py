@@ -105,6 +105,9 @@ class SmallMember:
     def holds(self, name: str, position: Position) -> bool:
         return self._position(position.txid) == position
 
+    def was_removed(self, name: str, position: Position) -> bool:
+        return False
+
     def published(self) -> Mapping[str, Position]:
         replicas = self._replicas()
         length = replicas[-1][1] if replicas else len(self.tokens)
