@@ -429,7 +429,9 @@ class Node:
 
     async def readers_see(self, name: str) -> bool:
         if not self.is_primary:
-            return True  # a replica's position moves when its readers see it
+            # A replica's position moves when its readers see it. But whoever was primary may have logged a
+            # commit that was not announced; the applier does that when it has the logs.
+            return self.roles.is_settled
         sums = self._data.database_dir(name).sums
         return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
 

@@ -31,6 +31,8 @@ PACE_SECONDS = 0.03
 RETRY_SECONDS = 0.1
 WAIT_SECONDS = 3.0
 PAUSE_SECONDS = 60.0
+SIZES = {0: 900, 20_000: 95, 1_200_000: 5}
+"""Bytes of a row, and how often relative to the others; a commit of more than 1 MiB is made in a thread."""
 REOPEN = 0.1
 """How many reads are made over a new connection though the old one works."""
 
@@ -77,6 +79,12 @@ def connect(path: str, mode: str) -> sqlite3.Connection:
 class Writer(Task):
     """Inserts unique rows, or sets the register, over one connection until that fails."""
 
+    def __init__(
+        self, name: str, mounts: dict[str, Path], node: str, journal: Journal, rng: random.Random
+    ) -> None:
+        super().__init__(name, mounts, node, journal)
+        self.rng = rng
+
     def work(self) -> None:
         if self.is_replica():
             time.sleep(RETRY_SECONDS)
@@ -96,7 +104,8 @@ class Writer(Task):
                 previous = connection.execute("SELECT value FROM register").fetchone()[0]
                 connection.execute("UPDATE register SET value=? WHERE value=?", (value, previous))
             else:
-                connection.execute("INSERT INTO t(value) VALUES(?)", (value,))
+                (size,) = self.rng.choices(list(SIZES), list(SIZES.values()))
+                connection.execute("INSERT INTO t(value, data) VALUES(?, randomblob(?))", (value, size))
         except sqlite3.Error:
             self.journal.failed(value)
             raise
@@ -122,8 +131,7 @@ class Session(Writer):
     def __init__(
         self, name: str, mounts: dict[str, Path], node: str, journal: Journal, rng: random.Random
     ) -> None:
-        super().__init__(name, mounts, node, journal)
-        self._rng = rng
+        super().__init__(name, mounts, node, journal, rng)
         self._readers: dict[str, sqlite3.Connection] = {}
         self._forget()
 
@@ -138,8 +146,8 @@ class Session(Writer):
                     for _ in range(5):
                         self.write(connection)
                         time.sleep(PACE_SECONDS)
-                        self._look(self._rng.choice(list(self.mounts)))
-            self._look(self._rng.choice(list(self.mounts)))
+                        self._look(self.rng.choice(list(self.mounts)))
+            self._look(self.rng.choice(list(self.mounts)))
             time.sleep(PACE_SECONDS)
         except (client.NodeUnreachable, client.NotOnMount):
             raise
@@ -166,12 +174,12 @@ class Session(Writer):
         if self._token is not None:
             client.wait(path, self._token, WAIT_SECONDS)
         found = tuple(row[0] for row in self._rows(node))
-        self.journal.read(node, self._seen, found)
+        self.journal.read(node, sorted(self.mounts), self._seen, found)
         self._token, self._seen = client.position(path), found
 
     def _rows(self, node: str) -> list[tuple[int]]:
         """Mostly over a connection of before, which may have seen its node change its role, or die."""
-        if node in self._readers and self._rng.random() < REOPEN:
+        if node in self._readers and self.rng.random() < REOPEN:
             self._readers.pop(node).close()
         if node not in self._readers:
             self._readers[node] = connect(self.path(node), "ro")
@@ -185,11 +193,11 @@ class Session(Writer):
 def main() -> None:
     node, directory, seed = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     mounts = {name: Path(path) for name, path in (word.split("=", 1) for word in sys.argv[4:])}
-    tasks: list[Task] = [
-        Writer(name, mounts, node, Journal(directory, name, node)) for name in ("wal", "delete", "register")
-    ]
-    rng = random.Random(f"{seed}/{node}")
-    tasks.append(Session("session", mounts, node, Journal(directory, "session", node), rng))
+    tasks: list[Task] = []
+    for name in ("wal", "delete", "register", "session"):
+        kind = Session if name == "session" else Writer
+        rng = random.Random(f"{seed}/{name}/{node}")
+        tasks.append(kind(name, mounts, node, Journal(directory, name, node), rng))
     for task in tasks:
         task.at_rest.clear()
         task.start()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from tests.faults.history import Read, Write
+from tests.faults.history import Read, Write, token
 from tests.faults.terms import Terms
 
 LATE_SECONDS = 1.0
@@ -89,13 +89,14 @@ def lost_violations(writes: Collection[Write], present: Collection[str], lost: C
     return _unfounded(writes, set(lost) - set(present), "was kept as lost")
 
 
-def session_violations(reads: Iterable[Read]) -> list[str]:
-    """Reads of something older than what the session had seen and waited for."""
-    return [
-        f"{read} went back"
-        for read in reads
-        if any(found < seen for seen, found in zip(read.seen, read.found, strict=True))
-    ]
+def session_violations(reads: Iterable[Read], lost: Collection[str] = ()) -> list[str]:
+    """Reads of something older than what the session had seen and waited for, unless that was given up."""
+    found = []
+    for read in reads:
+        for node, seen, number in zip(read.nodes, read.seen, read.found, strict=True):
+            if number < seen and token("session", node, seen) not in lost:
+                found.append(f"{read} went back in the row of {node}")
+    return found
 
 
 def _unfounded(writes: Iterable[Write], values: Iterable[str], what: str) -> list[str]:

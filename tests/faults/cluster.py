@@ -83,7 +83,7 @@ class Cluster:
                     "CREATE TABLE session(node TEXT PRIMARY KEY, number INTEGER, value TEXT)",
                     f"INSERT INTO session VALUES {rows}",
                 ],
-            }.get(name, ["CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT)"])
+            }.get(name, ["CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT, data BLOB)"])
             mode = "DELETE" if name == "delete" else "WAL"
             sql.call("script", STATEMENT_SECONDS, statements=[f"PRAGMA journal_mode={mode}", *statements])
         sql.close()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Outcome = Literal["ok", "failed", "unknown"]
 
@@ -49,12 +49,13 @@ class Write:
 class Read:
     """What a session read on ``node`` after it had waited there for what it had seen before.
 
-    ``seen`` and ``found``: by row, the number that it knew of, and that it found.
+    ``seen`` and ``found``: the number that it knew of, and that it found, in the rows of ``nodes``.
     """
 
     session: str
     node: str
     at: float
+    nodes: tuple[str, ...]
     seen: tuple[int, ...]
     found: tuple[int, ...]
 
@@ -91,15 +92,16 @@ class Journal:
         self.invoke(value)
         self.end(value, "failed")
 
-    def read(self, node: str, seen: Iterable[int], found: Iterable[int]) -> None:
-        """A session's read on ``node``."""
-        self._put({"event": "read", "value": "", "node": node, "seen": list(seen), "found": list(found)})
+    def read(self, node: str, nodes: Iterable[str], seen: Iterable[int], found: Iterable[int]) -> None:
+        """A session's read on ``node`` (see :class:`Read`)."""
+        event = {"node": node, "nodes": list(nodes), "seen": list(seen), "found": list(found)}
+        self._put({"event": "read", "value": "", **event})
 
     def _put(self, event: dict[str, object]) -> None:
         os.write(self._fd, (json.dumps({"at": time.monotonic(), **event}) + "\n").encode())
 
 
-def _events(directory: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
+def _events(directory: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path in sorted(directory.glob("*.jsonl")):
         workload, node, _ = path.name.split(".")
         for line in path.read_text().split("\n")[:-1]:
@@ -112,15 +114,11 @@ def load(directory: Path) -> tuple[list[Write], list[Read]]:
     reads = []
     for workload, node, event in _events(directory):
         at, value, kind = event["at"], event["value"], event["event"]
-        assert isinstance(at, float)
-        assert isinstance(value, str)
         if kind == "read":
-            seen, found = event["seen"], event["found"]
-            assert isinstance(seen, list)
-            assert isinstance(found, list)
-            reads.append(Read(node, str(event["node"]), at, tuple(seen), tuple(found)))
+            nodes, seen, found = (tuple(event[key]) for key in ("nodes", "seen", "found"))
+            reads.append(Read(node, event["node"], at, nodes, seen, found))
         elif kind == "invoke":
-            writes[value] = Write(workload, node, value, at, previous=str(event["previous"]))
+            writes[value] = Write(workload, node, value, at, previous=event["previous"])
         else:
             outcome: Outcome = "ok" if kind == "ok" else "failed" if kind == "failed" else "unknown"
             writes[value] = replace(writes[value], returned=at, outcome=outcome)

@@ -53,7 +53,9 @@ class Fault:
     @property
     def label(self) -> str:
         """The kind, for the count at the end."""
-        return f"cut {self.detail}" if self.is_cut else self.kind
+        if self.kind in PLANNED:
+            return self.kind
+        return f"cut {self.detail}" if self.is_cut else f"{self.kind} {self.target} ({self.processes})"
 
     @property
     def is_cut(self) -> bool:
@@ -64,6 +66,13 @@ class Fault:
         """Whether a node comes back as another one: with the in-sync set of synchronous replication it is no
         member any more."""
         return self.kind == "terminate" or (self.kind == "kill" and self.processes != "fs")
+
+
+LOSING = (
+    Fault("stop", "primary", "node", seconds=6.0),
+    Fault("cut", detail="primary from all", seconds=6.0),
+)
+"""Without synchronous replication commits are answered for 2 s at least that nobody else will have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from litefs.store.lost import keep_diverged
 from tests.faults.checker import (
     LATE_SECONDS,
     late_answers,
@@ -19,8 +20,9 @@ from tests.faults.checker import (
     set_violations,
 )
 from tests.faults.history import Journal, Outcome, Progress, Read, Write, load, token
-from tests.faults.kept import leaf_values
+from tests.faults.kept import given_up, history, leaf_values
 from tests.faults.terms import Reign, Terms, reigns
+from tests.store.support import Writer, new_dir
 
 
 def write(
@@ -162,10 +164,13 @@ class TestRegister:
 
 
 def test_a_session_that_goes_back_in_one_row() -> None:
-    forth = Read("a", "b", 1.0, seen=(1, 5), found=(2, 5))
-    back = Read("a", "c", 2.0, seen=(2, 5), found=(3, 4))
+    nodes = ("a", "b")
+    forth = Read("a", "b", 1.0, nodes, seen=(1, 5), found=(2, 5))
+    back = Read("a", "c", 2.0, nodes, seen=(2, 5), found=(3, 4))
     assert not session_violations([forth])
-    assert session_violations([forth, back]) == [f"{back} went back"]
+    assert session_violations([forth, back]) == [f"{back} went back in the row of b"]
+    assert session_violations([back], lost={token("session", "b", 4), token("session", "a", 5)})
+    assert not session_violations([back], lost={token("session", "b", 5)})
 
 
 def test_terms_are_read_from_a_log() -> None:
@@ -201,7 +206,7 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     journal.invoke(two, one)
     journal.end(two, "unknown")
     journal.failed(three)
-    journal.read("b", [1, 2], [2, 2])
+    journal.read("b", ["a", "b"], [1, 2], [2, 2])
     journal.invoke(four, two)
     writes, reads = load(tmp_path)
     assert [(w.value, w.outcome, w.previous) for w in writes] == [
@@ -212,7 +217,9 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     ]
     assert writes[3].returned == math.inf
     assert all(w.invoked <= w.returned and (w.workload, w.node) == ("register", "a") for w in writes)
-    assert [(r.session, r.node, r.seen, r.found) for r in reads] == [("a", "b", (1, 2), (2, 2))]
+    assert [(r.session, r.node, r.nodes, r.seen, r.found) for r in reads] == [
+        ("a", "b", ("a", "b"), (1, 2), (2, 2))
+    ]
     progress = Progress(tmp_path)
     assert progress.counts() == {"register": 1}
     journal.end(four, "ok")
@@ -240,3 +247,26 @@ def test_values_are_found_in_the_cells_of_a_database(tmp_path: Path) -> None:
     for at in range(0, len(image), page_size):
         found |= leaf_values(image[at : at + page_size], at // page_size + 1)
     assert found == set(values) - set(gone)
+
+
+def test_rows_of_given_up_transactions_are_listed(tmp_path: Path) -> None:
+    """A node whose history goes on otherwise after the second row: what it had beyond that was kept."""
+    values = [token("wal", "a", number) for number in range(6)]
+    nodes = []
+    for name, own in (("old", values[:4]), ("new", [*values[:2], *values[4:]])):
+        directory = new_dir(tmp_path / name, "wal.db")
+        writer = Writer(directory, tmp_path / f"{name}.db")
+        writer.run("CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT)")
+        for value in own:
+            writer.run(f"INSERT INTO t(value) VALUES('{value}')")
+        writer.db.sync()
+        writer.close()
+        nodes.append(directory)
+    old, new = (directory.path.parents[1] for directory in nodes)
+    assert keep_diverged(nodes[0], 3, "diverged") is not None
+    remaining = history(new, "wal.db")
+    assert len(remaining) == 5
+    found = given_up(old, "wal.db", remaining)
+    assert found - set(values[:2]) == set(values[2:4])
+    assert given_up(old, "wal.db", remaining | history(old, "wal.db")) == set()
+    assert given_up(old, "delete.db", remaining) == given_up(new, "wal.db", remaining) == set()
