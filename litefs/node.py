@@ -419,10 +419,11 @@ class Node:
         return await self._halts.primary.forward(name, lock_id, peer, chunks, size)
 
     async def readers_see(self, name: str) -> bool:
-        if not self.is_primary:
-            return True  # a replica's position moves when its readers see it
         sums = self._data.database_dir(name).sums
         return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
+
+    async def holds(self, name: str, position: Position) -> bool:
+        return await trio.to_thread.run_sync(self.roles.holds, name, position)
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         if not self.is_primary:
