@@ -82,6 +82,9 @@ class BenchNode:
     async def readers_see(self, name: str) -> bool:
         raise NotImplementedError
 
+    async def holds(self, name: str, position: Position) -> bool:
+        raise NotImplementedError
+
     async def import_database(self, name: str, chunks: Any) -> None:
         raise NotImplementedError
 

@@ -428,12 +428,15 @@ class Node:
         return await self._halts.primary.forward(name, lock_id, peer, chunks, size)
 
     async def readers_see(self, name: str) -> bool:
-        if not self.is_primary:
-            # A replica's position moves when its readers see it. But whoever was primary may have logged a
-            # commit that was not announced; the applier does that when it has the logs.
-            return self.roles.is_settled
+        if not self.is_primary and not self.roles.is_settled:
+            # Whoever was primary may have logged a commit that was not announced; the applier does that when
+            # it has the logs.
+            return False
         sums = self._data.database_dir(name).sums
         return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
+
+    async def holds(self, name: str, position: Position) -> bool:
+        return await trio.to_thread.run_sync(self.roles.holds, name, position)
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         if not self.is_primary:

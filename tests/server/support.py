@@ -42,6 +42,7 @@ class FakeNode:
         self.lag_seconds = 0.25
         self.seen_term = 0
         self.unpublished = False
+        self.unknown: set[Position] = set()
         self.imported: dict[str, bytes] = {}
         self.import_gate = trio.Event()
         self.import_gate.set()
@@ -78,7 +79,11 @@ class FakeNode:
         raise NotImplementedError
 
     async def readers_see(self, name: str) -> bool:
+        await trio.lowlevel.checkpoint()
         return not self.unpublished
+
+    async def holds(self, name: str, position: Position) -> bool:
+        return position not in self.unknown
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         await self.import_gate.wait()
