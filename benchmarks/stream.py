@@ -51,11 +51,15 @@ class BenchNode:
         self.candidate = True
         self.mountpoint = ""
         self.primary_hostname = None
+        self.held_up: list[str] = []
         self.catalog = catalog
         self.lag_seconds = 0.0
         self.replicas = Replicas(catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
     def databases(self) -> Sequence[Any]:
+        return []
+
+    def lacks(self) -> Sequence[str]:
         return []
 
     def saw_term(self, term: int) -> None:

@@ -90,6 +90,10 @@ class Leading:
             raise HandoffFailed("static lease does not support handoff")
         await self._election.handoff(node_id)
 
+    def lacks(self) -> list[str]:
+        """What this node would lose if it became primary now, and what else is in its way; in lines."""
+        return self._election.lacks() if self._election is not None else []
+
     async def promote(self, *, force: bool) -> str:
         """Become primary; returns what was lost. Raises NotEligible, HandoffFailed, PeerError."""
         if self._election is None:

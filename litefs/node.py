@@ -379,6 +379,13 @@ class Node:
         return self.roles.primary
 
     @property
+    def held_up(self) -> list[str]:
+        return self.roles.held_up
+
+    def lacks(self) -> list[str]:
+        return self._leading.lacks()
+
+    @property
     def catalog(self) -> StoreCatalog:
         return self._catalog
 

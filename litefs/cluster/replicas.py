@@ -47,6 +47,7 @@ class Session:
     ``whole``: the replica is sent every database."""
 
     stream_id: int
+    hostname: str
     offered: Mapping[str, Position]
     sources: Mapping[int, Source]
     begun: Mapping[str, int]
@@ -177,7 +178,7 @@ class Replicas:
             for name, source in self._catalog.sources().items()
             if (position := _position(source)) is not None
         }
-        self._sessions[replica.node_id] = Session(stream_id, offered, sources, begun, whole)
+        self._sessions[replica.node_id] = Session(stream_id, replica.hostname, offered, sources, begun, whole)
 
     def left(self, replica: Identity, stream_id: int) -> None:
         """That stream ended."""
@@ -302,7 +303,7 @@ class Replicas:
         """The replicas whose streams are open."""
         members = self._machine.stored if self._machine is not None else frozenset()
         return [
-            ReplicaInfo(node, session.candidate, node in members)
+            ReplicaInfo(node, session.candidate, node in members, session.hostname)
             for node, session in list(self._sessions.items())  # at once: /metrics asks in a thread
         ]
 

@@ -54,6 +54,11 @@ class FakeNode:
             for name, source in self.catalog.sources().items()
         ]
 
+    held_up: Sequence[str] = ()
+
+    def lacks(self) -> Sequence[str]:
+        return []
+
     def saw_term(self, term: int) -> None:
         self.seen_term = max(self.seen_term, term)
 
