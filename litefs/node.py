@@ -140,7 +140,10 @@ class Node:
     async def run(self, command: list[str] | None) -> int:
         """Run until told to stop or until the supervised command ends; returns the exit code."""
         sockets = bind(self._config.http.addr)
-        self._supervisor = supervisor = Supervisor(commands_of(self._config.commands, command))
+        self._supervisor = supervisor = Supervisor(
+            commands_of(self._config.commands, command),
+            role=lambda: Role.PRIMARY if self.roles.leads else Role.REPLICA,
+        )
         prepare_mountpoint(str(self._mount))
         sockets.append(self._bind_local())
         gone, http_stop = trio.Event(), trio.Event()
@@ -181,8 +184,10 @@ class Node:
 
             async def run() -> None:
                 nonlocal code
-                if not self._config.skip_sync:
-                    await self._ready.wait()
+                if self._config.skip_sync:
+                    nursery.start_soon(self._caught_up)
+                else:
+                    await self._caught_up()
                 log.info("ready as %s", self.roles.role)
                 code = await supervisor.run(self._config.lease.candidate)
                 if code and not self._config.exit_on_error:
@@ -196,6 +201,11 @@ class Node:
             if not self._ready.is_set():
                 nursery.cancel_scope.cancel()
         return code
+
+    async def _caught_up(self) -> None:
+        """Wait until all that the primary has is here; then take its role, if the configuration says so."""
+        await self._ready.wait()
+        await self._leading.promote_at_start()
 
     async def _signals(self, supervisor: Supervisor) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -190,7 +190,7 @@ class Election:
             self._feed(steps.Forced(False))
         if not self._machine.serving:
             raise NotEligible(self._tenure.obstacle or f"not primary within {PROMOTE_WAIT_SECONDS:g} s")
-        return self._tenure.obstacle
+        return self._tenure.given_up if force else ""
 
     async def _win(self, force: bool) -> None:
         """Return when this node serves, or something is in its way; ask whoever is primary meanwhile: a lease

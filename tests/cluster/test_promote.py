@@ -110,3 +110,50 @@ def test_promotion_by_hand(cluster: Elected) -> None:
     cluster.await_following()
     assert litefs(old, "promote") == (0, f"{old.url} is the primary now; nothing was lost\n")
     wait_equal(behind, old, DATABASE)
+
+
+def test_the_application_is_told_and_a_node_that_is_to_be_primary_asks_for_the_role(
+    tmp_path: Path, make_node: Callable[..., Node]
+) -> None:
+    """Node b has ``lease.promote``: each start of it ends with b as primary, and nothing lost."""
+
+    def told(name: str) -> list[str]:
+        path = tmp_path / f"{name}.told"
+        return path.read_text().split() if path.exists() else []
+
+    def supervised(name: str) -> dict[str, object]:
+        """An application that notes its start and the signal; another command notes the demotion."""
+        path, mount = tmp_path / f"{name}.told", tmp_path / name / "mnt"
+        script = (
+            f'trap "echo signal >> {path}" USR1; test -e {mount}/.primary && echo replica >> {path} || '
+            f"echo primary >> {path}; while true; do sleep 0.05; done"
+        )
+        demoted = f"sh -c 'echo demoted >> {path}'"
+        return {"exec": [{"cmd": f"sh -c '{script}'", "on-promote": "SIGUSR1", "on-demote": demoted}]}
+
+    with lease_settings("directory", tmp_path) as lease:
+        made = Elected(make_node, lease, names=("a",), own=supervised)
+        a, b = made.nodes["a"], make_node("b", **supervised("b"))
+        settings = {"hostname": "b", "advertise-url": b.url, "candidate": True, "promote": True}
+        b.configure("lease", {**lease, **settings})
+        made.nodes["b"] = b
+        for round_ in range(2):
+            with Client("sql", "sqlite3") as sql:
+                sql.call("open", path=a.path(DATABASE))
+                sql.call("execute", statement=f"INSERT INTO t VALUES({round_})")
+            b.start()
+            assert made.await_primary(but="a") == "b"
+            wait_until(lambda: told("b")[-1:] == ["primary"], 10, f"b's command starts: {told('b')}")
+            made.await_following()
+            with Client("sql", "sqlite3") as sql:
+                sql.call("open", path=b.path(DATABASE))
+                rows = sql.call("execute", statement="SELECT count(*) FROM t")
+                sql.call("execute", statement=f"INSERT INTO t VALUES({round_})")
+            assert rows == [[2 * round_ + 1]]
+            wait_equal(a, b, DATABASE)
+            wait_until(lambda: told("a")[-1:] == ["demoted"], 10, f"a is told: {told('a')}")
+            b.stop()
+            assert made.await_primary() == "a"
+            wait_until(lambda: told("a")[-1:] == ["signal"], 10, f"a is told: {told('a')}")
+    assert told("a") == ["primary", "demoted", "signal", "demoted", "signal"]
+    assert told("b") == ["primary", "primary"]
