@@ -14,8 +14,8 @@ from functools import partial
 
 import trio
 
+from litefs.clock import boottime_ns
 from litefs.cluster import steps
-from litefs.cluster.calls import boottime_ns
 from litefs.cluster.lease import Lease, LeaseUnavailable, PrimaryInfo, View
 from litefs.cluster.member import Member
 from litefs.cluster.role import SECOND, RoleMachine, State
