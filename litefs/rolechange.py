@@ -14,10 +14,10 @@ from typing import TypeVarTuple, Unpack
 
 import trio
 
+from litefs.clock import boottime_ns
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo
 from litefs.cluster.replicas import Replicas
 from litefs.errors import LiteFSError
-from litefs.fs.role import boottime_ns
 from litefs.guard import FsGuard
 from litefs.link.messages import (
     FOREVER,

@@ -23,8 +23,9 @@ from typing import Any
 import msgspec
 import trio
 
+from litefs.clock import boottime_ns
 from litefs.cluster.beats import Record, decode, encode
-from litefs.cluster.calls import Calls, boottime_ns
+from litefs.cluster.calls import Calls
 from litefs.cluster.consul_client import (
     ERRORS,
     Client,

@@ -10,9 +10,10 @@ import trio
 
 from litefs.capture.commit import Watcher
 from litefs.capture.halted import HaltedCapture, HaltGate
+from litefs.clock import boottime_ns
 from litefs.errors import CommitRefused, LiteFSError, OutcomeUnknown
 from litefs.fs.databases import Databases, FsDatabase
-from litefs.fs.role import RoleState, boottime_ns
+from litefs.fs.role import RoleState
 from litefs.link.messages import (
     Accepted,
     Halt,

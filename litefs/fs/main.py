@@ -22,6 +22,7 @@ import trio
 
 from litefs import logs
 from litefs.apply.wal import seed_wal
+from litefs.clock import boottime_ns
 from litefs.errors import FormatError, LiteFSError, MountError
 from litefs.fs.databases import Databases
 from litefs.fs.halting import Halts
@@ -29,7 +30,7 @@ from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
 from litefs.fs.replication import Replicated
-from litefs.fs.role import RoleState, boottime_ns
+from litefs.fs.role import RoleState
 from litefs.fs.rolechange import RoleChanges
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake

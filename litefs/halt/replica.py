@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from urllib.parse import quote
 import trio
 
 from litefs.apply.lending import Lent
+from litefs.clock import boottime_ns
 from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import Peer, PeerSettings
 from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
@@ -215,7 +215,7 @@ class ReplicaHalts:
     @staticmethod
     def _deadline_ns(taken: Taken) -> int:
         left = taken.deadline - trio.current_time()
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(left * 1e9)
+        return boottime_ns() + int(left * 1e9)
 
     async def _catch_up(self, name: str, position: Position) -> None:
         with trio.move_on_after(ACQUIRE_SECONDS):

@@ -105,6 +105,14 @@ class NodeView(Protocol):
         """Hostname of the primary while connected to another one."""
 
     @property
+    def held_up(self) -> Sequence[str]:
+        """Who keeps this node from being a replica, a line for each."""
+
+    def lacks(self) -> Sequence[str]:
+        """What stands between this node and the role of the primary, a line for each database that it is
+        behind in; nothing while another primary lives, which would hand over all that it has."""
+
+    @property
     def catalog(self) -> Catalog: ...
 
     @property

@@ -55,6 +55,11 @@ class FakeNode:
             for name, source in self.catalog.sources().items()
         ]
 
+    held_up: Sequence[str] = ()
+
+    def lacks(self) -> Sequence[str]:
+        return []
+
     async def before_stream(self) -> None:
         pass
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import trio
 
-from litefs.cluster.calls import boottime_ns
+from litefs.clock import boottime_ns
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo
 from litefs.errors import LiteFSError, PeerError
 from litefs.types import ZERO, Position
