@@ -35,7 +35,7 @@ from litefs.replica import Replica
 from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.stream.catalog import StoreCatalog
-from litefs.types import Position, Role
+from litefs.types import Point, Role
 
 log = logging.getLogger("litefs.node")
 
@@ -212,17 +212,17 @@ class RoleChanges:
 
     # -- what an election asks for (litefs.cluster.member) ---------------------------------------------
 
-    def positions(self) -> Mapping[str, Position]:
+    def positions(self) -> Mapping[str, Point]:
         """What this node holds, database by database."""
-        return {name: source.position() for name, source in self._catalog.sources().items()}
+        return {name: source.point() for name, source in self._catalog.sources().items()}
 
-    def holds(self, name: str, position: Position) -> bool:
-        """Whether ``position`` is part of this node's history of ``name``; true also if its log does not
+    def holds(self, name: str, point: Point) -> bool:
+        """Whether ``point`` is part of this node's history of ``name``; true also if its log does not
         reach back so far."""
         try:
             with LogReader(self._data.database_dir(name).log) as reader:
-                found = reader.position_at(position.txid)
-                return found == position if found is not None else position.txid < reader.first_txid
+                found = reader.point_at(point.txid)
+                return found == point if found is not None else point.txid < reader.first_txid
         except (LiteFSError, OSError):
             return False
 
@@ -234,7 +234,7 @@ class RoleChanges:
         """Store the id of the cluster that this node belongs to from now on. Raises LiteFSError, OSError."""
         self._data.set_cluster_id(cluster_id)
 
-    def published(self) -> Mapping[str, Position]:
+    def published(self) -> Mapping[str, Point]:
         """What a failover must keep, by database."""
         return self._replicas.published()
 

@@ -25,8 +25,9 @@ from litefs.ltx import TRAILER_SIZE, Header, Trailer
 from litefs.sqlite.locks import SHM_CKPT, SHM_WRITE
 from litefs.store.database import Database
 from litefs.store.paths import DatabaseDir
+from litefs.store.segments import record_hash
 from litefs.store.sums import SumsFile
-from litefs.types import ZERO, Position
+from litefs.types import START, Point, Position
 
 LEND_TIMEOUT = 5.0
 """Seconds to wait for a client that recovers the WAL, or that was writing under HALT."""
@@ -55,11 +56,11 @@ class LendingApplier(Applier):
         self._returned = False
 
     @property
-    def position(self) -> Position:
+    def point(self) -> Point:
         if self._lent is not None:
-            txid, checksum, *_ = self._lent.sums.snapshot()
-            return Position(txid, checksum)
-        return super().position
+            txid, checksum, *_, digest = self._lent.sums.snapshot()
+            return Point(txid, checksum, digest)
+        return super().point
 
     @property
     def is_settled(self) -> bool:
@@ -153,7 +154,7 @@ class LendingSink(ReplicaSink):
         if state.written:
             bodies = _unknown(state, bodies)
         if not bodies:
-            return state.position or ZERO
+            return (state.point or START).position
         return await super().records(name, bodies)
 
     async def lend(self, name: str) -> Lent:
@@ -200,15 +201,14 @@ def _unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]
 
     Raises PositionMismatch if the last of them leads elsewhere than here, FormatError.
     """
-    position = state.position or ZERO
+    here = state.point or START
     known = 0
     while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= state.written:
         known += 1
     if known:
         body = memoryview(bodies[known - 1])
-        there = Position(Header.unpack(body).max_txid, Trailer.unpack(body[-TRAILER_SIZE:]).post_apply)
-        if there.txid == position.txid and there != position:
-            raise PositionMismatch(
-                f"{state.directory.name}: the primary is at {there}, this node at {position}"
-            )
+        post = Trailer.unpack(body[-TRAILER_SIZE:]).post_apply
+        there = Point(Header.unpack(body).max_txid, post, record_hash(body, len(body)))
+        if there.txid == here.txid and there != here:
+            raise PositionMismatch(f"{state.directory.name}: the primary is at {there}, this node at {here}")
     return bodies[known:]

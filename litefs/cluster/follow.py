@@ -25,7 +25,7 @@ from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Identity, Observer, Sink
 from litefs.stream.receiver import DatabaseFailed, Receiver
 from litefs.tokens import matches
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 logger = logging.getLogger(__name__)
 
@@ -183,10 +183,10 @@ class Follower:
             reason = await receiver.run(chunks)
         return None if receiver.left_to_retry else reason
 
-    def _positions(self) -> Mapping[str, Position]:
+    def _positions(self) -> Mapping[str, Point]:
         positions = dict(self._sink.positions())
         for name in self._distrusted & positions.keys():
-            positions[name] = ZERO
+            positions[name] = START
         return {name: position for name, position in positions.items() if self._wanted(name)}
 
     def _wanted(self, name: str) -> bool:

@@ -27,7 +27,7 @@ from litefs.stream.handshake import (
 from litefs.stream.protocols import Identity
 from litefs.tls import ClientTLS, failure
 from litefs.tokens import Tokens, bearer
-from litefs.types import Position
+from litefs.types import Point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +99,7 @@ class Peer:
             await self._client.aclose()
 
     def stream(
-        self, identity: Identity, positions: Mapping[str, Position]
+        self, identity: Identity, positions: Mapping[str, Point]
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Ask for what follows ``positions``: a context that gives the chunks of the response.
 
@@ -110,7 +110,7 @@ class Peer:
 
     @asynccontextmanager
     async def _stream(
-        self, identity: Identity, positions: Mapping[str, Position]
+        self, identity: Identity, positions: Mapping[str, Point]
     ) -> AsyncGenerator[AsyncIterator[bytes], None]:
         assert self._client is not None
         request = self._client.build_request(
@@ -167,9 +167,17 @@ class Peer:
         raise error
 
     async def ask(
-        self, method: str, path: str, identity: Identity, *, body: Path | None = None, seconds: float
+        self,
+        method: str,
+        path: str,
+        identity: Identity,
+        *,
+        body: Path | None = None,
+        into: Path | None = None,
+        seconds: float,
     ) -> bytes:
-        """The answer of ``method`` on ``path`` (with its query), to which the file ``body`` is sent.
+        """The answer of ``method`` on ``path`` (with its query), to which the file ``body`` is sent; nothing
+        if it goes ``into`` a file.
 
         Bounded by ``seconds``. Raises PeerError (no answer: what was asked may have happened), Refused,
         ClusterMismatch, ProtocolMismatch, OSError.
@@ -188,7 +196,12 @@ class Peer:
                         message = await self._error_text(response)
                         self._check_token(response.status_code)
                         raise Refused(f"{self.url}: {message}", response.status_code)
-                    return await response.aread()
+                    if into is None:
+                        return await response.aread()
+                    async with await trio.open_file(into, "wb") as file:
+                        async for data in response.aiter_bytes():
+                            await file.write(data)
+                    return b""
                 finally:
                     await response.aclose()
         except trio.TooSlowError:

@@ -21,7 +21,7 @@ from litefs.link.rules import SyncRule, SyncRules
 from litefs.stream.acks import Ack, AckAnswer, Held, ReplicaInfo
 from litefs.stream.handshake import format_node_id
 from litefs.stream.protocols import Catalog, Identity, Source
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +47,15 @@ class Session:
     ``whole``: the replica is sent every database."""
 
     stream_id: int
-    offered: Mapping[str, Position]
+    offered: Mapping[str, Point]
     sources: Mapping[int, Source]
     begun: Mapping[str, int]
     whole: bool
     candidate: bool = False
     heard: bool = False
-    held: dict[str, Position] = field(default_factory=dict)
+    held: dict[str, Point] = field(default_factory=dict)
     """The last transaction in its log, by database, as far as it is this primary's history."""
-    durable: dict[str, Position] = field(default_factory=dict)
+    durable: dict[str, Point] = field(default_factory=dict)
 
 
 class Replicas:
@@ -82,13 +82,13 @@ class Replicas:
         self._machine: InSync | None = None
         self._sources: dict[str, Source] = {}
         """Databases that replicate synchronously."""
-        self._positions: dict[str, Position] = {}
+        self._positions: dict[str, Point] = {}
         """Where those are."""
-        self._answered: dict[str, Position] = {}
+        self._answered: dict[str, Point] = {}
         """Of those, up to where commits may have been answered."""
-        self._reached: dict[str, dict[int, Position]] = {}
+        self._reached: dict[str, dict[int, Point]] = {}
         """Of those, what replicas have had durably since then, by transaction."""
-        self._own: dict[str, Position] = {}
+        self._own: dict[str, Point] = {}
         """Where this node's databases were when they were published last."""
         self._primary = False
         self._generation = -1
@@ -107,7 +107,7 @@ class Replicas:
         self._primary = True
         if self.rules.active:
             self._follow_catalog()
-            self._positions = {name: source.position() for name, source in self._sources.items()}
+            self._positions = {name: source.point() for name, source in self._sources.items()}
             self._answered = dict(self._positions)
             self._machine = InSync(
                 {name: position.txid for name, position in self._positions.items()},
@@ -163,7 +163,7 @@ class Replicas:
         self,
         replica: Identity,
         stream_id: int,
-        offered: Mapping[str, Position],
+        offered: Mapping[str, Point],
         sources: Mapping[int, Source],
         *,
         whole: bool,
@@ -175,7 +175,7 @@ class Replicas:
         begun = {
             name: position.txid
             for name, source in self._catalog.sources().items()
-            if (position := _position(source)) is not None
+            if (position := _point(source)) is not None
         }
         self._sessions[replica.node_id] = Session(stream_id, offered, sources, begun, whole)
 
@@ -219,15 +219,15 @@ class Replicas:
         source = session.sources.get(held.handle)
         if source is None or self._catalog.sources().get(source.name) is not source:
             return  # removed meanwhile
-        if held.chained or source.is_at(held.position):
-            session.held[source.name] = held.position
-            if held.chained or held.durable == held.position:
+        if held.chained or source.is_at(held.point):
+            session.held[source.name] = held.point
+            if held.chained or held.durable == held.point:
                 session.durable[source.name] = held.durable
                 self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
 
     # -- for the lease -----------------------------------------------------------------------------
 
-    def published(self) -> dict[str, Position]:
+    def published(self) -> dict[str, Point]:
         """What a failover must keep, by database.
 
         With replicas in sync, of a database that has to wait for them: what may have been answered. Else the
@@ -239,17 +239,17 @@ class Replicas:
         members = self._machine is not None and self._machine.waited_for
         for name, source in self._catalog.sources().items():
             if members and name in self._sources:
-                found[name] = self._answered.get(name, ZERO)
+                found[name] = self._answered.get(name, START)
                 continue
             held = [
                 session.held[name]
                 for session in self._sessions.values()
-                if session.candidate and session.held.get(name, ZERO).txid >= session.begun.get(name, 1)
+                if session.candidate and session.held.get(name, START).txid >= session.begun.get(name, 1)
             ]
-            if (own := _position(source)) is not None:
+            if (own := _point(source)) is not None:
                 self._own[name] = own
-            best = max(held, key=lambda position: position.txid, default=self._own.get(name, ZERO))
-            found[name] = max(best, self._answered.get(name, ZERO), key=lambda position: position.txid)
+            best = max(held, key=lambda position: position.txid, default=self._own.get(name, START))
+            found[name] = max(best, self._answered.get(name, START), key=lambda position: position.txid)
         return found
 
     def in_sync(self) -> tuple[int, ...] | None:
@@ -294,7 +294,7 @@ class Replicas:
         if session is None or not session.candidate:
             raise PeerError(f"node {format_node_id(node_id)} is not connected, or no candidate")
         sources = self._catalog.sources()
-        return all(source.is_at(session.held.get(name, ZERO)) for name, source in sources.items())
+        return all(source.is_at(session.held.get(name, START)) for name, source in sources.items())
 
     # -- for people --------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Replicas:
         for name, source in self._sources.items():
             if name in self._positions and source.is_at(self._positions[name]):
                 continue
-            if (position := _position(source)) is not None:
+            if (position := _point(source)) is not None:
                 self._positions[name] = position
                 self._machine.advanced(name, position.txid, now)
 
@@ -399,10 +399,10 @@ class Replicas:
             self._reached[name] = {at: position for at, position in reached.items() if at > txid}
 
 
-def _position(source: Source) -> Position | None:
+def _point(source: Source) -> Point | None:
     """Where a database is; None if its writer died inside an update: the next fs process recovers it."""
     try:
-        return source.position()
+        return source.point()
     except OSError:
         return None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import trio
 
@@ -26,6 +27,9 @@ from litefs.link.messages import (
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.types import Position, Role
+
+PIECE = 1 << 20
+"""Bytes of a record that are read at a time."""
 
 FORWARD_SECONDS = 32.0
 """How long a commit waits for the primary's word; a little longer than the node process asks for it."""
@@ -123,9 +127,9 @@ class Halts:
             capture.close()
             db.capture = None
 
-    def _forward(self, db: FsDatabase, position: Position, body: Iterable[bytes]) -> None:
-        """Lay a record beside the log and have the node process ship it. In a worker thread. Raises
-        CommitRefused unless the primary has it."""
+    def _forward(self, db: FsDatabase, position: Position, body: Iterable[bytes]) -> Iterator[bytes]:
+        """Lay a record beside the log and have the node process ship it; what the primary logged, in pieces.
+        In a worker thread. Raises CommitRefused unless the primary has it."""
         with open(db.dir.staged, "wb") as file:
             file.writelines(body)
         try:
@@ -136,6 +140,7 @@ class Halts:
             fileops.unlink(db.dir.staged)
         if refusal is not None:
             raise CommitRefused(f"{db.name}: not accepted by the primary: {refusal}")
+        return _pieces(db.dir.accepted)
 
     async def _ask(self, message: Staged) -> str | None:
         """The node process's answer: None if the primary has the transaction, else why it may not have it."""
@@ -150,3 +155,11 @@ class Halts:
         if refusal is not None:
             capture.gate.deadline_ns = 0  # the primary may be ahead, or the lock lost: nothing may follow
         return refusal
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file that is of no use after that. Raises OSError."""
+    with path.open("rb") as file:
+        fileops.unlink(path)
+        while data := file.read(PIECE):
+            yield data

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
@@ -14,14 +15,22 @@ import trio
 from litefs.apply.lending import Lent
 from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import Peer, PeerSettings
-from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
+from litefs.errors import (
+    DatabaseBusy,
+    DatabaseNotFound,
+    HaltRefused,
+    LiteFSError,
+    NotPrimary,
+    PositionMismatch,
+)
 from litefs.halt.primary import ACQUIRE_SECONDS, HALT_SECONDS
 from litefs.link.messages import Accepted, Halt, HaltEnd, HaltEnded, HaltSet, HaltUntil, Message, Staged
+from litefs.ltx import Decoder
 from litefs.server.view import HaltGrant
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.protocols import Identity
-from litefs.types import Position
+from litefs.types import Point, Position
 
 log = logging.getLogger("litefs.node")
 
@@ -129,7 +138,7 @@ class ReplicaHalts:
         taken = self._taken[name] = Taken(name, lock_id, peer, float("inf"))
         try:
             grant = await self._ask(taken, renew=False)
-            await self._catch_up(name, grant.position)
+            await self._catch_up(name, grant.point)
             lender = self._links.lender()
             if lender is None:
                 raise LiteFSError(f"{name}: nothing is mounted")
@@ -145,7 +154,7 @@ class ReplicaHalts:
             with trio.CancelScope(shield=True):
                 await self._end(taken)
             raise
-        log.info("%s: writable under HALT at %s", name, grant.position)
+        log.info("%s: writable under HALT at %s", name, grant.point.position)
         return grant
 
     async def _ask(self, taken: Taken, *, renew: bool) -> HaltGrant:
@@ -169,14 +178,14 @@ class ReplicaHalts:
         left = taken.deadline - trio.current_time()
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(left * 1e9)
 
-    async def _catch_up(self, name: str, position: Position) -> None:
+    async def _catch_up(self, name: str, point: Point) -> None:
         with trio.move_on_after(ACQUIRE_SECONDS):
             while True:
                 seen = self._catalog.revision
-                if self._catalog.position(name) == position:
+                if self._catalog.point(name) == point:
                     return
                 await self._catalog.wait_change(seen)
-        raise DatabaseBusy(f"{name}: this replica did not get to {position} in {ACQUIRE_SECONDS:g} s")
+        raise DatabaseBusy(f"{name}: this replica did not get to {point} in {ACQUIRE_SECONDS:g} s")
 
     async def unhalt(self, name: str, lock_id: int) -> None:
         """Give the lock up; harmless if it is not held under that id."""
@@ -213,12 +222,12 @@ class ReplicaHalts:
         async with taken.shipping:
             refusal = None
             try:
-                staged = self._data.database_dir(message.name).staged
+                directory = self._data.database_dir(message.name)
                 path, identity = taken.path("tx", "lockID"), self._links.identity()
-                answer = await taken.peer.ask("POST", path, identity, body=staged, seconds=SHIP_SECONDS)
-                if Position.parse(answer.decode()) != expected:
-                    refusal = f"the primary is at {answer.decode().strip()} instead of {expected}"
-            except (LiteFSError, OSError, ValueError) as error:
+                body, into = directory.staged, directory.accepted
+                await taken.peer.ask("POST", path, identity, body=body, into=into, seconds=SHIP_SECONDS)
+                await trio.to_thread.run_sync(_check, into, expected)
+            except (LiteFSError, OSError) as error:
                 refusal = str(error)
             self._links.post(Accepted(message.name, refusal))
         if refusal is not None:
@@ -267,3 +276,15 @@ class ReplicaHalts:
             taken.lent, taken.ending = False, True
             if self._nursery is not None:
                 self._nursery.start_soon(self._forget, taken)
+
+
+def _check(path: Path, expected: Position) -> None:
+    """Read a record whole. Raises PositionMismatch if it leads elsewhere than ``expected``, FormatError,
+    OSError."""
+    with path.open("rb") as file:
+        decoder = Decoder(file.read)
+        for _ in decoder:
+            pass
+    found = Position(decoder.header.max_txid, decoder.trailer.post_apply)
+    if found != expected:
+        raise PositionMismatch(f"the primary is at {found} instead of {expected}")

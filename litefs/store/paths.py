@@ -109,6 +109,11 @@ class DatabaseDir:
         return self.path / "staged"
 
     @property
+    def accepted(self) -> Path:
+        """What the primary logged of it."""
+        return self.path / "accepted"
+
+    @property
     def journal(self) -> Path:
         return self.path / "database-journal"
 

@@ -15,7 +15,7 @@ from litefs.link.rules import SyncRule, SyncRules
 from litefs.stream.acks import Ack, Held
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Identity
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 PRIMARY = Identity(0xA1, term=3)
 PAGE = bytes(512)
@@ -39,13 +39,13 @@ class Scene:
     def _expedite(self) -> None:
         self.asked += 1
 
-    def join(self, node: int, **offered: Position) -> None:
+    def join(self, node: int, **offered: Point) -> None:
         self.replicas.joined(Identity(node, term=3), node * 10, offered, {1: self.a, 2: self.off}, whole=True)
 
     def ack(
         self,
         node: int,
-        *held: tuple[int, Position, Position],
+        *held: tuple[int, Point, Point],
         chained: bool = True,
         candidate: bool = True,
         stream_id: int | None = None,
@@ -54,7 +54,7 @@ class Scene:
         """Acknowledge (handle, last position, last durable one)."""
         message = Ack(
             candidate,
-            tuple(Held(h, p.txid, p.checksum, d.txid, d.checksum, chained) for h, p, d in held),
+            tuple(Held.of(handle, tip, durable, chained=chained) for handle, tip, durable in held),
         )
         stream_id = node * 10 if stream_id is None else stream_id
         return self.replicas.acknowledged(Identity(node, term=term), stream_id, message).sync
@@ -65,10 +65,10 @@ class Scene:
         self.replicas.stored(members)
         return members
 
-    def commit(self) -> Position:
-        position = self.a.commit({1: PAGE})
+    def commit(self) -> Point:
+        self.a.commit({1: PAGE})
         self.catalog.notify()
-        return position
+        return self.a.point()
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -84,8 +84,8 @@ def test_a_replica_becomes_a_member_by_a_write_of_the_store() -> None:
         scene = Scene()
         assert scene.write() is None
         scene.join(1)
-        at = scene.a.position()
-        assert scene.ack(1, (1, at, ZERO)) == RULES, "it is told to sync its log"
+        at = scene.a.point()
+        assert scene.ack(1, (1, at, START)) == RULES, "it is told to sync its log"
         assert scene.asked == 0
         scene.ack(1, (1, at, at))
         assert scene.asked == 1
@@ -117,9 +117,9 @@ def test_commits_are_released_when_they_are_durable() -> None:
     async def main() -> None:
         scene = Scene()
         scene.join(1)
-        scene.ack(1, (1, scene.a.position(), scene.a.position()))
+        scene.ack(1, (1, scene.a.point(), scene.a.point()))
         scene.write()
-        before, at = scene.a.position(), scene.commit()
+        before, at = scene.a.point(), scene.commit()
         scene.ack(1, (1, at, before))
         assert "a" not in scene.told[-1].released
         assert scene.replicas.published()["a"] == before
@@ -134,10 +134,10 @@ def test_what_may_be_another_history_does_not_count() -> None:
     async def main() -> None:
         scene = Scene()
         scene.join(1)
-        at = scene.a.position()
-        other = Position(at.txid, at.checksum ^ 1)
-        scene.ack(1, (1, other, other), chained=False)
-        assert scene.write() is None
+        at = scene.a.point()
+        for other in (Point(at.txid, at.checksum ^ 1, at.hash), Point(at.txid, at.checksum, at.hash ^ 1)):
+            scene.ack(1, (1, other, other), chained=False)
+            assert scene.write() is None
         scene.ack(1, (7, at, at))  # a database that this stream does not have
         assert scene.write() is None
         scene.ack(1, (1, at, at), chained=False)  # exactly where the primary is
@@ -170,7 +170,7 @@ def test_only_candidates_become_members_where_they_can_win() -> None:
         for store in (True, False):
             scene = Scene(store=store)
             scene.join(1)
-            at = scene.a.position()
+            at = scene.a.point()
             told = scene.ack(1, (1, at, at), candidate=False)
             assert told == (None if store else RULES)
             assert scene.told[-1].counted == (0 if store else 1)
@@ -186,7 +186,7 @@ def test_a_silent_member_is_waited_for_until_the_store_is_rid_of_it() -> None:
             await trio.testing.wait_all_tasks_blocked()
             for node in (1, 2):
                 scene.join(node)
-                scene.ack(node, (1, scene.a.position(), scene.a.position()))
+                scene.ack(node, (1, scene.a.point(), scene.a.point()))
             assert scene.write() == (1, 2)
             at = scene.commit()
             scene.ack(1, (1, at, at))
@@ -207,19 +207,20 @@ def test_a_silent_member_is_waited_for_until_the_store_is_rid_of_it() -> None:
 def test_published_is_what_a_failover_must_keep() -> None:
     async def main() -> None:
         scene = Scene()
-        first = scene.a.position()
+        first = scene.a.point()
         at = scene.commit()
-        assert scene.replicas.published() == {"a": at, "off": scene.off.position()}
+        assert scene.replicas.published() == {"a": at, "off": scene.off.point()}
         scene.join(1)
         scene.ack(1, (1, first, first))
         assert scene.replicas.published()["a"] == at, "a candidate that was away does not lower it"
         scene.ack(1, (1, at, first))
-        further = scene.off.commit({1: PAGE})
-        scene.ack(1, (2, further, ZERO))
+        scene.off.commit({1: PAGE})
+        further = scene.off.point()
+        scene.ack(1, (2, further, START))
         scene.off.commit({1: PAGE})
         assert scene.replicas.published() == {"a": at, "off": further}
         scene.replicas.left(Identity(1), 10)
-        assert scene.replicas.published()["off"] == scene.off.position()
+        assert scene.replicas.published()["off"] == scene.off.point()
 
     run(main)
 
@@ -229,9 +230,9 @@ def test_what_was_answered_stays_published_when_its_members_are_gone() -> None:
         scene = Scene()
         for node in (1, 2):
             scene.join(node)
-        old = scene.a.position()
+        old = scene.a.point()
         scene.ack(1, (1, old, old))
-        scene.ack(2, (2, scene.off.position(), ZERO))
+        scene.ack(2, (2, scene.off.point(), START))
         assert scene.write() == (1,)
         at = scene.commit()
         scene.ack(1, (1, at, at))
@@ -248,14 +249,14 @@ def test_what_was_answered_stays_published_when_its_members_are_gone() -> None:
 
 
 def test_a_position_that_cannot_be_read_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped() -> Position:
+    def stopped() -> Point:
         raise TimeoutError("the writer stopped inside an update")
 
     async def main() -> None:
         scene = Scene()
         published = scene.replicas.published()
-        monkeypatch.setattr(scene.a, "position", stopped)
-        monkeypatch.setattr(scene.a, "is_at", lambda position: False)
+        monkeypatch.setattr(scene.a, "point", stopped)
+        monkeypatch.setattr(scene.a, "is_at", lambda point: False)
         scene.join(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scene.replicas.run)
@@ -287,10 +288,10 @@ def test_without_rules_only_positions_are_kept() -> None:
     async def main() -> None:
         scene = Scene(SyncRules())
         scene.join(1)
-        at = scene.a.position()
-        assert scene.ack(1, (1, at, ZERO)) is None
+        at = scene.a.point()
+        assert scene.ack(1, (1, at, START)) is None
         scene.replicas.mounted(primary=True)
-        assert scene.ack(1, (1, at, ZERO)) is None, "its stream was forgotten"
+        assert scene.ack(1, (1, at, START)) is None, "its stream was forgotten"
         assert scene.write() is None
         assert not scene.told
         scene.commit()

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from litefs.cluster.lease import Beat, PrimaryInfo
 from litefs.cluster.standing import Standing, advance, weigh
-from litefs.types import Position
+from litefs.types import Point
 
 FLAG = 1 << 63
 OTHER = PrimaryInfo("other", "http://other")
 
 
-def at(txid: int, checksum: int = 0) -> Position:
-    return Position(txid, FLAG | (checksum or txid))
+def at(txid: int, checksum: int = 0, digest: int = 9) -> Point:
+    return Point(txid, FLAG | (checksum or txid), digest)
 
 
-def beat(positions: dict[str, Position], **more: object) -> Beat:
+def beat(positions: dict[str, Point], **more: object) -> Beat:
     return Beat(4, 2, OTHER, positions, **more)  # type: ignore[arg-type]
 
 
-def yes(_name: str, _position: Position) -> bool:
+def yes(_name: str, _position: Point) -> bool:
     return True
 
 
-def no(_name: str, _position: Position) -> bool:
+def no(_name: str, _position: Point) -> bool:
     return False
 
 
@@ -45,7 +45,8 @@ def test_an_empty_node_never_wins_a_cluster_that_has_data() -> None:
 def test_another_history_is_no_advantage_however_long() -> None:
     standing = weigh(beat({"a": at(5)}), 1, {"a": at(9)}, no)
     assert standing.obstacle == "a: another history than the last primary's"
-    assert weigh(beat({"a": at(5)}), 1, {"a": at(5, checksum=77)}, yes).obstacle == standing.obstacle
+    for other in (at(5, checksum=77), at(5, digest=77)):
+        assert weigh(beat({"a": at(5)}), 1, {"a": other}, yes).obstacle == standing.obstacle
 
 
 def test_only_members_win_while_replication_is_synchronous() -> None:
