@@ -268,6 +268,26 @@ def test_big_records_come_in_pieces(writer: Log) -> None:
         assert reader.read(4)[0].body == body
 
 
+@pytest.mark.parametrize("pages", [1, 50, 400])
+def test_a_big_record_may_be_begun_anew(writer: Log, pages: int) -> None:
+    append(writer, 1)
+    body, post = record(2, pages)
+    with writer.begin() as big:
+        big.write(b"LTX1" + os.urandom(200_000))
+        big.rewind()
+        big.write(body)
+        big.commit(2, post)
+    killed = Log.open(writer.directory)
+    assert (killed.tip, killed.cut) == (writer.tip, None)
+    killed.close()
+    append(writer, 2)
+    writer.close()
+    assert txids(writer.directory) == [1, 2, 3, 4]
+    with LogReader(writer.directory) as reader:
+        assert reader.seek(reader.point_at(1) or START)
+        assert reader.read(2)[0].body == body
+
+
 def test_an_aborted_big_record_leaves_nothing(writer: Log) -> None:
     append(writer, 1)
     with writer.begin() as big:
