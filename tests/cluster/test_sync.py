@@ -96,9 +96,7 @@ def test_every_way_of_committing_waits_until_it_is_durable_on_all_members(
 
     def assert_durable(name: str) -> None:
         for replica in cluster.replicas:
-            assert durable(replica, name) >= point(cluster.primary, name).txid, (
-                f"{replica.name} lacks {name}"
-            )
+            assert durable(replica, name) >= point(cluster.primary, name).txid, f"{replica.name} lacks {name}"
 
     for mode in ("WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"):
         name = f"{mode}.db".lower()
