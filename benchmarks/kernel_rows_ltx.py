@@ -74,12 +74,12 @@ def rows() -> list[Row]:
     sums = pagesums.PageSums(bytearray(pagesums.HEADER_SIZE + 8 * PAGES))
     sums.format(PAGE)
     sums.load(1, checksums())  # type: ignore[arg-type]
-    sums.reset(PAGES, 1, sums.recompute_total(), 0)
+    sums.reset(PAGES, 1, sums.recompute_total(), 0, 0)
     one, page = array("I", [7]), images[6 * PAGE : 7 * PAGE]
 
     def commit_one() -> None:
         after, new = sums.preview(one, page, PAGES)
-        sums.commit(one, new, PAGES, 2, after, 0)
+        sums.commit(one, new, PAGES, 2, after, 0, 0)
 
     table = []
     for backend in backends:

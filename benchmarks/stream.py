@@ -35,7 +35,7 @@ from litefs.link.rules import SyncRules
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Buffer, Identity
 from litefs.tls import ClientTLS, ServerTLS
-from litefs.types import Position
+from litefs.types import Point, Position
 from tests.support.certificates import Authority, settings
 
 CLUSTER = "LFSC0123456789ABCDEF"
@@ -133,7 +133,7 @@ def primary(pipe: Connection, megabytes: int, records: int, tls: TLSConfig | Non
 class CountingSink:
     """Counts and throws away."""
 
-    def __init__(self, at: Mapping[str, Position], targets: Mapping[str, Position]) -> None:
+    def __init__(self, at: Mapping[str, Point], targets: Mapping[str, Position]) -> None:
         self.at = dict(at)
         self.targets = targets
         self.finished: dict[str, float] = {}
@@ -143,7 +143,7 @@ class CountingSink:
         self.lags: list[float] = []
         self.changed = trio.Event()
 
-    def positions(self) -> Mapping[str, Position]:
+    def positions(self) -> Mapping[str, Point]:
         return self.at
 
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
@@ -169,7 +169,7 @@ class CountingSink:
     async def snapshot_pages(self, name: str, pgnos: bytes, images: bytes) -> None:
         pass
 
-    async def snapshot_end(self, name: str, position: Position) -> None:
+    async def snapshot_end(self, name: str, point: Point) -> None:
         self._finish(name)
 
     async def snapshot_abort(self, name: str) -> None:
@@ -194,7 +194,7 @@ async def measure(pipe: Connection, megabytes: int, records: int, tls: TLSConfig
     async def adopt(cluster_id: str) -> None:
         raise AssertionError(cluster_id)
 
-    async def run(at: dict[str, Position], wait_for: str) -> CountingSink:
+    async def run(at: dict[str, Point], wait_for: str) -> CountingSink:
         sink = CountingSink(at, {"small": small, "big": big})
         async with trio.open_nursery() as nursery:
             callbacks = Callbacks(adopt)

@@ -57,7 +57,7 @@ from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.handshake import Hello
-from litefs.stream.protocols import Identity
+from litefs.stream.protocols import Entry, Identity
 from litefs.supervise import Supervisor, commands_of
 from litefs.takeback import TakeBack
 from litefs.types import ZERO, Position, Role
@@ -441,7 +441,7 @@ class Node:
 
     async def forward(
         self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
-    ) -> Position:
+    ) -> Entry:
         return await self._halts.primary.forward(name, lock_id, peer, chunks, size)
 
     async def readers_see(self, name: str) -> bool:
@@ -453,7 +453,7 @@ class Node:
         return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
 
     async def holds(self, name: str, position: Position) -> bool:
-        return await trio.to_thread.run_sync(self.roles.holds, name, position)
+        return await trio.to_thread.run_sync(self.roles.holds_position, name, position)
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         if not self.is_primary:

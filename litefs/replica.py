@@ -18,7 +18,7 @@ from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import PeerSettings
 from litefs.store.paths import DataDir
 from litefs.stream.protocols import Identity
-from litefs.types import Position
+from litefs.types import Point, Position
 
 DETACH_SECONDS = 2.0
 """How long the applier may take to checkpoint and let go of the mount at a stop."""
@@ -176,7 +176,7 @@ class Replica:
             with trio.move_on_after(DETACH_SECONDS):
                 await sink.close()
 
-    def positions(self) -> Mapping[str, Position]:
+    def positions(self) -> Mapping[str, Point]:
         """What this replica holds; nothing while it applies nothing."""
         return self._sink.positions() if self._sink is not None else {}
 

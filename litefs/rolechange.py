@@ -38,7 +38,7 @@ from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.protocols import Source
-from litefs.types import Position, Role
+from litefs.types import Point, Position, Role
 
 log = logging.getLogger("litefs.node")
 
@@ -226,33 +226,42 @@ class RoleChanges:
 
     # -- what an election asks for (litefs.cluster.member) ---------------------------------------------
 
-    def positions(self) -> Mapping[str, Position]:
+    def positions(self) -> Mapping[str, Point]:
         """What this node holds, database by database. On a replica that is what its logs have, shown to
         readers already or not; nothing of a database that is damaged."""
-        found = {name: self._position(name, source) for name, source in self._catalog.sources().items()}
+        found = {name: self._point(name, source) for name, source in self._catalog.sources().items()}
         return {**found, **self._replica.positions()}
 
-    def _position(self, name: str, source: Source) -> Position:
+    def _point(self, name: str, source: Source) -> Point:
         try:
-            return source.position()
+            return source.point()
         except OSError:  # the fs process died inside an update of it: what is in the log exists
             with LogReader(self._data.database_dir(name).log) as reader:
                 return reader.tip()
 
-    def holds(self, name: str, position: Position) -> bool:
-        """Whether ``position`` is part of this node's history of ``name``; true also if its log does not
+    def holds(self, name: str, point: Point) -> bool:
+        """Whether ``point`` is part of this node's history of ``name``; true also if its log does not
         reach back so far."""
         try:
             with LogReader(self._data.database_dir(name).log) as reader:
-                found = reader.position_at(position.txid)
-                return found == position if found is not None else position.txid < reader.first_txid
+                found = reader.point_at(point.txid)
+                return found == point if found is not None else point.txid < reader.first_txid
         except (LiteFSError, OSError):
             return False
 
-    def was_removed(self, name: str, position: Position) -> bool:
-        """Whether a database of that name was removed here that had come to ``position``, or beyond it."""
+    def holds_position(self, name: str, position: Position) -> bool:
+        """The same for a position, which is all that clients know."""
         try:
-            return was_removed(self._data, name, position)
+            with LogReader(self._data.database_dir(name).log) as reader:
+                found = reader.point_at(position.txid)
+                return found.position == position if found is not None else position.txid < reader.first_txid
+        except (LiteFSError, OSError):
+            return False
+
+    def was_removed(self, name: str, point: Point) -> bool:
+        """Whether a database of that name was removed here that had come to ``point``, or beyond it."""
+        try:
+            return was_removed(self._data, name, point)
         except (LiteFSError, OSError):
             return False
 
@@ -264,7 +273,7 @@ class RoleChanges:
         """Store the id of the cluster that this node belongs to from now on. Raises LiteFSError, OSError."""
         self._data.set_cluster_id(cluster_id)
 
-    def published(self) -> Mapping[str, Position]:
+    def published(self) -> Mapping[str, Point]:
         """What a failover must keep, by database."""
         return self._replicas.published()
 

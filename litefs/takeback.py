@@ -28,7 +28,7 @@ from litefs.store.streamed import Streamed
 from litefs.store.sums import SumsFile
 from litefs.store.tails import append_tail, check_tail
 from litefs.stream.protocols import Identity
-from litefs.types import Position
+from litefs.types import Point
 
 log = logging.getLogger("litefs.node")
 
@@ -39,7 +39,7 @@ RECEIVE_SECONDS = 60.0
 @dataclass(frozen=True, slots=True)
 class _Tail:
     path: Path
-    tip: Position
+    tip: Point
 
 
 class TakeBack:
@@ -135,7 +135,7 @@ class TakeBack:
                     await self._received.wait()
             done.set()
 
-    def wanted(self, held: Mapping[str, Position]) -> Mapping[str, Position]:
+    def wanted(self, held: Mapping[str, Point]) -> Mapping[str, Point]:
         """As :class:`litefs.server.takeback.Tails` says."""
         if not self._open:
             return {}
@@ -145,10 +145,10 @@ class TakeBack:
             if name in held and held[name].txid > self._reached(name).txid
         }
 
-    def _reached(self, name: str) -> Position:
+    def _reached(self, name: str) -> Point:
         return self._best[name].tip if name in self._best else self._logs[name].tip
 
-    async def take(self, name: str, after: Position, chunks: AsyncIterable[bytes]) -> Position:
+    async def take(self, name: str, after: Point, chunks: AsyncIterable[bytes]) -> Point:
         """As :class:`litefs.server.takeback.Tails` says."""
         if not self._open:
             raise NotPrimary(STARTING)

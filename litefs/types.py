@@ -13,6 +13,7 @@ MAX_TXID = (1 << 64) - 2
 """The last transaction there can be: the number after it still fits where the next one is announced."""
 
 _POSITION = re.compile(r"\A([0-9a-f]{16})/([0-9a-f]{16})\n?\Z")
+_POINT = re.compile(r"\A([0-9a-f]{16})/([0-9a-f]{16})/([0-9a-f]{16})\Z")
 
 
 class Role(enum.StrEnum):
@@ -47,3 +48,37 @@ class Position:
 
 
 ZERO = Position()
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A position as nodes compare it: with ``hash``, the XXH3-64 that logs have of the record that led there.
+
+    The position alone does not tell histories apart: CRCs are affine, so the same change of another page
+    leads to the same checksum. A record bears its node and time, so no two nodes write the same one; and who
+    takes the records of another node compares the point they follow. Before the first transaction all is 0.
+    """
+
+    txid: int = 0
+    checksum: int = 0
+    hash: int = 0
+
+    @property
+    def position(self) -> Position:
+        """What people, files and clients know it by."""
+        return Position(self.txid, self.checksum)
+
+    def __str__(self) -> str:
+        return f"{self.txid:016x}/{self.checksum:016x}/{self.hash:016x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Point:
+        """Read what ``str`` gives. Raises ValueError."""
+        match = _POINT.match(text)
+        if match is None:
+            raise ValueError(f"not a point in a history: {text!r}")
+        return cls(*(int(part, 16) for part in match.groups()))
+
+
+START = Point()
+"""Before the first transaction, at position ``ZERO``."""

@@ -51,6 +51,10 @@ class PageSums:
     @property
     def checksum(self) -> int: ...
     @property
+    def hash(self) -> int:
+        """XXH3-64 that the log has of the last transaction's record."""
+
+    @property
     def timestamp(self) -> int: ...
     @property
     def formatted(self) -> bool:
@@ -65,8 +69,8 @@ class PageSums:
     def wal(self) -> tuple[int, int, int]:
         """(salt1, salt2, frames) as one ``set_wal`` wrote them. Raises TimeoutError as ``snapshot``."""
 
-    def snapshot(self) -> tuple[int, int, int, int, int]:
-        """(txid, checksum, timestamp, page size, page count) of one moment, in any process.
+    def snapshot(self) -> tuple[int, int, int, int, int, int]:
+        """(txid, checksum, timestamp, page size, page count, hash) of one moment, in any process.
 
         Raises TimeoutError after 1 s if the writer stopped inside an update (it was killed).
         """
@@ -101,20 +105,24 @@ class PageSums:
     def post(self, pgnos: Buffer, new: Buffer, commit: int) -> int:
         """The first half of what ``preview`` returns, for page checksums from ``checksums_of``."""
 
-    def commit(self, pgnos: Buffer, new: Buffer, commit: int, txid: int, post: int, timestamp: int) -> None:
+    def commit(
+        self, pgnos: Buffer, new: Buffer, commit: int, txid: int, post: int, timestamp: int, hash: int
+    ) -> None:
         """Publish a transaction that ``preview`` or ``post`` described; ``timestamp`` in Unix ms.
 
         Raises ValueError as they do, and if ``commit`` exceeds the capacity.
         """
 
-    def replace(self, page_size: int, sums_bytes: Buffer, txid: int, post: int, timestamp: int) -> None:
+    def replace(
+        self, page_size: int, sums_bytes: Buffer, txid: int, post: int, timestamp: int, hash: int
+    ) -> None:
         """Publish a transaction that replaces every page, with pages of another size.
 
         ``sums_bytes``: the checksums (native u64) of all pages from 1 on, 0 for the lock page; ``timestamp``:
         Unix ms. Raises ValueError for an impossible page size, or more checksums than the capacity.
         """
 
-    def reset(self, commit: int, txid: int, post: int, timestamp: int) -> None:
+    def reset(self, commit: int, txid: int, post: int, timestamp: int, hash: int) -> None:
         """Set the position and page count alone, for checksums that ``load`` filled in.
 
         Raises ValueError if ``commit`` exceeds the capacity.

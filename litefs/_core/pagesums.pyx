@@ -51,13 +51,14 @@ cdef inline uint64_t page_sum(uint32_t pgno, const uint8_t* page, size_t n) noex
 
 
 cdef inline void set_position(
-    sums_header* h, uint32_t page_count, uint64_t txid, uint64_t post, int64_t timestamp
+    sums_header* h, uint32_t page_count, uint64_t txid, uint64_t post, int64_t timestamp, uint64_t hash
 ) noexcept nogil:
     """Between ``sums_enter`` and ``sums_leave``."""
     set32(h.page_count, page_count)
     set64(h.txid, txid)
     set64(h.checksum, post)
     seti64(h.timestamp, timestamp)
+    set64(h.hash, hash)
 
 
 cdef inline uint32_t lock_page(uint32_t page_size) noexcept nogil:
@@ -231,6 +232,10 @@ cdef class PageSums:
         return get64(self.header().checksum)
 
     @property
+    def hash(self):
+        return get64(self.header().hash)
+
+    @property
     def timestamp(self):
         return geti64(self.header().timestamp)
 
@@ -327,6 +332,7 @@ cdef class PageSums:
             copy.txid = get64(h.txid)
             copy.checksum = get64(h.checksum)
             copy.timestamp = geti64(h.timestamp)
+            copy.hash = get64(h.hash)
             copy.wal_salt1 = get32(h.wal_salt1)
             copy.wal_salt2 = get32(h.wal_salt2)
             copy.wal_frames = get32(h.wal_frames)
@@ -344,7 +350,7 @@ cdef class PageSums:
 
     def snapshot(self):
         cdef sums_header copy = self._read()
-        return (copy.txid, copy.checksum, copy.timestamp, copy.page_size, copy.page_count)
+        return (copy.txid, copy.checksum, copy.timestamp, copy.page_size, copy.page_count, copy.hash)
 
     def wal(self):
         cdef sums_header copy = self._read()
@@ -455,7 +461,9 @@ cdef class PageSums:
             total ^= get64(self.sums[pgno - 1])
         return FLAG | total
 
-    def commit(self, pgnos, new, uint32_t commit, uint64_t txid, uint64_t post, int64_t timestamp):
+    def commit(
+        self, pgnos, new, uint32_t commit, uint64_t txid, uint64_t post, int64_t timestamp, uint64_t hash
+    ):
         cdef sums_header* h = self.header()
         cdef Py_buffer numbers, sums
         cdef const uint32_t* pages
@@ -477,14 +485,16 @@ cdef class PageSums:
                     set64(self.sums[pages[i] - 1], values[i])
                 for pgno in range(commit + 1, before + 1):
                     set64(self.sums[pgno - 1], 0)
-                set_position(h, commit, txid, post, timestamp)
+                set_position(h, commit, txid, post, timestamp, hash)
                 sums_leave(h)
             finally:
                 PyBuffer_Release(&sums)
         finally:
             PyBuffer_Release(&numbers)
 
-    def replace(self, uint32_t page_size, sums_bytes, uint64_t txid, uint64_t post, int64_t timestamp):
+    def replace(
+        self, uint32_t page_size, sums_bytes, uint64_t txid, uint64_t post, int64_t timestamp, uint64_t hash
+    ):
         cdef sums_header* h = self.header()
         cdef Py_buffer view
         cdef const uint64_t* values
@@ -503,12 +513,12 @@ cdef class PageSums:
             for i in range(n, before):
                 set64(self.sums[i], 0)
             set32(h.page_size, page_size)
-            set_position(h, <uint32_t>n, txid, post, timestamp)
+            set_position(h, <uint32_t>n, txid, post, timestamp, hash)
             sums_leave(h)
         finally:
             PyBuffer_Release(&view)
 
-    def reset(self, uint32_t commit, uint64_t txid, uint64_t post, int64_t timestamp):
+    def reset(self, uint32_t commit, uint64_t txid, uint64_t post, int64_t timestamp, uint64_t hash):
         cdef sums_header* h = self.header()
         cdef uint32_t pgno, before = min(get32(h.page_count), self.capacity)
         if commit > self.capacity:
@@ -516,5 +526,5 @@ cdef class PageSums:
         sums_enter(h)
         for pgno in range(commit + 1, before + 1):
             set64(self.sums[pgno - 1], 0)
-        set_position(h, commit, txid, post, timestamp)
+        set_position(h, commit, txid, post, timestamp, hash)
         sums_leave(h)

@@ -19,11 +19,13 @@ typedef struct {
     uint32_t clean, unused;
     int64_t file_size, file_mtime, file_ctime;
     uint32_t wal_salt1, wal_salt2, wal_frames, unused2;
-    uint32_t damaged;
+    uint32_t damaged, unused3;
+    uint64_t hash;
 } sums_header;
 _Static_assert(offsetof(sums_header, seq) == 16 && offsetof(sums_header, durable_txid) == 48
                && offsetof(sums_header, file_size) == 72 && offsetof(sums_header, wal_salt1) == 96
-               && offsetof(sums_header, damaged) == 112, "layout of the sums file");
+               && offsetof(sums_header, damaged) == 112
+               && offsetof(sums_header, hash) == 120, "layout of the sums file");
 
 /* The fields proper are relaxed atomics, so that a racing reader sees old or new words, never torn ones. */
 #define sums_get(field) __atomic_load_n(&(field), __ATOMIC_RELAXED)

@@ -20,6 +20,7 @@ cdef extern from "pagesums_impl.h":
         uint32_t wal_salt2
         uint32_t wal_frames
         uint32_t damaged
+        uint64_t hash
     uint32_t get32 "sums_get"(uint32_t field) nogil
     uint64_t get64 "sums_get"(uint64_t field) nogil
     int64_t geti64 "sums_get"(int64_t field) nogil

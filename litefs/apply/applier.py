@@ -26,7 +26,7 @@ from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
 from litefs.store.rewrite import write_again
 from litefs.store.snapshot import SnapshotTarget
-from litefs.types import Position
+from litefs.types import Point, Position
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,15 @@ class Applier:
     @property
     def position(self) -> Position:
         """The last transaction in the log: what this replica has. Readers may see it a moment later."""
+        return self.point.position
+
+    @property
+    def point(self) -> Point:
+        """As ``position``, for other nodes."""
         return self._database.log.tip
 
     @property
-    def durable(self) -> Position:
+    def durable(self) -> Point:
         """The last transaction in the log that is durable there."""
         return self._database.log.synced
 
@@ -102,7 +107,7 @@ class Applier:
     @property
     def is_behind(self) -> bool:
         """Whether the log holds what readers cannot see yet: a call failed half way, ``attach`` again."""
-        return self._database.log.tip != self._database.position
+        return self._database.log.tip != self._database.point
 
     @property
     def needs_recovery(self) -> bool:
@@ -223,9 +228,9 @@ class Applier:
                     self._flush([single])
             raise wrong_sum(self.dir.name, last.header, post, last.trailer.post_apply)
         for item, record in batch:
-            self._append(item, record.header, record.trailer.post_apply)
+            digest = self._append(item, record.header, record.trailer.post_apply)
         self._write(pgnos, images, commit)
-        sums.commit(pgnos, new, commit, last.header.max_txid, post, last.header.timestamp)
+        sums.commit(pgnos, new, commit, last.header.max_txid, post, last.header.timestamp, digest)
         self._published()
 
     def _make_room(self, pages: int) -> None:
@@ -233,10 +238,11 @@ class Applier:
             with self._closing:  # the map may move under ``sync_database``
                 self._room = self._database.sums_file.ensure(pages)
 
-    def _append(self, item: Incoming, header: Header, post: int) -> None:
-        """Log a record, unless it is in the log already; a full one in a segment of its own."""
+    def _append(self, item: Incoming, header: Header, post: int) -> int:
+        """Log a record, unless it is in the log already; a full one in a segment of its own. Returns the
+        hash that the log has of it."""
         if item.entry is not None:
-            return
+            return item.entry.extent.digest
         database = self._database
         if header.page_size != database.page_size:
             with database.log.begin_segment(header.page_size) as append:
@@ -246,6 +252,7 @@ class Applier:
             database.log.append(item.body, header.max_txid, post)
         if self._unsynced_since is None:
             self._unsynced_since = time.monotonic()
+        return database.log.tip.hash
 
     def _write(self, pgnos: Buffer, images: Buffer, commit: int) -> None:
         writer = self._attached()
@@ -274,7 +281,7 @@ class Applier:
             raise FormatError(f"{self.dir.name}: record {header.max_txid:016x}: {error}") from error
         if post != decoder.trailer.post_apply:
             raise wrong_sum(self.dir.name, header, post, decoder.trailer.post_apply)
-        self._append(item, header, post)
+        digest = self._append(item, header, post)
         if pgnos:
             left = len(pgnos)
             with self._attached().writing() as append:
@@ -283,7 +290,7 @@ class Applier:
                     append.add(some, images, 0 if left else header.commit)
         else:
             self._write(pgnos, b"", header.commit)
-        self._database.sums.commit(pgnos, new, header.commit, header.max_txid, post, header.timestamp)
+        self._database.sums.commit(pgnos, new, header.commit, header.max_txid, post, header.timestamp, digest)
         self._published()
 
     def _apply_full(self, item: Incoming) -> None:
@@ -292,12 +299,14 @@ class Applier:
         header, post = record.header, record.post_apply
         self._check(header, post, self._database.position)
         self._make_room(header.commit)
-        self._append(item, header, post)
+        digest = self._append(item, header, post)
         self.sync_log()  # what is overwritten must be recoverable (I5)
         if not write_in_place(self._attached(), record):
             self._reopen(header.page_size)
             return
-        self._database.sums.replace(header.page_size, record.sums, header.max_txid, post, header.timestamp)
+        self._database.sums.replace(
+            header.page_size, record.sums, header.max_txid, post, header.timestamp, digest
+        )
         self.detach()
         self._attach_wal().backfilled_txid = header.max_txid
         self._published()
@@ -359,8 +368,8 @@ class Applier:
         """Apply what is in the log beyond the published position: an earlier call failed after its append."""
         tip = self._database.log.tip
         with LogReader(self.dir.log) as reader:
-            if not reader.seek(self._database.position):
-                raise PositionMismatch(f"{self.dir.log}: does not hold {self._database.position}")
+            if not reader.seek(self._database.point):
+                raise PositionMismatch(f"{self.dir.log}: does not hold {self._database.point}")
             while not self.must_reopen and (entries := reader.read(tip.txid, MERGE_BYTES // 4)):
                 self._take(Incoming(entry.body, entry) for entry in entries)
 

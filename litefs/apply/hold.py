@@ -32,23 +32,26 @@ from litefs.sqlite.header import SIZE as DATABASE_HEADER
 from litefs.sqlite.header import DatabaseHeader
 from litefs.sqlite.locks import PENDING, RESERVED, SHARED_FIRST, SHARED_SIZE, SHM_WRITE
 from litefs.store import fileops
+from litefs.store.paths import DatabaseDir
+from litefs.store.reader import Entry, LogReader
 from litefs.store.sums import SumsFile
-from litefs.types import Position
+from litefs.types import Point, Position
 
 
 class WriteHold:
     """The write lock of the database at ``path`` on this primary's mount. Blocking; for one thread at a time.
 
-    ``sums``: the database's ``sums`` file.
+    ``directory``: where its log is.
     """
 
-    def __init__(self, path: Path, sums: Path, timeout: float) -> None:
+    def __init__(self, path: Path, directory: DatabaseDir, timeout: float) -> None:
         """Take it, waiting ``timeout`` seconds for each lock.
 
         Raises DatabaseBusy, DatabaseNotFound, FormatError, LiteFSError, OSError.
         """
         self._path = path
-        self._sums = SumsFile(sums)
+        self._sums = SumsFile(directory.sums)
+        self._log = LogReader(directory.log)
         self._writer: WalWriter | None = None
         try:
             call(recover, path, timeout)
@@ -56,6 +59,8 @@ class WriteHold:
                 self._writer = writer = WalWriter(path, applies=False)
             locks.wait_exclusive(writer.shm.fd, SHM_WRITE, timeout=timeout)
             writer.settle(self._sums.sums.wal())
+            if not self._log.seek(self.point):
+                raise LiteFSError(f"{path.name}: its log does not hold {self.point}")
         except locks.LockTimeout as error:
             self.close()
             raise DatabaseBusy(f"{path.name}: others go on writing or reading: {error}") from error
@@ -66,15 +71,20 @@ class WriteHold:
     @property
     def position(self) -> Position:
         """The last transaction."""
-        txid, checksum, *_ = self._sums.sums.snapshot()
-        return Position(txid, checksum)
+        return self.point.position
 
-    def apply(self, body: Callable[[], Callable[[int], bytes]]) -> Position:
+    @property
+    def point(self) -> Point:
+        """As ``position``, for other nodes."""
+        txid, checksum, *_, digest = self._sums.sums.snapshot()
+        return Point(txid, checksum, digest)
+
+    def apply(self, body: Callable[[], Callable[[int], bytes]]) -> Entry:
         """Commit the transaction of one LTX record, which ``body()`` reads from its start.
 
-        Returns the position after it. Raises PositionMismatch, ChecksumMismatch, FormatError or NotSupported
-        for a record that does not fit, CommitRefused if it was refused: nothing has happened then.
-        OutcomeUnknown, OSError, LiteFSError: it may have been committed; take no other.
+        Returns the record that was logged of it: another one. Raises PositionMismatch, ChecksumMismatch,
+        FormatError or NotSupported for a record that does not fit, CommitRefused if it was refused: nothing
+        has happened then. OutcomeUnknown, OSError, LiteFSError: it may have been committed; take no other.
         """
         decoder = Decoder(body())
         header = decoder.header
@@ -99,7 +109,11 @@ class WriteHold:
             raise OutcomeUnknown(f"{self._path.name}: logged, but not completed: {error}") from error
         if self.position != after:
             raise OutcomeUnknown(f"{self._path.name}: led to {self.position} instead of {after}")
-        return after
+        try:
+            (entry,) = self._log.read(after.txid)
+        except (LiteFSError, OSError, ValueError) as error:
+            raise OutcomeUnknown(f"{self._path.name}: committed, but it cannot be read: {error}") from error
+        return entry
 
     def _check(self, header: Header) -> None:
         at, name = self.position, self._path.name
@@ -129,6 +143,7 @@ class WriteHold:
             if rollback:
                 with contextlib.suppress(LiteFSError):
                     call(recover, self._path, 0.1)  # who is the last to close it ends the WAL
+        self._log.close()
         self._sums.close()
 
     def _is_rollback(self, writer: WalWriter) -> bool:

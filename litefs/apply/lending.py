@@ -7,7 +7,7 @@ from being written.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from litefs.ltx import TRAILER_SIZE, Header, Trailer
 from litefs.sqlite.locks import SHM_CKPT, SHM_WRITE
 from litefs.store.database import Database
 from litefs.store.paths import DatabaseDir
+from litefs.store.segments import record_hash
 from litefs.store.sums import SumsFile
-from litefs.types import ZERO, Position
+from litefs.types import START, Point, Position
 
 LEND_TIMEOUT = 5.0
 """Seconds to wait for a client that recovers the WAL, or that was writing under HALT."""
@@ -55,24 +56,24 @@ class LendingApplier(Applier):
     def __init__(self, directory: DatabaseDir, mounted: Path, **options: Any) -> None:
         super().__init__(directory, mounted, **options)
         self._lent: SumsFile | None = None
-        self._durable = ZERO
+        self._durable = START
         """Of what is lent: the last transaction that was seen to be durable."""
         self._returned = False
 
     @property
-    def position(self) -> Position:
+    def point(self) -> Point:
         if self._lent is not None:
-            txid, checksum, *_ = self._lent.sums.snapshot()
-            return Position(txid, checksum)
-        return super().position
+            txid, checksum, *_, digest = self._lent.sums.snapshot()
+            return Point(txid, checksum, digest)
+        return super().point
 
     @property
-    def durable(self) -> Position:
+    def durable(self) -> Point:
         if self._lent is None:
             return super().durable
-        position = self.position  # first: both go on meanwhile
-        if self._lent.sums.synced_txid >= position.txid:
-            self._durable = position
+        point = self.point  # first: both go on meanwhile
+        if self._lent.sums.synced_txid >= point.txid:
+            self._durable = point
         return self._durable
 
     @property
@@ -160,7 +161,7 @@ class LendingSink(ReplicaSink):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._echoed: dict[str, Callable[[Position], None]] = {}
+        self._echoed: dict[str, Callable[[Position, Buffer], Awaitable[None]]] = {}
 
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
         """As of :class:`ReplicaSink`; what this node writes under HALT comes back, perhaps too early. If the
@@ -168,7 +169,7 @@ class LendingSink(ReplicaSink):
         state = self._state(name)
         last = _after(bodies[-1])
         if state.lent is not None and self.sync_at_once(name):
-            self._echoed[name](last)
+            await self._echoed[name](last.position, bodies[-1])
         while state.lent is not None and state.lent.position.txid < last.txid:  # noqa: ASYNC110 - below
             await trio.sleep(ECHO_POLL)  # the fs process appends it, and tells nobody in particular
         if state.lent is not None:
@@ -176,19 +177,19 @@ class LendingSink(ReplicaSink):
         if state.written:
             bodies = _unknown(state, bodies)
         if not bodies:
-            return state.position or ZERO
+            return (state.point or START).position
         return await super().records(name, bodies)
 
     async def sync_log(self, name: str) -> None:
         """As of :class:`ReplicaSink`; what is lent the fs process syncs, which is waited for."""
         state = self._state(name)
         with trio.move_on_after(SYNC_SECONDS):
-            while state.lent is not None and state.lent.durable != state.lent.position:  # noqa: ASYNC110
+            while state.lent is not None and state.lent.durable != state.lent.point:  # noqa: ASYNC110
                 await trio.sleep(ECHO_POLL)
         if state.lent is None:
             await super().sync_log(name)
 
-    async def lend(self, name: str, echoed: Callable[[Position], None]) -> Lent:
+    async def lend(self, name: str, echoed: Callable[[Position, Buffer], Awaitable[None]]) -> Lent:
         """Leave a database to the fs process, to be written under HALT. ``echoed`` is told what comes back by
         the stream of a database that the primary replicates synchronously. Raises DatabaseNotFound,
         LiteFSError, OSError."""
@@ -224,10 +225,11 @@ class LendingSink(ReplicaSink):
         self._applied(name, applier.position)
 
 
-def _after(body: Buffer) -> Position:
-    """The position after a record. Raises FormatError."""
+def _after(body: Buffer) -> Point:
+    """The point after a record. Raises FormatError."""
     view = memoryview(body)
-    return Position(Header.unpack(view).max_txid, Trailer.unpack(view[-TRAILER_SIZE:]).post_apply)
+    post = Trailer.unpack(view[-TRAILER_SIZE:]).post_apply
+    return Point(Header.unpack(view).max_txid, post, record_hash(view, len(view)))
 
 
 def _unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]:
@@ -235,14 +237,12 @@ def _unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]
 
     Raises PositionMismatch if the last of them leads elsewhere than here, FormatError.
     """
-    position = state.position or ZERO
+    here = state.point or START
     known = 0
     while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= state.written:
         known += 1
     if known:
         there = _after(bodies[known - 1])
-        if there.txid == position.txid and there != position:
-            raise PositionMismatch(
-                f"{state.directory.name}: the primary is at {there}, this node at {position}"
-            )
+        if there.txid == here.txid and there != here:
+            raise PositionMismatch(f"{state.directory.name}: the primary is at {there}, this node at {here}")
     return bodies[known:]

@@ -68,7 +68,7 @@ class FullRecord:
             raise FormatError(f"{name}: record {header.max_txid:016x}: {error}") from error
         if post != expected:
             raise wrong_sum(name, header, post, expected)
-        after.commit(pgnos, new, header.commit, header.max_txid, post, header.timestamp)
+        after.commit(pgnos, new, header.commit, header.max_txid, post, header.timestamp, 0)
         return cls(item, header, post, after.array(1, header.commit))
 
 

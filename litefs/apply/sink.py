@@ -28,7 +28,7 @@ from litefs.store.lost import keep_file
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotTarget
-from litefs.types import ZERO, Position
+from litefs.types import START, ZERO, Point, Position
 
 log = logging.getLogger(__name__)
 
@@ -170,12 +170,12 @@ class ReplicaSink:
 
     # The Sink protocol.
 
-    def positions(self) -> Mapping[str, Position]:
-        """What this replica holds, database by database; ZERO if it takes nothing but a snapshot."""
-        found = {name: state.position for name, state in self._states.items()}
-        return {name: position for name, position in found.items() if position is not None}
+    def positions(self) -> Mapping[str, Point]:
+        """What this replica holds, database by database; START if it takes nothing but a snapshot."""
+        found = {name: state.point for name, state in self._states.items()}
+        return {name: point for name, point in found.items() if point is not None}
 
-    def held(self, name: str) -> tuple[Position, Position] | None:
+    def held(self, name: str) -> tuple[Point, Point] | None:
         """The last transaction in a database's log, and the last durable one; None if nothing of it is here,
         or it is damaged."""
         state = self._states.get(name)
@@ -201,9 +201,7 @@ class ReplicaSink:
         self._applied(name, position)
         return position
 
-    async def snapshot_begin(
-        self, name: str, page_size: int, commit: int, at: Position, timestamp: int
-    ) -> None:
+    async def snapshot_begin(self, name: str, page_size: int, commit: int, at: Point, timestamp: int) -> None:
         """Begin to receive a whole database. Raises InvalidName, FormatError, OSError."""
         state = self._state(name)
         async with state.lock:
@@ -219,7 +217,7 @@ class ReplicaSink:
         async with state.lock:
             await self._thread(state.incoming().pages, pgnos, images)
 
-    async def snapshot_end(self, name: str, position: Position) -> None:
+    async def snapshot_end(self, name: str, point: Point) -> None:
         """Check the snapshot, and make it this replica's database.
 
         A new database is installed and shown; in one that exists the pages that differ are changed like any
@@ -230,7 +228,7 @@ class ReplicaSink:
         async with state.working():
             state.check()
             target = state.incoming()
-            await self._thread(target.verify, position)
+            await self._thread(target.verify, point)
             state.target = None
             if state.damage is not None:
                 await self._repair(state, target)
@@ -238,7 +236,7 @@ class ReplicaSink:
                 await self._install(state, target)
             else:
                 await self._replace(state, state.applier, target)
-        self._applied(name, position)
+        self._applied(name, point.position)
 
     async def snapshot_abort(self, name: str) -> None:
         """Forget an unfinished snapshot; nothing if there is none."""
@@ -372,11 +370,11 @@ class ReplicaSink:
                 f"{state.directory.name}: record {header.min_txid:016x} offered, but nothing of it is here"
             )
         target = await self._thread(
-            SnapshotTarget, state.directory, header.page_size, header.commit, ZERO, header.timestamp
+            SnapshotTarget, state.directory, header.page_size, header.commit, START, header.timestamp
         )
         try:
             position = await self._thread(lay_records, target, bodies)
-            await self._thread(target.verify, position)
+            await self._thread(target.verify, target.point)
         except BaseException:
             target.abort()
             raise

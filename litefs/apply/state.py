@@ -18,7 +18,7 @@ from litefs.store import fileops
 from litefs.store.paths import DatabaseDir
 from litefs.store.recovery import recover
 from litefs.store.snapshot import SnapshotTarget
-from litefs.types import ZERO, Position
+from litefs.types import START, Point, Position
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +46,14 @@ class DatabaseState:
     _behind: bool = False
 
     @property
-    def position(self) -> Position | None:
-        """What the primary is told: the last transaction, ZERO if a snapshot is needed, None if nothing is
+    def point(self) -> Point | None:
+        """What the primary is told: the last transaction, START if a snapshot is needed, None if nothing is
         here."""
         if self.damage is not None:
-            return ZERO
+            return START
         if self.lent is not None:
-            return self.lent.position
-        return self.applier.position if self.applier is not None else None
+            return self.lent.point
+        return self.applier.point if self.applier is not None else None
 
     def is_behind(self) -> bool:
         """Whether readers lack something that its log holds; while a task has the lock, as of when that was
@@ -76,14 +76,14 @@ class DatabaseState:
                 self._note()
 
     @property
-    def held(self) -> tuple[Position, Position] | None:
+    def held(self) -> tuple[Point, Point] | None:
         """The last transaction in the log, and the last one that is durable there; None if nothing is here,
         or it is damaged."""
         applier = self.lent or self.applier
         if applier is None or self.damage is not None:
             return None
         durable = applier.durable  # first: a thread may append and sync meanwhile
-        return applier.position, durable
+        return applier.point, durable
 
     def check(self) -> None:
         """Raises LiteFSError if nothing can be applied here before a recovery."""

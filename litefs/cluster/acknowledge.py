@@ -13,7 +13,7 @@ from litefs.errors import LiteFSError
 from litefs.link.rules import SyncRules
 from litefs.stream.acks import Ack, Held
 from litefs.stream.protocols import Identity, Observer
-from litefs.types import Position
+from litefs.types import Point
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Holdings(Protocol):
     sync_at_once: Callable[[str], bool]
     """Whether the log of that database is to be synced with each batch of records."""
 
-    def held(self, name: str) -> tuple[Position, Position] | None:
+    def held(self, name: str) -> tuple[Point, Point] | None:
         """The last transaction in its log, and the last durable one; None if there is nothing of it."""
 
     async def sync_log(self, name: str) -> None:
@@ -118,4 +118,4 @@ class Acknowledger(Observer):
         if held is None:
             return None
         tip, durable = held
-        return Held(handle, tip.txid, tip.checksum, durable.txid, durable.checksum, chained)
+        return Held.of(handle, tip, durable, chained=chained)

@@ -4,7 +4,7 @@
 
     {"format": 1, "holder": TOKEN, "nonce": TEXT, "displaces": TOKEN | "",
      "term": N, "node-id": N, "primary": {"hostname": TEXT, "advertise-url": TEXT},
-     "positions": {NAME: "TXID/CHECKSUM", ...}, "in-sync": [N, ...] | null,
+     "positions": {NAME: "TXID/CHECKSUM/HASH", ...}, "in-sync": [N, ...] | null,
      "released": BOOL, "successor": N | null}
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from litefs.cluster.lease import Beat, LeaseUnavailable, PrimaryInfo
-from litefs.types import Position
+from litefs.types import Point
 
 FORMAT = 1
 MAX_BYTES = 256 << 10
@@ -97,7 +97,7 @@ def decode(data: bytes, where: str) -> Record:
         stored = _decoder.decode(data)
         if stored.format != FORMAT:
             raise ValueError(f"format {stored.format}, this version knows {FORMAT}")
-        positions = {name: Position.parse(text) for name, text in stored.positions.items()}
+        positions = {name: Point.parse(text) for name, text in stored.positions.items()}
     except (msgspec.MsgspecError, ValueError) as error:
         raise LeaseUnavailable(f"{where}: not a beat: {error}") from None
     beat = Beat(
@@ -112,7 +112,7 @@ def decode(data: bytes, where: str) -> Record:
     return Record(beat, stored.holder, stored.displaces)
 
 
-def _fitting(positions: Mapping[str, Position], room: int) -> dict[str, str]:
+def _fitting(positions: Mapping[str, Point], room: int) -> dict[str, str]:
     """The last positions whose JSON takes at most ``room`` bytes, in their order."""
     kept: list[tuple[str, str]] = []
     for name in reversed(list(positions)):

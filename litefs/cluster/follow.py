@@ -26,7 +26,7 @@ from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Identity, Observer, Sink
 from litefs.stream.receiver import DatabaseFailed, Receiver
 from litefs.tokens import matches
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,11 @@ class Callbacks:
 class GiveBack(Protocol):
     """Sends a primary what it lost."""
 
-    async def __call__(self, peer: Peer, after: Mapping[str, Position], held: Mapping[str, Position]) -> None:
+    async def __call__(self, peer: Peer, after: Mapping[str, Point], held: Mapping[str, Point]) -> None:
         """Send what this replica, which is at ``held``, has after where the primary is. Raises PeerError."""
 
 
-async def _keep(peer: Peer, after: Mapping[str, Position], held: Mapping[str, Position]) -> None:
+async def _keep(peer: Peer, after: Mapping[str, Point], held: Mapping[str, Point]) -> None:
     """Send nothing."""
 
 
@@ -203,10 +203,10 @@ class Follower:
                 raise
         return None if receiver.left_to_retry else reason
 
-    def _positions(self) -> Mapping[str, Position]:
+    def _positions(self) -> Mapping[str, Point]:
         positions = dict(self._sink.positions())
         for name in self._distrusted & positions.keys():
-            positions[name] = ZERO
+            positions[name] = START
         return {name: position for name, position in positions.items() if self._wanted(name)}
 
     def _wanted(self, name: str) -> bool:

@@ -15,7 +15,7 @@ from litefs.errors import LogCorrupt, PositionMismatch
 from litefs.store.paths import DataDir
 from litefs.store.tails import copy_tail
 from litefs.stream.protocols import Identity
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 logger = logging.getLogger(__name__)
 
@@ -27,29 +27,29 @@ async def give_back(
     data: DataDir,
     identity: Callable[[], Identity],
     peer: Peer,
-    after: Mapping[str, Position],
-    held: Mapping[str, Position],
+    after: Mapping[str, Point],
+    held: Mapping[str, Point],
 ) -> None:
     """Send the primary what this node, at ``held``, has after ``after``, where its databases are.
 
-    A database of which this node does not know that position, or has no more, is passed over. Raises
+    A database of which this node does not know that point, or has no more, is passed over. Raises
     PeerError, Refused.
     """
-    for name, position in after.items():
-        upto = held.get(name, ZERO).txid
-        if upto <= position.txid:
+    for name, point in after.items():
+        upto = held.get(name, START).txid
+        if upto <= point.txid:
             continue
         with tempfile.TemporaryFile(dir=data.path, prefix="tail-") as file:
             log = data.database_dir(name).log
             try:
-                found = await trio.to_thread.run_sync(copy_tail, log, position, upto, file)
+                found = await trio.to_thread.run_sync(copy_tail, log, point, upto, file)
             except (LogCorrupt, PositionMismatch, OSError) as error:
                 logger.warning("%s: cannot give the primary its tail back: %s", name, error)
                 continue
             if not found:
-                logger.warning("%s: the primary is at %s, which is not in our log", name, position)
+                logger.warning("%s: the primary is at %s, which is not in our log", name, point)
                 continue
-            query = urlencode({"name": name, "after": str(position)})
+            query = urlencode({"name": name, "after": str(point)})
             body = Path(f"/proc/self/fd/{file.fileno()}")
             await peer.ask("POST", f"/tail?{query}", identity(), body=body, seconds=SEND_SECONDS)
-        logger.info("%s: gave the primary %d transactions back", name, upto - position.txid)
+        logger.info("%s: gave the primary %d transactions back", name, upto - point.txid)

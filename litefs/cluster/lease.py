@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from litefs.errors import ConfigError, LiteFSError, NotPrimary
-from litefs.types import Position
+from litefs.types import Point
 
 
 class LeaseLost(NotPrimary):
@@ -60,7 +60,7 @@ class Beat:
     term: int
     node_id: int
     primary: PrimaryInfo
-    positions: Mapping[str, Position] = field(default_factory=dict)
+    positions: Mapping[str, Point] = field(default_factory=dict)
     in_sync: tuple[int, ...] | None = None
     released: bool = False
     successor: int | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo
-from litefs.types import Position
+from litefs.types import Point
 
 
 class Member(Protocol):
@@ -17,18 +17,18 @@ class Member(Protocol):
     ``promote`` that failed or was cancelled comes ``demote``.
     """
 
-    def positions(self) -> Mapping[str, Position]:
+    def positions(self) -> Mapping[str, Point]:
         """What this node holds, database by database."""
 
-    def holds(self, name: str, position: Position) -> bool:
-        """Whether ``position`` is part of the history that this node holds of ``name``; asked only for
-        positions before its own. True also if its log does not reach back that far."""
+    def holds(self, name: str, point: Point) -> bool:
+        """Whether ``point`` is part of the history that this node holds of ``name``; asked only for
+        points before its own. True also if its log does not reach back that far."""
 
-    def was_removed(self, name: str, position: Position) -> bool:
-        """Whether a client removed a database of that name which had come to ``position``, or beyond it, and
+    def was_removed(self, name: str, point: Point) -> bool:
+        """Whether a client removed a database of that name which had come to ``point``, or beyond it, and
         this node knows; asked only where that is not in what it holds now."""
 
-    def published(self) -> Mapping[str, Position]:
+    def published(self) -> Mapping[str, Point]:
         """On the primary, by database: what the most advanced connected candidate is known to hold; its own
         position where none is connected. That is what a failover must keep."""
 

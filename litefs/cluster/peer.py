@@ -30,7 +30,7 @@ from litefs.stream.handshake import (
 from litefs.stream.protocols import Identity
 from litefs.tls import ClientTLS, failure
 from litefs.tokens import Tokens, bearer
-from litefs.types import Position
+from litefs.types import Point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ class Refused(PeerError):
 class TailsWanted(Refused):
     """The primary takes back what it lost; ``after``: where its databases are."""
 
-    def __init__(self, message: str, status: int, after: Mapping[str, Position]) -> None:
+    def __init__(self, message: str, status: int, after: Mapping[str, Point]) -> None:
         super().__init__(message, status)
         self.after = after
 
@@ -110,7 +110,7 @@ class Peer:
             await self._client.aclose()
 
     def stream(
-        self, identity: Identity, positions: Mapping[str, Position]
+        self, identity: Identity, positions: Mapping[str, Point]
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Ask for what follows ``positions``: a context that gives the chunks of the response.
 
@@ -121,7 +121,7 @@ class Peer:
 
     @asynccontextmanager
     async def _stream(
-        self, identity: Identity, positions: Mapping[str, Position]
+        self, identity: Identity, positions: Mapping[str, Point]
     ) -> AsyncGenerator[AsyncIterator[bytes], None]:
         assert self._client is not None
         request = self._client.build_request(
@@ -178,9 +178,17 @@ class Peer:
         raise error
 
     async def ask(
-        self, method: str, path: str, identity: Identity, *, body: Path | None = None, seconds: float
+        self,
+        method: str,
+        path: str,
+        identity: Identity,
+        *,
+        body: Path | None = None,
+        into: Path | None = None,
+        seconds: float,
     ) -> bytes:
-        """The answer of ``method`` on ``path`` (with its query), to which the file ``body`` is sent.
+        """The answer of ``method`` on ``path`` (with its query), to which the file ``body`` is sent; nothing
+        if it goes ``into`` a file.
 
         Bounded by ``seconds``. Raises PeerError (no answer: what was asked may have happened), Refused,
         ClusterMismatch, ProtocolMismatch, OSError.
@@ -199,7 +207,12 @@ class Peer:
                         message = await self._error_text(response)
                         self._check_token(response.status_code)
                         raise Refused(f"{self.url}: {message}", response.status_code)
-                    return await response.aread()
+                    if into is None:
+                        return await response.aread()
+                    async with await trio.open_file(into, "wb") as file:
+                        async for data in response.aiter_bytes():
+                            await file.write(data)
+                    return b""
                 finally:
                     await response.aclose()
         except trio.TooSlowError:

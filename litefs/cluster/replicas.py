@@ -21,7 +21,7 @@ from litefs.link.rules import SyncRule, SyncRules
 from litefs.stream.acks import Ack, AckAnswer, Held, ReplicaInfo
 from litefs.stream.handshake import format_node_id
 from litefs.stream.protocols import Catalog, Identity, Source
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ class Replicas:
         self._machine: InSync | None = None
         self._sources: dict[str, Source] = {}
         """Databases that replicate synchronously."""
-        self._positions: dict[str, Position] = {}
+        self._positions: dict[str, Point] = {}
         """Where those are."""
-        self._answered: dict[str, Position] = {}
+        self._answered: dict[str, Point] = {}
         """Of those, up to where commits may have been answered."""
-        self._reached: dict[str, dict[int, Position]] = {}
+        self._reached: dict[str, dict[int, Point]] = {}
         """Of those, what replicas have had durably since then, by transaction."""
-        self._own: dict[str, Position] = {}  # where this node's databases were when they were published last
-        self._published: dict[str, Position] = {}
+        self._own: dict[str, Point] = {}  # where this node's databases were when they were published last
+        self._published: dict[str, Point] = {}
         self._primary = False
         self._generation = -1
         self._told: tuple[Standing, int] | None = None
@@ -90,7 +90,7 @@ class Replicas:
         self._primary = True
         if self.rules.active:
             self._follow_catalog()
-            self._positions = {name: source.position() for name, source in self._sources.items()}
+            self._positions = {name: source.point() for name, source in self._sources.items()}
             self._answered = dict(self._positions)
             self._machine = InSync(
                 {name: position.txid for name, position in self._positions.items()},
@@ -148,7 +148,7 @@ class Replicas:
         self,
         replica: Identity,
         stream_id: int,
-        offered: Mapping[str, Position],
+        offered: Mapping[str, Point],
         sources: Mapping[int, Source],
         *,
         whole: bool,
@@ -160,7 +160,7 @@ class Replicas:
         begun = {
             name: position.txid
             for name, source in self._catalog.sources().items()
-            if (position := _position(source)) is not None
+            if (position := _point(source)) is not None
         }
         self._sessions[replica.node_id] = Session(stream_id, replica.hostname, offered, sources, begun, whole)
 
@@ -204,9 +204,9 @@ class Replicas:
         source = session.sources.get(held.handle)
         if source is None or self._catalog.sources().get(source.name) is not source:
             return  # removed meanwhile
-        if held.chained or source.is_at(held.position):
-            session.held[source.name] = held.position
-            if held.chained or held.durable == held.position:
+        if held.chained or source.is_at(held.point):
+            session.held[source.name] = held.point
+            if held.chained or held.durable == held.point:
                 session.durable[source.name] = held.durable
                 if source.name in self._sources:
                     self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
@@ -217,7 +217,7 @@ class Replicas:
 
     # -- for the lease -----------------------------------------------------------------------------
 
-    def published(self) -> dict[str, Position]:
+    def published(self) -> dict[str, Point]:
         """What a failover must keep, by database.
 
         With replicas in sync, of a database that has to wait for them: what may have been answered. Else the
@@ -231,12 +231,12 @@ class Replicas:
         waits = self._machine is not None and self._machine.waited_for
         for name, source in self._catalog.sources().items():
             if waits and name in self._sources:
-                found[name] = self._answered.get(name, ZERO)
+                found[name] = self._answered.get(name, START)
                 continue
-            if (own := _position(source)) is not None:
+            if (own := _point(source)) is not None:
                 self._own[name] = own
-            best = (heir.held if heir is not None and heir.counts(name) else self._own).get(name, ZERO)
-            found[name] = max(best, self._answered.get(name, ZERO), key=lambda position: position.txid)
+            best = (heir.held if heir is not None and heir.counts(name) else self._own).get(name, START)
+            found[name] = max(best, self._answered.get(name, START), key=lambda position: position.txid)
         self._published = found
         return found
 
@@ -277,7 +277,7 @@ class Replicas:
         if session is None or not session.candidate:
             raise PeerError(f"node {format_node_id(node_id)} is not connected, or no candidate")
         sources = self._catalog.sources()
-        return all(source.is_at(session.held.get(name, ZERO)) for name, source in sources.items())
+        return all(source.is_at(session.held.get(name, START)) for name, source in sources.items())
 
     # -- for people --------------------------------------------------------------------------------
 
@@ -320,7 +320,7 @@ class Replicas:
         for name, source in self._sources.items():
             if name in self._positions and source.is_at(self._positions[name]):
                 continue
-            if (position := _position(source)) is not None:
+            if (position := _point(source)) is not None:
                 self._positions[name] = position
                 self._machine.advanced(name, position.txid, now)
 
@@ -381,10 +381,10 @@ class Replicas:
             self._reached[name] = {at: position for at, position in reached.items() if at > txid}
 
 
-def _position(source: Source) -> Position | None:
+def _point(source: Source) -> Point | None:
     """Where a database is; None if its writer died inside an update: the next fs process recovers it."""
     try:
-        return source.position()
+        return source.point()
     except OSError:
         return None
 

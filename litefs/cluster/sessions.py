@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from litefs.stream.protocols import Source
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 
 @dataclass(slots=True)
@@ -16,19 +16,19 @@ class Session:
 
     stream_id: int
     hostname: str
-    offered: Mapping[str, Position]
+    offered: Mapping[str, Point]
     sources: Mapping[int, Source]
     begun: Mapping[str, int]
     whole: bool
     candidate: bool = False
     heard: bool = False
-    held: dict[str, Position] = field(default_factory=dict)
+    held: dict[str, Point] = field(default_factory=dict)
     """The last transaction in its log, by database, as far as it is this primary's history."""
-    durable: dict[str, Position] = field(default_factory=dict)
+    durable: dict[str, Point] = field(default_factory=dict)
 
     def counts(self, name: str) -> bool:
         """Whether it has of a database what was here when its stream began."""
-        return self.held.get(name, ZERO).txid >= self.begun.get(name, 1)
+        return self.held.get(name, START).txid >= self.begun.get(name, 1)
 
     def total(self, names: Collection[str]) -> int:
         """Transactions that it has of these databases."""
@@ -39,7 +39,7 @@ def find_heir(
     sessions: Mapping[int, Session],
     members: Collection[int],
     names: Collection[str],
-    published: Mapping[str, Position],
+    published: Mapping[str, Point],
 ) -> Session | None:
     """The candidate whose positions are published, None without a candidate; ``sessions`` by node id.
 
@@ -51,7 +51,7 @@ def find_heir(
         (
             node_id in members,
             all(map(session.counts, names)),
-            all(session.held.get(name, ZERO).txid >= at.txid for name, at in published.items()),
+            all(session.held.get(name, START).txid >= at.txid for name, at in published.items()),
             session.total(names),
             node_id,
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from litefs.cluster.lease import Beat
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,8 @@ class Loss:
     ``own`` this node's."""
 
     name: str
-    own: Position
-    kept: Position
+    own: Point
+    kept: Point
 
     def __str__(self) -> str:
         missing = self.kept.txid - self.own.txid
@@ -45,9 +45,9 @@ class Standing:
 def weigh(
     beat: Beat | None,
     node_id: int,
-    own: Mapping[str, Position],
-    holds: Callable[[str, Position], bool],
-    was_removed: Callable[[str, Position], bool],
+    own: Mapping[str, Point],
+    holds: Callable[[str, Point], bool],
+    was_removed: Callable[[str, Point], bool],
 ) -> Standing:
     """Compare what this node holds with ``beat``; ``holds`` and ``was_removed`` are those of
     :class:`litefs.cluster.member.Member`: a beat names a database for some time after its removal.
@@ -58,8 +58,8 @@ def weigh(
     kept = beat.positions if beat is not None else {}
     losses, beyond = [], 0
     for name in sorted(kept.keys() | own.keys()):
-        have, need = own.get(name, ZERO), kept.get(name, ZERO)
-        if have == need or (have.txid > need.txid and (need == ZERO or holds(name, need))):
+        have, need = own.get(name, START), kept.get(name, START)
+        if have == need or (have.txid > need.txid and (need == START or holds(name, need))):
             beyond += have.txid - need.txid
         elif not was_removed(name, need):
             losses.append(Loss(name, have, need))
@@ -71,19 +71,19 @@ def weigh(
 
 
 def advance(
-    before: Mapping[str, Position], now: Mapping[str, Position], own: Mapping[str, Position]
-) -> dict[str, Position]:
+    before: Mapping[str, Point], now: Mapping[str, Point], own: Mapping[str, Point]
+) -> dict[str, Point]:
     """What to publish next: ``now``, but nothing that goes back behind ``before`` in the same history, or a
     candidate that has just connected could win without what was published already. The most recently changed
     database comes last.
 
     A database that was removed and made again, so that ``own`` is behind ``before``, begins anew.
     """
-    result: dict[str, Position] = {}
-    changed: dict[str, Position] = {}
+    result: dict[str, Point] = {}
+    changed: dict[str, Point] = {}
     for name, position in now.items():
-        old = before.get(name, ZERO)
-        if position.txid < old.txid <= own.get(name, ZERO).txid:
+        old = before.get(name, START)
+        if position.txid < old.txid <= own.get(name, START).txid:
             position = old
         (result if before.get(name) == position else changed)[name] = position
     order = [name for name in before if name in result]

@@ -12,7 +12,7 @@ from litefs.cluster.lease import Beat, Lease, LeaseLost, LeaseUnavailable, Prima
 from litefs.cluster.member import Member
 from litefs.cluster.standing import advance, weigh
 from litefs.errors import LiteFSError
-from litefs.types import Position
+from litefs.types import Point
 
 log = logging.getLogger("litefs.election")
 
@@ -26,7 +26,7 @@ class Tenure:
         self._member = member
         self._node_id = node_id
         self._info = info
-        self._published: Mapping[str, Position] = {}
+        self._published: Mapping[str, Point] = {}
         self._in_sync: tuple[int, ...] | None = None
         self._foreign = ""
         """The cluster id in the store when it was not this node's."""

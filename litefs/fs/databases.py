@@ -148,7 +148,7 @@ class FsDatabase:
                     return ZERO, 0
                 self._sums = SumsFile(self.dir.sums)
             sums = self._sums.sums
-        txid, checksum, timestamp, _, _ = sums.snapshot()
+        txid, checksum, timestamp, *_ = sums.snapshot()
         return Position(txid, checksum), timestamp
 
     def close_sums(self) -> None:

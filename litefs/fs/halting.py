@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -29,6 +30,9 @@ from litefs.link.messages import (
 from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.types import Position, Role
+
+PIECE = 1 << 20
+"""Bytes of a record that are read at a time."""
 
 FORWARD_SECONDS = 32.0
 """How long a commit waits for the primary's word; a little longer than the node process asks for it."""
@@ -201,9 +205,9 @@ class Halts:
 
     def _forward(
         self, db: FsDatabase, gate: AnsweringGate, position: Position, body: Iterable[bytes]
-    ) -> None:
-        """Lay a record beside the log and have the node process ship it. In a worker thread. Raises
-        CommitRefused unless the primary's log has it."""
+    ) -> Iterator[bytes]:
+        """Lay a record beside the log and have the node process ship it; what the primary logged, in pieces.
+        In a worker thread. Raises CommitRefused unless the primary's log has it."""
         try:
             with open(db.dir.staged, "wb") as file:
                 file.writelines(body)
@@ -214,6 +218,8 @@ class Halts:
             fileops.unlink(db.dir.staged)
         if refusal is not None:
             raise CommitRefused(f"{db.name}: not accepted by the primary: {refusal}")
+        shipment = gate.shipment
+        return _pieces(db.dir.echoed if shipment is not None and shipment.logged else db.dir.accepted)
 
     async def _ask(self, gate: AnsweringGate, message: Staged) -> str | None:
         """None once the primary's log has the transaction, else why it may not have it."""
@@ -234,3 +240,11 @@ class Halts:
             gate.lose()
             return shipment.refusal
         return None
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file that is of no use after that. Raises OSError."""
+    with path.open("rb") as file:
+        fileops.unlink(path)
+        while data := file.read(PIECE):
+            yield data

@@ -45,7 +45,7 @@ class Halts:
         if not is_primary:
             return await self.replica.halt(name, lock_id, renew=renew)
         # its clients write here anyway; a lock of the node's would only be in their way
-        return HaltGrant(self._catalog.position(name), time.time() + HALT_SECONDS)
+        return HaltGrant(self._catalog.point(name), time.time() + HALT_SECONDS)
 
     async def unhalt(self, name: str, lock_id: int, peer: Identity | None) -> None:
         """As ``NodeView.unhalt``."""

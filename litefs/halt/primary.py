@@ -23,9 +23,9 @@ from litefs.errors import (
 )
 from litefs.server.view import HaltGrant
 from litefs.store.paths import DataDir
+from litefs.store.reader import Entry
 from litefs.stream.protocols import Identity
 from litefs.stream.spool import Spool
-from litefs.types import Position
 
 log = logging.getLogger("litefs.node")
 
@@ -85,7 +85,7 @@ class PrimaryHalts:
             raise HaltRefused(f"{name}: the HALT lock is not held under this id")
         else:
             held = await self._take(name, lock_id, peer)
-        return HaltGrant(held.hold.position, time.time() + HALT_SECONDS)
+        return HaltGrant(held.hold.point, time.time() + HALT_SECONDS)
 
     async def _take(self, name: str, lock_id: int, peer: Identity) -> Held:
         with trio.move_on_after(ACQUIRE_SECONDS):
@@ -96,8 +96,8 @@ class PrimaryHalts:
         self._taking.add(name)
         voided = self._voided
         try:
-            sums = self._data.database_dir(name).sums
-            hold = await trio.to_thread.run_sync(WriteHold, self._mount / name, sums, ACQUIRE_SECONDS)
+            directory = self._data.database_dir(name)
+            hold = await trio.to_thread.run_sync(WriteHold, self._mount / name, directory, ACQUIRE_SECONDS)
             try:
                 await trio.lowlevel.checkpoint_if_cancelled()  # nobody waits for it any more
                 self._check_peer(peer)
@@ -157,8 +157,8 @@ class PrimaryHalts:
 
     async def forward(
         self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
-    ) -> Position:
-        """Commit a record of ``size`` bytes that the holder ships; returns the position after it.
+    ) -> Entry:
+        """Commit a record of ``size`` bytes that the holder ships; returns the one that was logged of it.
 
         Raises HaltRefused, PositionMismatch, FormatError, NotSupported, CommitRefused: nothing has happened.
         OutcomeUnknown and other errors: it may have been committed; the lock is given up then.
@@ -175,7 +175,7 @@ class PrimaryHalts:
                 if held.deadline <= trio.current_time():
                     raise HaltRefused(f"{name}: the HALT lock has expired")
                 with trio.CancelScope(shield=True):
-                    position = await trio.to_thread.run_sync(_apply, held.hold, spool)
+                    record = await trio.to_thread.run_sync(_apply, held.hold, spool)
         except (HaltRefused, PositionMismatch, FormatError, NotSupported, CommitRefused):
             raise
         except (LiteFSError, OSError):
@@ -183,7 +183,7 @@ class PrimaryHalts:
             raise
         finally:
             spool.close()
-        return position
+        return record
 
     def _holder(self, name: str, lock_id: int, peer: Identity) -> Held:
         """The lock under that id. Raises HaltRefused."""
@@ -193,6 +193,6 @@ class PrimaryHalts:
         return held
 
 
-def _apply(hold: WriteHold, spool: Spool) -> Position:
+def _apply(hold: WriteHold, spool: Spool) -> Entry:
     with spool.view() as body:
         return hold.apply(lambda: reader_of(body))

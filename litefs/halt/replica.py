@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar, cast
 from urllib.parse import quote
 
 import trio
 
 from litefs.apply.lending import Lent
+from litefs.apply.wal import Buffer
 from litefs.clock import boottime_ns
 from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import Peer, PeerSettings
-from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
+from litefs.errors import (
+    DatabaseBusy,
+    DatabaseNotFound,
+    HaltRefused,
+    LiteFSError,
+    NotPrimary,
+    PositionMismatch,
+)
 from litefs.halt.primary import ACQUIRE_SECONDS, HALT_SECONDS
 from litefs.link.messages import (
     Accepted,
@@ -28,11 +37,12 @@ from litefs.link.messages import (
     Message,
     Staged,
 )
+from litefs.ltx import Decoder
 from litefs.server.view import HaltGrant
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.protocols import Identity
-from litefs.types import Position
+from litefs.types import Point, Position
 
 log = logging.getLogger("litefs.node")
 
@@ -48,7 +58,7 @@ SHIP_SECONDS = 30.0
 class Lender(Protocol):
     """What applies the stream on this replica: :class:`litefs.apply.lending.LendingSink`."""
 
-    async def lend(self, name: str, echoed: Callable[[Position], None]) -> Lent: ...
+    async def lend(self, name: str, echoed: Callable[[Position, Buffer], Awaitable[None]]) -> Lent: ...
     async def take_back(self, name: str) -> None: ...
 
 
@@ -166,14 +176,14 @@ class ReplicaHalts:
         taken = self._taken[name] = Taken(name, lock_id, peer, float("inf"))
         try:
             grant = await self._ask(taken, renew=False)
-            await self._catch_up(name, grant.position)
+            await self._catch_up(name, grant.point)
             with trio.CancelScope(shield=True):
                 await self._begin(taken)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._end(taken)
             raise
-        log.info("%s: writable under HALT at %s", name, grant.position)
+        log.info("%s: writable under HALT at %s", name, grant.point.position)
         return grant
 
     async def _begin(self, taken: Taken) -> None:
@@ -183,7 +193,7 @@ class ReplicaHalts:
             raise LiteFSError(f"{name}: nothing is mounted")
         async with taken.busy:  # who ends it waits for that
             if not taken.ending:
-                lent = await lender.lend(name, lambda position: self._echoed(taken, position))
+                lent = await lender.lend(name, lambda position, body: self._echoed(taken, position, body))
                 taken.lent = True
             if not taken.ending:
                 deadline_ns = self._deadline_ns(taken)
@@ -217,14 +227,14 @@ class ReplicaHalts:
         left = taken.deadline - trio.current_time()
         return boottime_ns() + int(left * 1e9)
 
-    async def _catch_up(self, name: str, position: Position) -> None:
+    async def _catch_up(self, name: str, point: Point) -> None:
         with trio.move_on_after(ACQUIRE_SECONDS):
             while True:
                 seen = self._catalog.revision
-                if self._catalog.position(name) == position:
+                if self._catalog.point(name) == point:
                     return
                 await self._catalog.wait_change(seen)
-        raise DatabaseBusy(f"{name}: this replica did not get to {position} in {ACQUIRE_SECONDS:g} s")
+        raise DatabaseBusy(f"{name}: this replica did not get to {point} in {ACQUIRE_SECONDS:g} s")
 
     async def unhalt(self, name: str, lock_id: int) -> None:
         """Give the lock up; harmless if it is not held under that id."""
@@ -262,13 +272,13 @@ class ReplicaHalts:
         async with taken.busy:
             refusal, taken.expected = None, expected
             try:
-                staged = self._data.database_dir(message.name).staged
+                directory = self._data.database_dir(message.name)
                 path, identity = taken.path("tx", "lockID"), self._links.identity()
+                body, into = directory.staged, directory.accepted
                 with taken.ask():
-                    answer = await taken.peer.ask("POST", path, identity, body=staged, seconds=SHIP_SECONDS)
-                if Position.parse(answer.decode()) != expected:
-                    refusal = f"the primary is at {answer.decode().strip()} instead of {expected}"
-            except (LiteFSError, OSError, ValueError) as error:
+                    await taken.peer.ask("POST", path, identity, body=body, into=into, seconds=SHIP_SECONDS)
+                await trio.to_thread.run_sync(_check, into, expected)
+            except (LiteFSError, OSError) as error:
                 refusal = str(error)
             taken.expected = None
             self._links.post(Accepted(message.name, refusal))
@@ -276,9 +286,13 @@ class ReplicaHalts:
             log.warning("%s: a transaction under HALT was not accepted: %s", message.name, refusal)
             await self._end(taken)
 
-    def _echoed(self, taken: Taken, position: Position) -> None:
-        """The primary's log has what leads there, and its answer waits for replicas: for this one, too."""
+    async def _echoed(self, taken: Taken, position: Position, body: Buffer) -> None:
+        """The primary's log has what leads there, and its answer waits for replicas: for this one, too.
+        Raises LiteFSError, OSError."""
         if position == taken.expected:
+            path = self._data.database_dir(taken.name).echoed
+            await trio.to_thread.run_sync(path.write_bytes, body)
+            await trio.to_thread.run_sync(_check, path, position)
             self._links.post(Logged(taken.name, position.txid))
 
     async def _end(self, taken: Taken) -> None:
@@ -347,3 +361,15 @@ class ReplicaHalts:
             self._let_go(taken)
             if self._nursery is not None:
                 self._nursery.start_soon(self._forget, taken)
+
+
+def _check(path: Path, expected: Position) -> None:
+    """Read a record whole. Raises PositionMismatch if it leads elsewhere than ``expected``, FormatError,
+    OSError."""
+    with path.open("rb") as file:
+        decoder = Decoder(file.read)
+        for _ in decoder:
+            pass
+    found = Position(decoder.header.max_txid, decoder.trailer.post_apply)
+    if found != expected:
+        raise PositionMismatch(f"the primary is at {found} instead of {expected}")

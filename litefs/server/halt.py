@@ -6,19 +6,23 @@ A request of another node bears that node's headers; one without them is from a 
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 
+import trio
 from quart import Response, request
 
 from litefs.errors import FormatError, NotPrimary
 from litefs.server.access import require
-from litefs.server.app import LiteFSApp, text
+from litefs.server.app import LiteFSApp
 from litefs.server.view import NodeView
 from litefs.store.paths import validate_name
 from litefs.stream.handshake import HEADER_ID, parse_headers
-from litefs.stream.protocols import Identity
+from litefs.stream.protocols import Entry, Identity
 
 MAX_TRANSACTION = 1 << 34
 """Bytes of a record that may be shipped."""
+PIECE = 256 << 10
+"""Bytes of a record that are read at a time."""
 
 
 def _name() -> str:
@@ -39,6 +43,19 @@ def _number(parameter: str) -> int:
 
 def _peer() -> Identity | None:
     return parse_headers(request.headers.get) if HEADER_ID in request.headers else None
+
+
+async def _pieces(record: Entry) -> AsyncIterator[bytes]:
+    """The LTX file of a record."""
+    if record.body:
+        yield record.body
+        return
+    file = await trio.to_thread.run_sync(record.open)
+    try:
+        while data := await trio.to_thread.run_sync(file.read, PIECE):
+            yield data
+    finally:
+        file.close()
 
 
 def register(app: LiteFSApp, node: NodeView) -> None:
@@ -69,4 +86,5 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         size = request.content_length
         if size is None or size > MAX_TRANSACTION:
             raise FormatError(f"Content-Length: needed, up to {MAX_TRANSACTION}")
-        return text(str(await node.forward(name, lock_id, peer, request.body, size)))
+        record = await node.forward(name, lock_id, peer, request.body, size)
+        return Response(_pieces(record), content_type="application/octet-stream")

@@ -38,7 +38,7 @@ from litefs.stream.handshake import (
 from litefs.stream.protocols import Catalog, Identity
 from litefs.stream.sender import Sender
 from litefs.tokens import Access, matches
-from litefs.types import Position
+from litefs.types import Point
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ async def _read_body() -> bytes:
     return bytes(body)
 
 
-async def read_positions() -> dict[str, Position]:
+async def read_positions() -> dict[str, Point]:
     """The position map that a replica opens a stream with. Raises FormatError."""
     return decode_positions(await _read_body())
 

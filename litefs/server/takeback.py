@@ -11,13 +11,12 @@ from quart import Response, request
 from litefs.errors import ClusterMismatch, FormatError, NotPrimary
 from litefs.server.access import TokenWall, current
 from litefs.server.app import LiteFSApp, bare_app, text
-from litefs.server.positions import parse_target
 from litefs.server.replication import check_replica, read_positions
 from litefs.store.paths import validate_name
 from litefs.stream.handshake import HEADER_TAILS, encode_positions, parse_headers
 from litefs.stream.protocols import Identity
 from litefs.tokens import Tokens
-from litefs.types import Position
+from litefs.types import Point
 
 MAX_TAIL = 1 << 34
 """Bytes of a tail that are taken."""
@@ -32,12 +31,12 @@ class Tails(Protocol):
     def identity(self) -> Identity:
         """Of this node."""
 
-    def wanted(self, held: Mapping[str, Position]) -> Mapping[str, Position]:
+    def wanted(self, held: Mapping[str, Point]) -> Mapping[str, Point]:
         """Of the databases that a replica holds: where this node is in those that the replica may have more
         of."""
 
-    async def take(self, name: str, after: Position, chunks: AsyncIterable[bytes]) -> Position:
-        """Receive a tail (litefs.store.tails) of ``name``; the position to which it leads.
+    async def take(self, name: str, after: Point, chunks: AsyncIterable[bytes]) -> Point:
+        """Receive a tail (litefs.store.tails) of ``name``; the point to which it leads.
 
         Raises FormatError, PositionMismatch, NotPrimary if it comes too late, OSError."""
 
@@ -70,13 +69,14 @@ def create_app(tails: Tails, tokens: Tokens) -> LiteFSApp:
         if replica().cluster_id != tails.identity.cluster_id:
             raise ClusterMismatch("only a replica of this cluster may give transactions back")
         name = validate_name(request.args.get("name", ""))
-        txid, checksum = parse_target(request.args.get("after", ""))
-        if checksum is None:
-            raise FormatError("after: not a position")
+        try:
+            after = Point.parse(request.args.get("after", ""))
+        except ValueError as error:
+            raise FormatError(f"after: {error}") from error
         size = request.content_length
         if size is None or size > MAX_TAIL:
             raise FormatError(f"Content-Length: needed, up to {MAX_TAIL}")
-        return text(str(await tails.take(name, Position(txid, checksum), request.body)))
+        return text(str(await tails.take(name, after, request.body)))
 
     app.asgi_app = TokenWall(app.asgi_app, tokens)  # type: ignore[method-assign]
     return app

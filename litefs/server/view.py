@@ -10,8 +10,8 @@ from typing import IO, Protocol
 
 from litefs.errors import FormatError
 from litefs.stream.acks import Ack, AckAnswer, ReplicaInfo
-from litefs.stream.protocols import Catalog, Identity, Source
-from litefs.types import Position
+from litefs.stream.protocols import Catalog, Entry, Identity, Source
+from litefs.types import Point, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Replicas(Protocol):
         self,
         replica: Identity,
         stream_id: int,
-        offered: Mapping[str, Position],
+        offered: Mapping[str, Point],
         sources: Mapping[int, Source],
         *,
         whole: bool,
@@ -65,14 +65,15 @@ class Replicas(Protocol):
 class HaltGrant:
     """A HALT lock that is held: where the database is, and until when (Unix s) unless it is renewed."""
 
-    position: Position
+    point: Point
     expires: float
 
     def render(self, lock_id: int) -> str:
-        """The JSON of Go LiteFS's ``POST /halt``."""
+        """The JSON of Go LiteFS's ``POST /halt``, and the hash of the last record."""
         position = {
-            "TXID": f"{self.position.txid:016x}",
-            "PostApplyChecksum": f"{self.position.checksum:016x}",
+            "TXID": f"{self.point.txid:016x}",
+            "PostApplyChecksum": f"{self.point.checksum:016x}",
+            "RecordHash": f"{self.point.hash:016x}",
         }
         expires = datetime.fromtimestamp(self.expires, UTC).isoformat().replace("+00:00", "Z")
         return json.dumps({"id": lock_id, "pos": position, "expires": expires}) + "\n"
@@ -82,8 +83,9 @@ class HaltGrant:
         """What ``render`` made. Raises FormatError."""
         try:
             found = json.loads(text)
-            position = Position.parse(f"{found['pos']['TXID']}/{found['pos']['PostApplyChecksum']}")
-            return cls(position, datetime.fromisoformat(found["expires"]).timestamp())
+            position = found["pos"]
+            point = "/".join(position[key] for key in ("TXID", "PostApplyChecksum", "RecordHash"))
+            return cls(Point.parse(point), datetime.fromisoformat(found["expires"]).timestamp())
         except (ValueError, KeyError, TypeError) as error:
             raise FormatError(f"not a HALT lock: {text[:200]!r}") from error
 
@@ -162,8 +164,9 @@ class NodeView(Protocol):
 
     async def forward(
         self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
-    ) -> Position:
+    ) -> Entry:
         """Commit the LTX record of ``size`` bytes in ``chunks``, which the holder of a HALT lock ships.
 
-        Returns the position after it. Raises HaltRefused, NotPrimary, PositionMismatch, LiteFSError.
+        Returns the record that was logged of it, which the holder logs too. Raises HaltRefused, NotPrimary,
+        PositionMismatch, LiteFSError.
         """

@@ -10,7 +10,7 @@ import xxhash
 from litefs.errors import PositionMismatch
 from litefs.store import fileops
 from litefs.store.segments import LENGTH, RECORD_HEAD, RECORD_HEAD_SIZE
-from litefs.types import Position
+from litefs.types import Point
 
 PIECE = 1 << 20
 """Bytes that are read back at a time."""
@@ -20,7 +20,7 @@ class Finish(Protocol):
     """What the log does when a record is whole, which ends at byte ``end`` and leads to ``tip``, or is given
     up (None)."""
 
-    def __call__(self, end: int | None, tip: Position | None) -> None: ...
+    def __call__(self, end: int | None, tip: Point | None) -> None: ...
 
 
 class LogAppend:
@@ -39,7 +39,7 @@ class LogAppend:
         self._offset = offset
         self._after_txid = after_txid
         self._finish = finish
-        self._at = offset + RECORD_HEAD_SIZE
+        self._at = self._furthest = offset + RECORD_HEAD_SIZE
         self._state = xxhash.xxh3_64()
         self._done = False
 
@@ -62,6 +62,12 @@ class LogAppend:
             at += len(piece)
             yield piece
 
+    def rewind(self) -> None:
+        """Begin the body anew, in the same space."""
+        self._furthest = max(self._furthest, self._at)
+        self._at = self._offset + RECORD_HEAD_SIZE
+        self._state.reset()
+
     def commit(self, txid: int, post: int) -> None:
         """End the body and make the record exist. Raises OSError; then the log is as before ``begin``."""
         if self._done:
@@ -70,16 +76,17 @@ class LogAppend:
             raise PositionMismatch(f"TXID {txid:016x} offered after {self._after_txid:016x}")
         size = self.size
         self._state.update(LENGTH.pack(size))
+        digest = self._state.intdigest()
         end = self._at + (-size & 7)
         try:
             # The end mark behind it; inside the preallocated space it may hold no bytes of this record.
-            fileops.write_zeros(self._fd, self._at, end + RECORD_HEAD_SIZE)
-            fileops.pwrite_all(self._fd, RECORD_HEAD.pack(size, self._state.intdigest()), self._offset)
+            fileops.write_zeros(self._fd, self._at, max(end + RECORD_HEAD_SIZE, self._furthest))
+            fileops.pwrite_all(self._fd, RECORD_HEAD.pack(size, digest), self._offset)
         except OSError:
             self.abort()
             raise
         self._done = True
-        self._finish(end, Position(txid, post))
+        self._finish(end, Point(txid, post, digest))
 
     def abort(self) -> None:
         """Give the record up; harmless after ``commit``."""

@@ -18,7 +18,7 @@ from litefs.store.paths import DatabaseDir
 from litefs.store.rewrite import write_again
 from litefs.store.segments import list_segments
 from litefs.store.sums import SumsFile
-from litefs.types import ZERO, Position
+from litefs.types import START, Point, Position
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 Batch = tuple["Buffer", "Buffer"]
 """Page numbers (native u32, ascending) and as many contiguous page images."""
 
-Forward = Callable[[Position, Iterable[bytes]], None]
-"""Has a transaction, by the position after it and its record in pieces, accepted elsewhere; blocks. Raises
-LiteFSError if it must not be appended here."""
+Forward = Callable[[Position, Iterable[bytes]], Iterable[bytes]]
+"""Has a transaction, by the position after it and its record in pieces, accepted elsewhere; blocks. Returns
+the record that was logged there, to be appended here: all logs are alike. Raises LiteFSError if nothing must
+be appended."""
 
 _HEADER = struct.Struct(">4sIIIQQqQqqIIQ20x")
 
@@ -81,11 +82,11 @@ class Database:
         log = None
         try:
             if list_segments(directory.log):
-                log = Log.open(directory.log, synced_txid=sums.sums.synced_txid, trusted=sums.position)
-            tip = log.tip if log is not None else ZERO
-            if tip != sums.position:
+                log = Log.open(directory.log, synced_txid=sums.sums.synced_txid, trusted=sums.point)
+            tip = log.tip if log is not None else START
+            if tip != sums.point:
                 raise LogCorrupt(
-                    f"{directory.path}: log at {tip}, checksums at {sums.position}: recovery is needed"
+                    f"{directory.path}: log at {tip}, checksums at {sums.point}: recovery is needed"
                 )
         except BaseException:
             if log is not None:
@@ -123,6 +124,11 @@ class Database:
     def position(self) -> Position:
         """The last published transaction."""
         return self._file.position
+
+    @property
+    def point(self) -> Point:
+        """As ``position``, for other nodes."""
+        return self._file.point
 
     def stop(self, reason: str, *, until_synced: bool = False) -> None:
         """Refuse all commits from now on; the first reason stays.
@@ -213,22 +219,22 @@ class Database:
 
         Raises OSError, LogSyncFailed; then log and checksums are as before.
         """
+        record = prepared.record
         if self.forward is not None:
-            self.forward(prepared.position, (prepared.record,))
-        self.log.append(prepared.record, prepared.position.txid, prepared.position.checksum)
+            record = b"".join(self.forward(prepared.position, (record,)))
+        self.log.append(record, prepared.position.txid, prepared.position.checksum)
         if publish:
             self.publish(prepared)
 
     def publish(self, prepared: Prepared) -> None:
-        """Show a transaction that is in the log to everybody who reads the position. Cannot fail."""
-        sums, full, at = self._file.sums, prepared.full, prepared.position
+        """Show the last transaction in the log to everybody who reads the position. Cannot fail."""
+        sums, full, at, stamp = self._file.sums, prepared.full, self.log.tip, prepared.timestamp
         (full or sums).commit(
-            prepared.pgnos, prepared.new_sums, prepared.commit, at.txid, at.checksum, prepared.timestamp
+            prepared.pgnos, prepared.new_sums, prepared.commit, at.txid, at.checksum, stamp, at.hash
         )
         if full is not None:
-            sums.replace(
-                full.page_size, full.array(1, prepared.commit), at.txid, at.checksum, prepared.timestamp
-            )
+            new = full.array(1, prepared.commit)
+            sums.replace(full.page_size, new, at.txid, at.checksum, stamp, at.hash)
 
     def commit(
         self,
@@ -306,7 +312,10 @@ class Database:
                 record.write(encoder.add(some, images))
             record.write(encoder.finish(post))
             if self.forward is not None:
-                self.forward(position, record.read_back())
+                accepted = self.forward(position, record.read_back())
+                record.rewind()
+                for piece in accepted:
+                    record.write(piece)
             record.commit(position.txid, post)
         return Prepared(pgnos, new, b"", commit, position, stamp, after if full else None)
 
@@ -358,7 +367,7 @@ class Database:
         # What a first transaction that was refused left: a log without a record, perhaps of another
         # page size.
         fileops.remove_tree(self.dir.log)
-        self._log = Log.create(self.dir.log, ZERO, page_size)
+        self._log = Log.create(self.dir.log, START, page_size)
 
     def _fields(self, commit: int, txid: int, timestamp: int, page_size: int) -> Header:
         pre_apply = self._file.sums.checksum

@@ -19,7 +19,7 @@ from litefs.errors import FormatError
 from litefs.store import fileops
 from litefs.store.paths import DataDir, encode_name
 from litefs.store.reader import LogReader
-from litefs.types import Position
+from litefs.types import Point, Position
 
 _DROPPED = re.compile(r"-(\d{8}T\d{6})Z-dropped(-\d+)?\Z")
 
@@ -139,18 +139,18 @@ def tombstone(data: DataDir, name: str) -> Position | None:
         return None
 
 
-def was_removed(data: DataDir, name: str, position: Position) -> bool:
-    """Whether a database of that name was at ``position`` when it was removed here, or before.
+def was_removed(data: DataDir, name: str, point: Point) -> bool:
+    """Whether a database of that name was at ``point`` when it was removed here, or before.
 
     As far as its log tells, which is kept for the time of retention. Raises FormatError, OSError.
     """
     last = tombstone(data, name)
-    if last is None or last.txid <= position.txid:
-        return last == position
+    if last is None or last.txid <= point.txid:
+        return last == point.position
     for path in (data.path / "lost").glob(glob.escape(encode_name(name)) + "-*"):
         if _DROPPED.fullmatch(path.name.removeprefix(encode_name(name))):
             with LogReader(path / "log") as log:
-                if log.position_at(position.txid) == position:
+                if log.point_at(point.txid) == point:
                     return True
     return False
 

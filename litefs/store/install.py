@@ -16,12 +16,12 @@ from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.segments import SegmentMap, list_segments
 from litefs.store.sums import SumsFile
-from litefs.types import Position
+from litefs.types import Point
 
 
-def write_intent(directory: DatabaseDir, position: Position, page_size: int) -> None:
-    """Declare ``database.tmp`` and ``sums.tmp``, which are durable, to be the database at ``position``."""
-    intent = {"txid": position.txid, "checksum": position.checksum, "page_size": page_size}
+def write_intent(directory: DatabaseDir, point: Point, page_size: int) -> None:
+    """Declare ``database.tmp`` and ``sums.tmp``, which are durable, to be the database at ``point``."""
+    intent = {"at": str(point), "page_size": page_size}
     fileops.write_file_atomic(directory.install, json.dumps(intent).encode() + b"\n")
 
 
@@ -62,17 +62,17 @@ def complete_install(directory: DatabaseDir) -> bool:
     return True
 
 
-def _read_intent(path: Path) -> tuple[Position, int] | None:
+def _read_intent(path: Path) -> tuple[Point, int] | None:
     try:
         fields = json.loads(path.read_bytes())
-        return Position(int(fields["txid"]), int(fields["checksum"])), int(fields["page_size"])
+        return Point.parse(fields["at"]), int(fields["page_size"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path}: not an install intent: {error}") from None
 
 
-def _is_based(log: Path, base: Position) -> bool:
+def _is_based(log: Path, base: Point) -> bool:
     """Whether the log begins at ``base`` (then its records, if any, follow the snapshot)."""
     segments = list_segments(log)
     if not segments:
@@ -84,7 +84,7 @@ def _is_based(log: Path, base: Position) -> bool:
         return False  # the snapshot is to replace what is damaged
 
 
-def _is_durable(directory: DatabaseDir, base: Position) -> bool:
+def _is_durable(directory: DatabaseDir, base: Point) -> bool:
     """Whether the live database already holds the snapshot: written through the mount, and checkpointed
     since.
     """

@@ -29,7 +29,7 @@ from litefs.store.segments import (
     segment_path,
 )
 from litefs.store.tail import Cut, remove_unborn, scan
-from litefs.types import Position
+from litefs.types import Point, Position
 
 SEGMENT_BYTES = 16 << 20
 """A segment that would grow beyond this is closed; a bigger record has one of its own."""
@@ -47,7 +47,7 @@ _COPY = 1 << 20
 class Log:
     """The writer. Not for use by two threads at once; other processes read with ``LogReader`` at any time."""
 
-    def __init__(self, directory: Path, fd: int, header: SegmentHeader, tip: Position, end: int) -> None:
+    def __init__(self, directory: Path, fd: int, header: SegmentHeader, tip: Point, end: int) -> None:
         """Use ``create`` or ``open``. ``end``: where the next record goes in the segment open as ``fd``."""
         self.directory = directory
         self.tip = tip
@@ -70,7 +70,7 @@ class Log:
         self._open_append: LogAppend | None = None
 
     @classmethod
-    def create(cls, directory: Path, base: Position, page_size: int) -> Log:
+    def create(cls, directory: Path, base: Point, page_size: int) -> Log:
         """Start a log whose first record follows ``base``. Durable on return.
 
         Raises FileExistsError, OSError.
@@ -78,13 +78,13 @@ class Log:
         fileops.make_dir(directory)
         if list_segments(directory):
             raise FileExistsError(f"{directory}: there is a log already")
-        header = SegmentHeader(base.txid + 1, base.checksum, page_size)
+        header = SegmentHeader(base, page_size)
         path = segment_path(directory, header.first_txid)
         fileops.write_file_atomic(path, header.pack())
         return cls(directory, os.open(path, os.O_RDWR | os.O_CLOEXEC), header, base, SEGMENT_HEADER_SIZE)
 
     @classmethod
-    def open(cls, directory: Path, *, synced_txid: int = 0, trusted: Position | None = None) -> Log:
+    def open(cls, directory: Path, *, synced_txid: int = 0, trusted: Point | None = None) -> Log:
         """Open the log to append to it, removing a torn tail (then ``cut`` says what was removed).
 
         ``synced_txid``: records up to it are known to have reached the disk, so nothing of them is cut as a
@@ -124,7 +124,7 @@ class Log:
         return segments[0][0] if segments else self.tip.txid + 1
 
     @property
-    def synced(self) -> Position:
+    def synced(self) -> Point:
         """``sync`` succeeded up to here (in this process; what is before this process's segment counts as
         synced).
         """
@@ -155,14 +155,15 @@ class Log:
         offset = self._end
         state = xxhash.xxh3_64(record)
         state.update(LENGTH.pack(length))
-        head = RECORD_HEAD.pack(length, state.intdigest())
+        digest = state.intdigest()
+        head = RECORD_HEAD.pack(length, digest)
         try:
             fileops.pwritev_all(self._fd, (head, record, _PADS[-length & 7]), offset)
         except OSError:
             self._erase(offset, size)
             raise
         self._end = offset + size
-        self.tip = Position(txid, post)
+        self.tip = Point(txid, post, digest)
 
     def begin(self) -> LogAppend:
         """Start a record that comes in pieces.
@@ -233,22 +234,15 @@ class Log:
             raise LogSyncFailed(f"{self._path}: a record cannot be taken out of a segment whose fsync failed")
         last = None
         with SegmentMap(self._path) as segment:
-            for extent in segment.extents(verify=False):
-                last = extent
-        if (
-            last is None
-            or last.end != self._end
-            or (last.txid_min, last.pre_apply)
-            != (
-                tip.txid + 1,
-                tip.checksum,
-            )
-        ):
+            before = behind = segment.header.base
+            for last in segment.extents(verify=False):
+                before, behind = behind, last.point
+        if last is None or last.end != self._end or before.position != tip:
             raise PositionMismatch(f"{self._path}: does not end with one record after {tip}")
         fileops.write_zeros(self._fd, last.offset, last.end)
-        self.tip, self._end = tip, last.offset
+        self.tip, self._end = before, last.offset
         if self._synced.txid > tip.txid:
-            self._synced, self._synced_end = tip, last.offset
+            self._synced, self._synced_end = before, last.offset
         self._flush()
 
     def close(self) -> None:
@@ -303,7 +297,7 @@ class Log:
 
     def _new_segment(self, page_size: int) -> tuple[int, SegmentHeader]:
         """A segment that begins after the tip, but has only its temporary name yet."""
-        header = SegmentHeader(self.tip.txid + 1, self.tip.checksum, page_size)
+        header = SegmentHeader(self.tip, page_size)
         temporary = _temporary(segment_path(self.directory, header.first_txid))
         fd = fileops.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
@@ -338,7 +332,7 @@ class Log:
 
         Raises LogSyncFailed if they can no longer be read or the new segment cannot be made durable either.
         """
-        header = SegmentHeader(self._synced.txid + 1, self._synced.checksum, self.page_size)
+        header = SegmentHeader(self._synced, self.page_size)
         path = segment_path(self.directory, header.first_txid)
         temporary = _temporary(path)
         fd = fileops.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -350,7 +344,7 @@ class Log:
             with SegmentMap(temporary) as copy:
                 last = header.base
                 for extent in copy.extents(verify=True):
-                    last = Position(extent.txid_max, extent.post_apply)
+                    last = extent.point
             if last != self.tip:
                 raise LogSyncFailed(f"{self._path}: records after a failed fsync can no longer be read")
             fileops.fdatasync(fd)
@@ -374,7 +368,7 @@ class Log:
         self._inherited = (0, 0)
         self._expires = time.monotonic() + SEGMENT_SECONDS
 
-    def _finish_append(self, end: int | None, tip: Position | None) -> None:
+    def _finish_append(self, end: int | None, tip: Point | None) -> None:
         """The record of ``begin`` ended at ``end`` and leads to ``tip``, or (None) it was given up."""
         self._open_append = None
         if end is not None and tip is not None:
@@ -388,7 +382,7 @@ class Log:
             except OSError:
                 self._expires = 0.0
 
-    def _finish_segment(self, fd: int, header: SegmentHeader, end: int | None, tip: Position | None) -> None:
+    def _finish_segment(self, fd: int, header: SegmentHeader, end: int | None, tip: Point | None) -> None:
         """The same for that of ``begin_segment``. Raises OSError; then it was given up."""
         self._open_append = None
         if end is None or tip is None:

@@ -109,6 +109,16 @@ class DatabaseDir:
         return self.path / "staged"
 
     @property
+    def accepted(self) -> Path:
+        """What the primary logged of it, as the primary answers."""
+        return self.path / "accepted"
+
+    @property
+    def echoed(self) -> Path:
+        """The same, as the stream brought it, while the primary's answer waits for this replica."""
+        return self.path / "echoed"
+
+    @property
     def journal(self) -> Path:
         return self.path / "database-journal"
 

@@ -33,7 +33,7 @@ from litefs.store.segments import (
     record_end,
     record_hash,
 )
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -56,7 +56,6 @@ class Entry:
     extent: Extent
     body: bytes
     """The LTX file; empty if it is bigger than ``STREAM_BYTES``: then take ``open``."""
-    digest: int
 
     @property
     def txid_min(self) -> int:
@@ -72,9 +71,9 @@ class Entry:
         return self.extent.size
 
     @property
-    def position(self) -> Position:
-        """The position after this record."""
-        return Position(self.extent.txid_max, self.extent.post_apply)
+    def point(self) -> Point:
+        """Where this record leads."""
+        return self.extent.point
 
     def open(self) -> io.BufferedReader:
         """The LTX file as a stream from its first byte. Raises FileNotFoundError if retention removed it,
@@ -82,16 +81,15 @@ class Entry:
 
         The stream raises LogCorrupt when its end is reached and the bytes were not those that were appended.
         """
-        return io.BufferedReader(_BodyStream(self.extent, self.digest), _BIG_READ)
+        return io.BufferedReader(_BodyStream(self.extent), _BIG_READ)
 
 
 class _BodyStream(io.RawIOBase):
     """The body of a record, hashed as it is read."""
 
-    def __init__(self, extent: Extent, digest: int) -> None:
+    def __init__(self, extent: Extent) -> None:
         super().__init__()
         self._extent = extent
-        self._digest = digest
         self._fd = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
         self._done = 0
         self._state = xxhash.xxh3_64()
@@ -111,7 +109,7 @@ class _BodyStream(io.RawIOBase):
         self._done += got
         if self._done == self._extent.size:
             self._state.update(LENGTH.pack(self._done))
-            if self._state.intdigest() != self._digest:
+            if self._state.intdigest() != self._extent.digest:
                 raise LogCorrupt(
                     f"{self._extent.path}: offset {self._extent.offset}: record checksum is wrong"
                 )
@@ -170,7 +168,7 @@ class LogReader:
     def __init__(self, directory: Path) -> None:
         """Needs ``seek`` before the first ``read``."""
         self.directory = directory
-        self.position = Position()
+        self.point = START
         """The transaction that the next record follows."""
         self._fd = -1
         self._path = directory
@@ -185,36 +183,36 @@ class LogReader:
         segments = list_segments(self.directory)
         return segments[0][0] if segments else 0
 
-    def seek(self, after: Position) -> bool:
-        """Go to the record that follows ``after``; False if this log does not know that position.
+    def seek(self, after: Point) -> bool:
+        """Go to the record that follows ``after``; False if this log does not know that point.
 
-        That is: it no longer reaches back that far, never reached it, or has another checksum there.
+        That is: it no longer reaches back that far, never reached it, or came there by another history.
         """
         if not self._open_segment(after.txid + 1):
             return False
-        while self.position.txid < after.txid:
+        while self.point.txid < after.txid:
             entries = self._scan(_BIG_READ, after.txid, strict=False)
             if not entries:
                 return False
-        return self.position == after
+        return self.point == after
 
-    def position_at(self, txid: int) -> Position | None:
-        """The position after transaction ``txid``, or None if this log does not know it. Moves the cursor."""
+    def point_at(self, txid: int) -> Point | None:
+        """The point after transaction ``txid``, or None if this log does not know it. Moves the cursor."""
         if not self._open_segment(txid + 1):
             return None
-        while self.position.txid < txid:
+        while self.point.txid < txid:
             if not self._scan(_BIG_READ, txid, strict=False):
                 return None
-        return self.position if self.position.txid == txid else None
+        return self.point if self.point.txid == txid else None
 
-    def tip(self) -> Position:
-        """The position after the last whole record; ZERO without a log. Moves the cursor."""
+    def tip(self) -> Point:
+        """The point after the last whole record; START without a log. Moves the cursor."""
         segments = list_segments(self.directory)
         if not segments or not self._open_segment(segments[-1][0]):
-            return ZERO
+            return START
         while self._scan(_BIG_READ, sys.maxsize, strict=False):
             pass
-        return self.position
+        return self.point
 
     def read(self, upto_txid: int, max_bytes: int = 1 << 20) -> list[Entry]:
         """The next records, up to ``upto_txid``, which must be published: about ``max_bytes`` of bodies, at
@@ -224,14 +222,14 @@ class LogReader:
         PositionMismatch if retention removed it (the reader must start again from a snapshot).
         """
         entries: list[Entry] = []
-        while self.position.txid < upto_txid and max_bytes > 0:
+        while self.point.txid < upto_txid and max_bytes > 0:
             found = self._scan(max_bytes, upto_txid, strict=True)
             if found:
                 entries += found
                 max_bytes -= sum(entry.size for entry in found)
             elif not self._open_following(upto_txid):
                 raise LogCorrupt(
-                    f"{self._path}: offset {self._offset}: no record after TXID {self.position.txid:016x}, "
+                    f"{self._path}: offset {self._offset}: no record after TXID {self.point.txid:016x}, "
                     f"though {upto_txid:016x} was published"
                 )
         return entries
@@ -268,22 +266,22 @@ class LogReader:
         self._fd, self._path, self._inode = fd, path, os.fstat(fd).st_ino
         self._offset = SEGMENT_HEADER_SIZE
         self._following = segments[index + 1][0] if index + 1 < len(segments) else None
-        self.position = header.base
+        self.point = header.base
         return True
 
     def _open_following(self, upto_txid: int) -> bool:
         """Go on in the segment that holds the next record; False if it is the one that is open."""
-        wanted, inode, at = self.position, self._inode, self._offset
+        wanted, inode, at = self.point, self._inode, self._offset
         if not self._open_segment(wanted.txid + 1):
             raise PositionMismatch(f"{self.directory}: the log no longer holds TXID {wanted.txid + 1:016x}")
         if self._inode == inode:
-            self._offset, self.position = at, wanted
+            self._offset, self.point = at, wanted
             return False
-        while self.position.txid < wanted.txid:
+        while self.point.txid < wanted.txid:
             if not self._scan(_BIG_READ, min(wanted.txid, upto_txid), strict=True):
                 break
-        if self.position != wanted:
-            raise LogCorrupt(f"{self._path}: continues at {self.position}, but the log was at {wanted}")
+        if self.point != wanted:
+            raise LogCorrupt(f"{self._path}: continues at {self.point}, but the log was at {wanted}")
         return True
 
     def _scan(self, max_bytes: int, upto_txid: int, *, strict: bool) -> list[Entry]:
@@ -294,7 +292,7 @@ class LogReader:
         chunk = os.pread(self._fd, min(self._chunk, max(max_bytes, _SMALL_READ)), self._offset)
         entries: list[Entry] = []
         at = 0
-        while at + RECORD_HEAD_SIZE <= len(chunk) and self.position.txid < upto_txid and max_bytes > 0:
+        while at + RECORD_HEAD_SIZE <= len(chunk) and self.point.txid < upto_txid and max_bytes > 0:
             size, digest = RECORD_HEAD.unpack_from(chunk, at)
             if size == 0:
                 break
@@ -315,7 +313,7 @@ class LogReader:
             if self._following is not None and entry.txid_max >= self._following:
                 return entries
             entries.append(entry)
-            self.position = entry.position
+            self.point = entry.point
             self._offset = entry.extent.end
             at = record_end(at, size)
             max_bytes -= size
@@ -326,24 +324,24 @@ class LogReader:
     def _superseded(self) -> bool:
         """Whether a later segment holds the next record, so that what this one has in its place counts for
         nothing: its sync failed."""
-        begun = [path for first, path in list_segments(self.directory) if first <= self.position.txid + 1]
+        begun = [path for first, path in list_segments(self.directory) if first <= self.point.txid + 1]
         return bool(begun) and begun[-1] != self._path
 
     def _entry(self, buffer: bytes, start: int, size: int, digest: int) -> Entry | None:
         """The record with its body at ``buffer[start:]``, if it is whole and follows what was read before."""
         if size < MIN_BODY:
             return None
-        extent = read_extent(self._path, buffer, start, size, self._offset)
+        extent = read_extent(self._path, buffer, start, size, self._offset, digest)
         body = buffer[start : start + size]
         if not self._follows(extent) or record_hash(body, size) != digest:
             return None
-        return Entry(extent, body, digest)
+        return Entry(extent, body)
 
     def _follows(self, extent: Extent) -> bool:
         return (
-            extent.txid_min == self.position.txid + 1
+            extent.txid_min == self.point.txid + 1
             and extent.txid_max >= extent.txid_min
-            and extent.pre_apply == self.position.checksum
+            and extent.pre_apply == self.point.checksum
         )
 
     def _read_single(self, size: int, digest: int) -> Entry | None:
@@ -354,8 +352,8 @@ class LogReader:
         if size <= STREAM_BYTES:
             return self._entry(fileops.pread_all(self._fd, size, at), 0, size, digest)
         ends = os.pread(self._fd, _PREFIX, at) + os.pread(self._fd, _SUFFIX, at + size - _SUFFIX)
-        extent = replace(read_extent(self._path, ends, 0, len(ends), self._offset), size=size)
-        return Entry(extent, b"", digest) if self._follows(extent) else None
+        extent = replace(read_extent(self._path, ends, 0, len(ends), self._offset, digest), size=size)
+        return Entry(extent, b"") if self._follows(extent) else None
 
 
 def newest_images(

@@ -31,7 +31,7 @@ from litefs.store.segments import list_segments
 from litefs.store.sums import SumsFile
 from litefs.store.tip import Tip, tip_of
 from litefs.store.unused import are_unused, relog, stored_checksums
-from litefs.types import ZERO, Position
+from litefs.types import START, ZERO, Point, Position
 
 _BATCH = 1 << 20
 
@@ -110,16 +110,16 @@ def recover(directory: DatabaseDir, *, clean_allowed: bool = True, node_id: int 
         log = Log.open(
             directory.log,
             synced_txid=sums_file.sums.synced_txid,
-            trusted=sums_file.position if clean else None,
+            trusted=sums_file.point if clean else None,
         )
-        if log.tip == ZERO:
+        if log.tip == START:
             log.close()
             sums_file.close()
             return _without_log(directory, node_id)
         if clean and _as_stored(directory, sums_file, log.tip):
             _remove_companions(directory)
             sums_file.unmark_clean()
-            return Report(directory.name, log.tip, clean=True)
+            return Report(directory.name, log.tip.position, clean=True)
         with _distrusting(sums_file):
             return _rebuild(directory, sums_file, log, installed, node_id)
     finally:
@@ -138,14 +138,14 @@ def _distrusting(file: SumsFile) -> Iterator[None]:
         raise
 
 
-def _as_stored(directory: DatabaseDir, file: SumsFile, tip: Position) -> bool:
+def _as_stored(directory: DatabaseDir, file: SumsFile, tip: Point) -> bool:
     try:
         stat = os.stat(directory.database)
     except FileNotFoundError:
         return False
     sums = file.sums
     return (
-        file.position == tip
+        file.point == tip
         and file.same_stat(stat)
         and stat.st_size == sums.page_count * sums.page_size
         and sums.recompute_total() == tip.checksum
@@ -157,22 +157,22 @@ def _rebuild(directory: DatabaseDir, file: SumsFile, log: Log, installed: bool, 
     log.sync()
     if file.distrusted and directory.database.exists():
         fileops.reread(directory.database)
-    is_current = file.position == log.tip
+    is_current = file.point == log.tip
     tip = tip_of(directory, file, log)
     rolled_back = _roll_back(directory.database, directory.journal, tip.page_size)
     stored = stored_checksums(file, tip.commit)
     known_damage = file.sums.damaged and directory.database.exists()
     seen_before = known_damage and file.same_stat(os.stat(directory.database))
     first = log.first_txid - 1
-    durable = max(first, min(file.sums.durable_txid, tip.position.txid)) if is_current else first
+    durable = max(first, min(file.sums.durable_txid, tip.point.txid)) if is_current else first
 
     found = file_checksums(directory.database, tip.page_size, tip.commit)
     _refill(file, found, tip)
     with Overlay(directory.log, tip.page_size, tip.commit) as overlay:
-        overlay.collect(durable, tip.position.txid, file.sums)
+        overlay.collect(durable, tip.point.txid, file.sums)
         wrong = wrong_pages(overlay, file.sums, stored)
         if wrong != [] and durable > first:
-            overlay.collect(first, tip.position.txid, file.sums)
+            overlay.collect(first, tip.point.txid, file.sums)
             wrong = wrong_pages(overlay, file.sums, stored)
         unused = []
         if wrong and rolled_back and are_unused(overlay, directory.database, file, wrong):
@@ -187,7 +187,7 @@ def _rebuild(directory: DatabaseDir, file: SumsFile, log: Log, installed: bool, 
     _settle_sums(directory, file, damaged=damaged)
     return Report(
         directory.name,
-        log.tip,
+        log.tip.position,
         installed=installed,
         cut=str(log.cut) if log.cut is not None else None,
         rolled_back=rolled_back,
@@ -205,7 +205,8 @@ def _refill(file: SumsFile, found: bytes, tip: Tip) -> None:
     file.ensure(tip.commit)
     file.sums.format(tip.page_size)
     file.sums.load(1, found)
-    file.sums.reset(tip.commit, tip.position.txid, tip.position.checksum, tip.timestamp)
+    at = tip.point
+    file.sums.reset(tip.commit, at.txid, at.checksum, tip.timestamp, at.hash)
 
 
 def _settle_sums(directory: DatabaseDir, file: SumsFile, *, damaged: bool) -> None:
@@ -324,7 +325,7 @@ def settle(directory: DatabaseDir) -> Report:
     try:
         sums = with_sums.sums
         log = Log.open(directory.log, synced_txid=sums.synced_txid)
-        if sums.damaged or log.tip == ZERO or with_sums.position != log.tip or directory.install.exists():
+        if sums.damaged or log.tip == START or with_sums.point != log.tip or directory.install.exists():
             log.close()
             with_sums.close()
             return recover(directory, clean_allowed=False)
@@ -346,7 +347,7 @@ def settle(directory: DatabaseDir) -> Report:
         _remove_companions(directory)
         _settle_sums(directory, with_sums, damaged=False)
         with_sums.mark_clean(os.stat(directory.database))
-        return Report(directory.name, log.tip, restored=overlay.count)
+        return Report(directory.name, log.tip.position, restored=overlay.count)
     finally:
         if log is not None:
             log.close()

@@ -19,7 +19,7 @@ from pathlib import Path
 import xxhash
 
 from litefs.errors import LogCorrupt
-from litefs.types import Position
+from litefs.types import Point
 
 SEGMENT_HEADER_SIZE = 64
 RECORD_HEAD = struct.Struct("<QQ")
@@ -35,7 +35,7 @@ MIN_BODY = 100 + 6 + 1 + 8 + 16
 """An LTX file without a page: header, end of pages, empty page index, trailer."""
 
 _MAGIC = b"LFSEG01\n"
-_HEADER = struct.Struct("<8sQQII24x")
+_HEADER = struct.Struct("<8sQQIIQ16x")
 _HASH = struct.Struct("<Q")
 _NAME = re.compile(r"([0-9a-f]{16})\.seg\Z")
 _LTX_HEADER_SIZE = 100
@@ -55,20 +55,19 @@ _ZERO_SCAN = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """What a segment says about itself: the position before its first record, and its records' page size."""
+    """What a segment says about itself: the point before its first record, and its records' page size."""
 
-    first_txid: int
-    pre_apply: int
+    base: Point
     page_size: int
 
     @property
-    def base(self) -> Position:
-        """The position before the first record."""
-        return Position(self.first_txid - 1, self.pre_apply)
+    def first_txid(self) -> int:
+        return self.base.txid + 1
 
     def pack(self) -> bytes:
         """The 64 bytes at the start of the file."""
-        head = _HEADER.pack(_MAGIC, self.first_txid, self.pre_apply, self.page_size, 0)
+        base = self.base
+        head = _HEADER.pack(_MAGIC, self.first_txid, base.checksum, self.page_size, 0, base.hash)
         return head + _HASH.pack(xxhash.xxh3_64_intdigest(head))
 
     @staticmethod
@@ -88,15 +87,15 @@ class SegmentHeader:
         """
         if not cls.is_whole(data):
             raise LogCorrupt(f"{path}: offset 0: not the header of a log segment, or its checksum is wrong")
-        _, first, pre, page_size, _ = _HEADER.unpack_from(data)
+        _, first, pre, page_size, _, digest = _HEADER.unpack_from(data)
         name = _NAME.match(path.name)
         if name is not None and int(name[1], 16) != first:
             raise LogCorrupt(f"{path}: offset 8: the header says that TXID {first:016x} is the first")
-        if not first or (first == 1) != (pre == 0):
+        if not first or (first == 1) != (pre == 0) or (first == 1 and digest):
             raise LogCorrupt(f"{path}: offset 8: TXID {first:016x} cannot follow checksum {pre:016x}")
         if page_size not in _PAGE_SIZES:
             raise LogCorrupt(f"{path}: offset 24: pages of {page_size} bytes")
-        return cls(first, pre, page_size)
+        return cls(Point(first - 1, pre, digest), page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +112,13 @@ class Extent:
     pre_apply: int
     post_apply: int
     page_size: int
+    digest: int
+    """XXH3-64 of body and length, from the head."""
+
+    @property
+    def point(self) -> Point:
+        """Where it leads."""
+        return Point(self.txid_max, self.post_apply, self.digest)
 
     @property
     def body_offset(self) -> int:
@@ -152,16 +158,16 @@ def record_hash(body: bytes | bytearray | memoryview, size: int) -> int:
 
 
 def read_extent(
-    path: Path, buffer: bytes | memoryview | mmap.mmap, at: int, size: int, offset: int
+    path: Path, buffer: bytes | memoryview | mmap.mmap, at: int, size: int, offset: int, digest: int
 ) -> Extent:
     """The extent of a record whose body of ``size`` bytes begins at ``buffer[at]``; ``offset``: of its head
-    in the file.
+    in the file, which says ``digest``.
     """
     (page_size,) = _LTX_PAGE_SIZE.unpack_from(buffer, at + _LTX_PAGE_SIZE_AT)
     txid_min, txid_max = _LTX_TXIDS.unpack_from(buffer, at + _LTX_TXIDS_AT)
     (pre,) = _LTX_CHECKSUM.unpack_from(buffer, at + _LTX_PRE_AT)
     (post,) = _LTX_CHECKSUM.unpack_from(buffer, at + size - 16)
-    return Extent(path, offset, size, txid_min, txid_max, pre, post, page_size)
+    return Extent(path, offset, size, txid_min, txid_max, pre, post, page_size, digest)
 
 
 class SegmentMap:
@@ -221,7 +227,7 @@ class SegmentMap:
             with self.view[body : body + size] as data:
                 if record_hash(data, size) != digest:
                     return None
-        extent = read_extent(self.path, self.view, body, size, offset)
+        extent = read_extent(self.path, self.view, body, size, offset, digest)
         return extent if 1 <= extent.txid_min <= extent.txid_max else None
 
     def extents(self, *, verify: bool, before: int | None = None) -> Iterator[Extent]:
@@ -237,7 +243,7 @@ class SegmentMap:
                 return
             yield extent
             offset = extent.end
-            at = Position(extent.txid_max, extent.post_apply)
+            at = extent.point
 
     def valid_after(self, offset: int) -> Extent | None:
         """Any whole record that begins behind ``offset``: then what is at ``offset`` is no torn tail."""
@@ -286,7 +292,7 @@ def extents(
     looked at: the log's writer may cut it off, and to read it from a map then would end the process (SIGBUS).
     """
     segments = list_segments(directory)
-    at: Position | None = None
+    at: Point | None = None
     for index, (first, path) in enumerate(segments):
         following = segments[index + 1][0] if index + 1 < len(segments) else None
         if following is not None and following <= after_txid + 1:
@@ -306,7 +312,7 @@ def extents(
             for extent in segment.extents(verify=verify, before=following):
                 if upto_txid is not None and extent.txid_max > upto_txid:
                     return
-                at = Position(extent.txid_max, extent.post_apply)
+                at = extent.point
                 if extent.txid_max > after_txid:
                     yield extent
                 if at.txid == upto_txid:

@@ -21,8 +21,9 @@ from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import Image, ImageReader, newest_images
 from litefs.store.rebuild import file_checksums
+from litefs.store.segments import record_hash
 from litefs.store.sums import SumsFile, differing_pages
-from litefs.types import Position
+from litefs.types import Point, Position
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -53,8 +54,8 @@ class SnapshotSource:
             if self._file.sums.damaged:
                 raise LiteFSError(f"{directory.name}: the database is damaged, no snapshot can be taken")
             self._mapped_txid = self._file.sums.durable_txid
-            txid, checksum, self.timestamp, self.page_size, self.commit = self._file.sums.snapshot()
-            self.at = Position(txid, checksum)
+            txid, checksum, self.timestamp, self.page_size, self.commit, digest = self._file.sums.snapshot()
+            self.at = Point(txid, checksum, digest)
             self._fd = os.open(directory.database, os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             self.close()
@@ -155,7 +156,7 @@ class SnapshotSource:
     def _image(self, pgno: int) -> bytes | None:
         """The newest image in the log of a page that the database file does not durably hold, or None."""
         sums = self._file.sums
-        txid, _, _, page_size, _ = sums.snapshot()
+        txid, _, _, page_size, *_ = sums.snapshot()
         if page_size != self.page_size:
             return None
         # Retention may remove what has become durable meanwhile, here too between two steps: then
@@ -181,7 +182,7 @@ class SnapshotTarget:
     """
 
     def __init__(
-        self, directory: DatabaseDir, page_size: int, commit: int, at: Position, timestamp: int
+        self, directory: DatabaseDir, page_size: int, commit: int, at: Point, timestamp: int
     ) -> None:
         """Begin with an empty file; an earlier unfinished snapshot is removed. Raises ValueError, OSError."""
         directory.create()
@@ -190,7 +191,8 @@ class SnapshotTarget:
         self.page_size = page_size
         self.commit = commit
         """Pages of the database, as of the last record."""
-        self.position = at
+        self.point = at
+        """Where what was received so far leads."""
         self.timestamp = timestamp
         self._file = SumsFile(directory.incoming_sums, create=True)
         self._fd = -1
@@ -202,6 +204,11 @@ class SnapshotTarget:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def position(self) -> Position:
+        """As ``point``, for people."""
+        return self.point.position
 
     @property
     def sums(self) -> PageSums:
@@ -243,7 +250,7 @@ class SnapshotTarget:
 
         decoder = Decoder(lambda size: bytes(read(size)))
         header = decoder.header
-        if header.min_txid != self.position.txid + 1 or header.pre_apply != self.position.checksum:
+        if header.min_txid != self.point.txid + 1 or header.pre_apply != self.point.checksum:
             raise PositionMismatch(
                 f"{self.dir.name}: record {header.min_txid:016x} does not follow {self.position}"
             )
@@ -252,7 +259,7 @@ class SnapshotTarget:
         self._resize(header.commit)
         for pgnos, images in decoder:
             self.pages(pgnos, images)
-        self.position = Position(header.max_txid, decoder.trailer.post_apply)
+        self.point = Point(header.max_txid, decoder.trailer.post_apply, record_hash(view, len(view)))
         self.timestamp = header.timestamp
 
     def _empty(self, page_size: int) -> None:
@@ -269,19 +276,19 @@ class SnapshotTarget:
         fileops.truncate(self._fd, commit * self.page_size)
         self.commit = commit
 
-    def verify(self, position: Position) -> None:
-        """Check that what was received is the database at ``position``.
+    def verify(self, point: Point) -> None:
+        """Check that what was received is the database at ``point``.
 
         Raises PositionMismatch, ChecksumMismatch.
         """
-        if position != self.position:
-            raise PositionMismatch(f"{self.dir.name}: the snapshot is at {self.position}, not at {position}")
+        if point != self.point:
+            raise PositionMismatch(f"{self.dir.name}: the snapshot is at {self.point}, not at {point}")
         sums = self._file.sums
-        sums.reset(self.commit, position.txid, position.checksum, self.timestamp)
+        sums.reset(self.commit, point.txid, point.checksum, self.timestamp, point.hash)
         total = sums.recompute_total()
-        if total != position.checksum:
+        if total != point.checksum:
             raise ChecksumMismatch(
-                f"{self.dir.name}: the snapshot's checksum is {total:016x}, not {position.checksum:016x}"
+                f"{self.dir.name}: the snapshot's checksum is {total:016x}, not {point.checksum:016x}"
             )
 
     def seal(self) -> None:
@@ -291,9 +298,9 @@ class SnapshotTarget:
         Call after ``verify``; ``recovery.recover`` completes what a crash interrupted.
         """
         fileops.fsync(self._fd)
-        self._file.sums.durable_txid = self._file.sums.synced_txid = self.position.txid
+        self._file.sums.durable_txid = self._file.sums.synced_txid = self.point.txid
         self._file.flush()
-        write_intent(self.dir, self.position, self.page_size)
+        write_intent(self.dir, self.point, self.page_size)
 
     def install(self) -> None:
         """Put it in place of what was there, which no mount may show. Closes this object. Raises OSError."""
@@ -332,7 +339,7 @@ class SnapshotTarget:
         if log is not None:
             log.close()
         fileops.remove_tree(self.dir.log)
-        fresh = Log.create(self.dir.log, self.position, self.page_size)
+        fresh = Log.create(self.dir.log, self.point, self.page_size)
         live.ensure(self.commit)
         sums = live.sums
         stale = sums.page_count - self.commit
@@ -340,8 +347,9 @@ class SnapshotTarget:
         if stale > 0:
             sums.load(self.commit + 1, bytes(8 * stale))
         sums.page_size = self.page_size
-        sums.reset(self.commit, self.position.txid, self.position.checksum, self.timestamp)
-        sums.synced_txid = self.position.txid
+        at = self.point
+        sums.reset(self.commit, at.txid, at.checksum, self.timestamp, at.hash)
+        sums.synced_txid = self.point.txid
         sums.damaged = False
         return fresh
 

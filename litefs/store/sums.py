@@ -9,7 +9,7 @@ from pathlib import Path
 from litefs._core.pagesums import HEADER_SIZE, PageSums, page_checksums
 from litefs.errors import DatabaseNotFound, FormatError
 from litefs.store import fileops
-from litefs.types import Position
+from litefs.types import Point, Position
 
 GRANULE = 512 * 1024
 """The file is a multiple of this."""
@@ -81,6 +81,11 @@ class SumsFile:
     def position(self) -> Position:
         """The last transaction, as the writer's own process sees it; others take ``sums.snapshot()``."""
         return Position(self.sums.txid, self.sums.checksum)
+
+    @property
+    def point(self) -> Point:
+        """As ``position``, for other nodes."""
+        return Point(self.sums.txid, self.sums.checksum, self.sums.hash)
 
     def ensure(self, pages: int) -> int:
         """Make room for ``pages`` checksums, growing file and map; returns for how many there is room now.

@@ -8,7 +8,7 @@ from pathlib import Path
 from litefs.errors import LogCorrupt
 from litefs.store import fileops
 from litefs.store.segments import PREALLOCATE_MIN, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentMap
-from litefs.types import Position
+from litefs.types import Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Tail:
     """How the last segment ends."""
 
     header: SegmentHeader
-    tip: Position
+    tip: Point
     """The last transaction."""
     synced_end: int
     """Behind the last record that is known to have reached the disk."""
@@ -59,7 +59,7 @@ class Tail:
     """Bytes behind it to cut."""
 
 
-def scan(path: Path, synced_txid: int, trusted: Position | None) -> Tail:
+def scan(path: Path, synced_txid: int, trusted: Point | None) -> Tail:
     """Look at the records of the last segment. Raises LogCorrupt."""
     with SegmentMap(path) as segment:
         if trusted is not None:
@@ -78,10 +78,10 @@ def scan(path: Path, synced_txid: int, trusted: Position | None) -> Tail:
         return Tail(segment.header, tip, synced_end, end, segment.used_after(end))
 
 
-def _walk(segment: SegmentMap, synced_txid: int, *, verify: bool) -> tuple[Position, int, int]:
+def _walk(segment: SegmentMap, synced_txid: int, *, verify: bool) -> tuple[Point, int, int]:
     tip, synced_end, end = segment.header.base, SEGMENT_HEADER_SIZE, SEGMENT_HEADER_SIZE
     for extent in segment.extents(verify=verify):
-        tip, end = Position(extent.txid_max, extent.post_apply), extent.end
+        tip, end = extent.point, extent.end
         if tip.txid <= synced_txid:
             synced_end = end
     return tip, synced_end, end

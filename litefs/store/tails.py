@@ -17,27 +17,27 @@ from litefs.ltx.decoder import Decoder
 from litefs.store.log import Log
 from litefs.store.reader import Entry, LogReader
 from litefs.store.segments import RECORD_HEAD, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentMap
-from litefs.types import Position
+from litefs.types import Point
 
 _PIECE = 1 << 20
 
 
-def copy_tail(directory: Path, after: Position, upto_txid: int, file: IO[bytes]) -> bool:
+def copy_tail(directory: Path, after: Point, upto_txid: int, file: IO[bytes]) -> bool:
     """Write to ``file`` what the log in ``directory`` has after ``after`` up to ``upto_txid``, which must be
     published and beyond it.
 
-    False, and nothing is written, if this log does not know that position: it has another history there, or
+    False, and nothing is written, if this log does not know that point: it has another history there, or
     no longer reaches back so far. Raises LogCorrupt, PositionMismatch if retention was quicker, OSError.
     """
     with LogReader(directory) as reader:
         if not reader.seek(after):
             return False
         entries = reader.read(upto_txid)
-        header = SegmentHeader(after.txid + 1, after.checksum, entries[0].extent.page_size)
+        header = SegmentHeader(after, entries[0].extent.page_size)
         file.write(header.pack())
         while entries:
             for entry in entries:
-                file.write(RECORD_HEAD.pack(entry.size, entry.digest))
+                file.write(RECORD_HEAD.pack(entry.size, entry.extent.digest))
                 with _opened(entry) as body:
                     shutil.copyfileobj(body, file, _PIECE)
                 file.write(bytes(-entry.size & 7))
@@ -46,8 +46,8 @@ def copy_tail(directory: Path, after: Position, upto_txid: int, file: IO[bytes])
     return True
 
 
-def check_tail(path: Path, after: Position) -> Position:
-    """The position to which the tail at ``path`` leads from ``after``.
+def check_tail(path: Path, after: Point) -> Point:
+    """The point to which the tail at ``path`` leads from ``after``.
 
     Each of its records was read: whole, in order, and an LTX file. Raises FormatError (ChecksumMismatch,
     LogCorrupt) if that is not so or anything follows them, PositionMismatch if it begins elsewhere, OSError.
@@ -55,7 +55,7 @@ def check_tail(path: Path, after: Position) -> Position:
     tip, end = after, SEGMENT_HEADER_SIZE
     with SegmentMap(path) as segment:
         for extent in segment.extents(verify=False):
-            tip, end = Position(extent.txid_max, extent.post_apply), extent.end
+            tip, end = extent.point, extent.end
         if tip == after or end != segment.size:
             raise FormatError(f"a tail of {segment.size} bytes with whole records up to byte {end}")
     for entry in _entries(path, after, tip):
@@ -65,7 +65,7 @@ def check_tail(path: Path, after: Position) -> Position:
     return tip
 
 
-def append_tail(log: Log, path: Path, tip: Position) -> None:
+def append_tail(log: Log, path: Path, tip: Point) -> None:
     """Append to ``log`` the tail at ``path``, which ``check_tail`` found to lead from there to ``tip``.
 
     Durable on return. Raises OSError, LogSyncFailed: then the log may end with any record of it.
@@ -80,7 +80,7 @@ def append_tail(log: Log, path: Path, tip: Position) -> None:
     log.sync()
 
 
-def _entries(path: Path, after: Position, tip: Position) -> Iterator[Entry]:
+def _entries(path: Path, after: Point, tip: Point) -> Iterator[Entry]:
     """The records of the only segment in its directory."""
     with LogReader(path.parent) as reader:
         if not reader.seek(after):

@@ -11,14 +11,14 @@ from litefs.store.paths import DatabaseDir
 from litefs.store.reader import newest_images
 from litefs.store.segments import Extent, extents
 from litefs.store.sums import SumsFile
-from litefs.types import Position
+from litefs.types import Point
 
 
 @dataclass(frozen=True, slots=True)
 class Tip:
     """The last transaction; ``commit``: pages of the database after it, ``timestamp``: Unix ms."""
 
-    position: Position
+    point: Point
     page_size: int
     commit: int
     timestamp: int
@@ -30,7 +30,7 @@ def tip_of(directory: DatabaseDir, file: SumsFile, log: Log) -> Tip:
     Raises LogCorrupt, naming segment and offset, for a record of another page size than the log's, or of more
     pages than there can be: everything that follows takes memory and disk by their number.
     """
-    known = file.position == log.tip and file.sums.page_count <= file.sums.capacity
+    known = file.point == log.tip and file.sums.page_count <= file.sums.capacity
     for extent in extents(directory.log, max(log.first_txid - 1, log.tip.txid - 1)):
         if extent.txid_max == log.tip.txid:
             header = _header(extent)

@@ -159,7 +159,7 @@ def _tip(directory: DatabaseDir, before: Position) -> Position | None:
         return ZERO if before == ZERO else None
     try:
         with _opened(directory) as (log, _):
-            tip = log.tip
+            tip = log.tip.position
         beyond = list(extents(directory.log, before.txid))
     except LiteFSError:
         return None

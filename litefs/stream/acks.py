@@ -15,7 +15,7 @@ import msgspec
 from litefs.errors import FormatError
 from litefs.link.rules import SyncRules
 from litefs.stream.handshake import MAX_POSITION_MAP
-from litefs.types import Position
+from litefs.types import Point
 
 HEADER_STREAM_ID = "Litefs-Stream-Id"
 """16 hex digits that the replica chose for the stream that an acknowledgement belongs to."""
@@ -31,17 +31,26 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     handle: int
     txid: int
     checksum: int
+    hash: int
     durable_txid: int
     durable_checksum: int
+    durable_hash: int
     chained: bool
 
-    @property
-    def position(self) -> Position:
-        return Position(self.txid, self.checksum)
+    @classmethod
+    def of(cls, handle: int, tip: Point, durable: Point, *, chained: bool) -> Held:
+        """From the points."""
+        return cls(
+            handle, tip.txid, tip.checksum, tip.hash, durable.txid, durable.checksum, durable.hash, chained
+        )
 
     @property
-    def durable(self) -> Position:
-        return Position(self.durable_txid, self.durable_checksum)
+    def point(self) -> Point:
+        return Point(self.txid, self.checksum, self.hash)
+
+    @property
+    def durable(self) -> Point:
+        return Point(self.durable_txid, self.durable_checksum, self.durable_hash)
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):

@@ -14,7 +14,7 @@ from litefs.store.snapshot import SnapshotSource
 from litefs.store.sums import SumsFile
 from litefs.stream.protocols import Source
 from litefs.stream.wakeup import Wakeup
-from litefs.types import ZERO, Position
+from litefs.types import START, ZERO, Point, Position
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,13 @@ class StoreSource:
         txid, checksum, *_ = self._file.sums.snapshot()
         return Position(txid, checksum)
 
-    def is_at(self, position: Position) -> bool:
+    def point(self) -> Point:
+        txid, checksum, *_, digest = self._file.sums.snapshot()
+        return Point(txid, checksum, digest)
+
+    def is_at(self, point: Point) -> bool:
         sums = self._file.sums
-        return sums.txid == position.txid and sums.checksum == position.checksum
+        return sums.txid == point.txid and sums.hash == point.hash and sums.checksum == point.checksum
 
     def reader(self) -> LogReader:
         return LogReader(self.directory.log)
@@ -169,6 +173,11 @@ class StoreCatalog:
         """The last transaction of ``name``; ZERO if it is not here."""
         source = self._sources.get(name)
         return source.position() if source is not None else ZERO
+
+    def point(self, name: str) -> Point:
+        """As ``position``, for other nodes."""
+        source = self._sources.get(name)
+        return source.point() if source is not None else START
 
     def notify(self) -> None:
         self._wakeup.notify()

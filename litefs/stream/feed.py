@@ -23,7 +23,7 @@ from litefs.stream.frames import (
     encode_snapshot_pages,
 )
 from litefs.stream.protocols import Entry, Pages, RecordReader, RecordStream, Source
-from litefs.types import Position
+from litefs.types import Point
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Feed:
     ready.
     """
 
-    def __init__(self, source: Source, handle: int, at: Position, wake: Callable[[], None]) -> None:
+    def __init__(self, source: Source, handle: int, at: Point, wake: Callable[[], None]) -> None:
         self.source = source
         self.handle = handle
         self.at = at
@@ -123,7 +123,7 @@ class Feed:
         self._slot: bytes | None = None
         self._slot_free = trio.Event()
         self._walk: Walk | None = None
-        self._end: Position | None = None
+        self._end: Point | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -154,7 +154,7 @@ class Feed:
             return self._fail(error)
 
     async def _from_log(self) -> bytes | None:
-        tip = self._end or self.source.position()
+        tip = self._end or self.source.point()
         if self._big is None and not self._entries:
             if tip.txid == self.at.txid:
                 return self._at_tip(tip)
@@ -172,7 +172,7 @@ class Feed:
             self.settled = self.settled or self.state is State.LIVE
         return chunk
 
-    def _at_tip(self, tip: Position) -> bytes | None:
+    def _at_tip(self, tip: Point) -> bytes | None:
         if self.state is State.TAIL:
             self.state, self._end, self.at = State.LIVE, None, tip
             self._delay = RETRY_FIRST
@@ -183,7 +183,7 @@ class Feed:
             self.settled = True
         return None
 
-    def _open(self, tip: Position) -> bool:
+    def _open(self, tip: Point) -> bool:
         """Place a reader behind ``at``; False if the log does not hold that position."""
         if self._reader is None:
             if self.state is State.LIVE and (self.at.txid == 0 or self.at.txid > tip.txid):
@@ -195,7 +195,7 @@ class Feed:
             self._reader = reader
         return True
 
-    async def _read(self, tip: Position) -> None:
+    async def _read(self, tip: Point) -> None:
         assert self._reader is not None
         read = partial(self._reader.read, tip.txid, TURN_BYTES)
         entries: Sequence[Entry] = await trio.to_thread.run_sync(read) if self._behind else read()
@@ -219,7 +219,7 @@ class Feed:
         while self._entries and first.size <= min(TURN_BYTES, room - 4):
             bodies.append(first.body)
             room -= 4 + first.size
-            self.at = Position(first.txid_max)
+            self.at = Point(first.txid_max)
             self._entries.popleft()
             first = self._entries[0] if self._entries else first
         return encode_records(self.handle, bodies)
@@ -237,7 +237,7 @@ class Feed:
         file.close()
         self._big = None
         self._entries.popleft()
-        self.at = Position(entry.txid_max)
+        self.at = Point(entry.txid_max)
         return chunk
 
     def _fail(self, error: Exception) -> bytes | None:
@@ -267,7 +267,7 @@ class Feed:
             while (chunk := await trio.to_thread.run_sync(walk.step, abandon_on_cancel=True)) is not None:
                 await self._put(chunk)
             assert walk.pages is not None
-            self.at, self._end = walk.pages.at, self.source.position()
+            self.at, self._end = walk.pages.at, self.source.point()
             if not self._open(self._end):
                 raise LiteFSError(f"the log lost {self.at} while the pages were sent")
             self.state = State.TAIL

@@ -7,10 +7,11 @@ Handles are given out by DATABASE frames and are valid until DROP; handle 0 is t
 DATABASE         name (UTF-8)
 RECORDS          whole LTX records, each behind its u32 length; or with PIECE a part of one big record:
                  the first part begins with the u64 size of the whole, MORE says that another follows
-SNAPSHOT_BEGIN   u32 page size, u32 page count, u64 TXID, u64 checksum, i64 timestamp (Unix ms)
+SNAPSHOT_BEGIN   u32 page size, u32 page count, u64 TXID, u64 checksum, u64 hash of the last record,
+                 i64 timestamp (Unix ms)
 SNAPSHOT_PAGES   u32 pages, u32 size of the images, page numbers (u32 each), images: an LZ4 block, or
                  with STORED the images themselves
-SNAPSHOT_END     u64 TXID, u64 checksum: the position that pages and records in between add up to
+SNAPSHOT_END     u64 TXID, u64 checksum, u64 hash: the point that pages and records in between lead to
 SNAPSHOT_ABORT   reason (UTF-8); what was begun, a snapshot or a record in pieces, does not go on;
                  a snapshot follows later
 READY            every database has caught up once
@@ -35,7 +36,7 @@ import lz4.block  # type: ignore[import-untyped]
 from litefs.errors import FormatError
 from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Buffer
-from litefs.types import Position
+from litefs.types import Point
 
 MAX_PAYLOAD = 1 << 20
 MAX_RECORD = 1 << 40
@@ -47,8 +48,8 @@ FRAME_HEAD = struct.Struct(">BBHI")
 U32 = struct.Struct(">I")
 U64 = struct.Struct(">Q")
 I64 = struct.Struct(">q")
-SNAPSHOT_HEAD = struct.Struct(">IIQQq")
-POSITION = struct.Struct(">QQ")
+SNAPSHOT_HEAD = struct.Struct(">IIQQQq")
+POINT = struct.Struct(">QQQ")
 PAGES_HEAD = struct.Struct(">II")
 
 
@@ -106,12 +107,12 @@ class RecordPiece:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotBegin:
-    """Pages of a snapshot follow: ``commit`` pages when the walk began ``at`` this position."""
+    """Pages of a snapshot follow: ``commit`` pages when the walk began, ``at`` this point."""
 
     handle: int
     page_size: int
     commit: int
-    at: Position
+    at: Point
     timestamp: int
 
 
@@ -128,10 +129,10 @@ class SnapshotPages:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotEnd:
-    """The database is now exactly at ``position``."""
+    """The database is now exactly ``at`` this point."""
 
     handle: int
-    position: Position
+    at: Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +217,9 @@ def encode_piece(handle: int, size: int, offset: int, data: Buffer) -> bytes:
     )
 
 
-def encode_snapshot_begin(handle: int, page_size: int, commit: int, at: Position, timestamp: int) -> bytes:
+def encode_snapshot_begin(handle: int, page_size: int, commit: int, at: Point, timestamp: int) -> bytes:
     """Begin a snapshot."""
-    payload = SNAPSHOT_HEAD.pack(page_size, commit, at.txid, at.checksum, timestamp)
+    payload = SNAPSHOT_HEAD.pack(page_size, commit, at.txid, at.checksum, at.hash, timestamp)
     return _frame(FrameType.SNAPSHOT_BEGIN, payload, handle)
 
 
@@ -251,9 +252,9 @@ def unpack_pages(frame: SnapshotPages) -> tuple[bytes, bytes]:
     return _swapped(frame.payload[PAGES_HEAD.size : start]), images
 
 
-def encode_snapshot_end(handle: int, position: Position) -> bytes:
+def encode_snapshot_end(handle: int, point: Point) -> bytes:
     """End a snapshot."""
-    return _frame(FrameType.SNAPSHOT_END, POSITION.pack(position.txid, position.checksum), handle)
+    return _frame(FrameType.SNAPSHOT_END, POINT.pack(point.txid, point.checksum, point.hash), handle)
 
 
 def encode_snapshot_abort(handle: int, reason: str) -> bytes:

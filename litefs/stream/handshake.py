@@ -2,7 +2,8 @@
 
 Request: ``POST /stream`` over HTTP/2 with the headers below, and ``?filter=PATTERN`` for each pattern of
 databases that alone are wanted (none: all); the body is the replica's position map, all integers big-endian:
-u32 count, then per database, names ascending: u32 name length, name (UTF-8), u64 TXID, u64 checksum.
+u32 count, then per database, names ascending: u32 name length, name (UTF-8), u64 TXID, u64 checksum,
+u64 hash of the last record.
 Response: status 200 with the same headers, then the hello: magic ``LFSTRM\\r\\n``, u16 version, u16 length of
 what follows, u64 node id, u64 term, i64 Unix ms, u8 length and cluster id, u8 length and hostname. Frames
 follow (:mod:`litefs.stream.frames`).
@@ -19,7 +20,7 @@ from urllib.parse import quote, unquote
 from litefs.errors import FormatError, InvalidName, ProtocolMismatch
 from litefs.store.paths import validate_name
 from litefs.stream.protocols import Identity
-from litefs.types import CHECKSUM_FLAG, MAX_TXID, Position
+from litefs.types import CHECKSUM_FLAG, MAX_TXID, START, Point
 
 VERSION = 1
 HEADER_STREAM = "LiteFS-Stream"
@@ -45,7 +46,7 @@ MAGIC = b"LFSTRM\r\n"
 _HELLO_HEAD = struct.Struct(">8sHH")
 _HELLO_BODY = struct.Struct(">QQq")
 _U32 = struct.Struct(">I")
-_POSITION = struct.Struct(">QQ")
+_POINT = struct.Struct(">QQQ")
 _CLUSTER_ID = re.compile(r"\ALFSC[0-9A-F]{16}\Z")
 
 
@@ -113,28 +114,28 @@ def check_cluster_id(cluster_id: str) -> None:
         raise FormatError(f"{HEADER_CLUSTER_ID}: not a cluster id: {cluster_id[:40]!r}")
 
 
-def encode_positions(positions: Mapping[str, Position]) -> bytes:
+def encode_positions(positions: Mapping[str, Point]) -> bytes:
     """The request body. Raises FormatError beyond the protocol's limits."""
     if len(positions) > MAX_DATABASES:
         raise FormatError(f"{len(positions)} databases, a stream carries at most {MAX_DATABASES}")
     parts = [_U32.pack(len(positions))]
-    for name, position in sorted(positions.items()):
+    for name, point in sorted(positions.items()):
         raw = name.encode()
-        parts += (_U32.pack(len(raw)), raw, _POSITION.pack(position.txid, position.checksum))
+        parts += (_U32.pack(len(raw)), raw, _POINT.pack(point.txid, point.checksum, point.hash))
     body = b"".join(parts)
     if len(body) > MAX_POSITION_MAP:
         raise FormatError(f"position map of {len(body)} bytes, the limit is {MAX_POSITION_MAP}")
     return body
 
 
-def decode_positions(body: bytes) -> dict[str, Position]:
+def decode_positions(body: bytes) -> dict[str, Point]:
     """Read a request body. Raises FormatError with the offset of what is wrong."""
     if len(body) < 4 or len(body) > MAX_POSITION_MAP:
         raise FormatError(f"position map: {len(body)} bytes, expected 4 to {MAX_POSITION_MAP}")
     (count,) = _U32.unpack_from(body)
     if count > MAX_DATABASES:
         raise FormatError(f"position map: offset 0: {count} databases, the limit is {MAX_DATABASES}")
-    positions: dict[str, Position] = {}
+    positions: dict[str, Point] = {}
     at = 4
     for _ in range(count):
         start = at
@@ -142,18 +143,16 @@ def decode_positions(body: bytes) -> dict[str, Position]:
             raise FormatError(f"position map: offset {start}: truncated")
         (length,) = _U32.unpack_from(body, at)
         at += 4
-        if length > MAX_NAME or len(body) - at < length + _POSITION.size:
+        if length > MAX_NAME or len(body) - at < length + _POINT.size:
             raise FormatError(f"position map: offset {start}: name of {length} bytes does not fit")
         name = decode_name(body[at : at + length], f"position map: offset {start}")
-        position = Position(*_POSITION.unpack_from(body, at + length))
-        at += length + _POSITION.size
+        point = Point(*_POINT.unpack_from(body, at + length))
+        at += length + _POINT.size
         if name in positions:
             raise FormatError(f"position map: offset {start}: {name!r} occurs twice")
-        if (position.txid == 0) != (position.checksum == 0) or (
-            position.txid and not (position.checksum & CHECKSUM_FLAG and position.txid <= MAX_TXID)
-        ):
-            raise FormatError(f"position map: offset {start}: {position} is not a position")
-        positions[name] = position
+        if point != START and not (point.checksum & CHECKSUM_FLAG and 1 <= point.txid <= MAX_TXID):
+            raise FormatError(f"position map: offset {start}: {point} is not a position")
+        positions[name] = point
     if at != len(body):
         raise FormatError(f"position map: offset {at}: {len(body) - at} bytes too many")
     return positions

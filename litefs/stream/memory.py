@@ -20,7 +20,7 @@ import trio
 from litefs.errors import ChecksumMismatch, FormatError, PositionMismatch
 from litefs.stream.protocols import Buffer, Source
 from litefs.stream.wakeup import Wakeup
-from litefs.types import CHECKSUM_FLAG, ZERO, Position
+from litefs.types import CHECKSUM_FLAG, START, Point, Position
 
 _RECORD = struct.Struct("<QQQ")
 BATCH_PAGES = 16
@@ -65,20 +65,23 @@ class MemorySource:
         self.page_size = page_size
         self.page_delay = page_delay
         self.pages: dict[int, bytes] = {}
-        self.entries: list[tuple[MemoryEntry, Position]] = []
-        self.first = ZERO
+        self.entries: list[tuple[MemoryEntry, Point]] = []
+        self.first = START
         self.open_snapshots = 0
         self.fail_snapshots = 0
         self._lock = threading.Lock()
 
-    def is_at(self, position: Position) -> bool:
-        return self.position() == position
+    def is_at(self, point: Point) -> bool:
+        return self.point() == point
 
     def position(self) -> Position:
+        return self.point().position
+
+    def point(self) -> Point:
         with self._lock:
             return self._tip()
 
-    def _tip(self) -> Position:
+    def _tip(self) -> Point:
         return self.entries[-1][1] if self.entries else self.first
 
     def commit(self, changes: Mapping[int, bytes]) -> Position:
@@ -91,12 +94,14 @@ class MemorySource:
                 checksum ^= (page_hash(pgno, old) ^ CHECKSUM_FLAG) if old is not None else 0
                 checksum ^= page_hash(pgno, image) ^ CHECKSUM_FLAG
                 self.pages[pgno] = image
-            after = Position(before.txid + 1, checksum)
-            parts = [_RECORD.pack(after.txid, before.checksum, checksum)]
+            txid = before.txid + 1
+            parts = [_RECORD.pack(txid, before.checksum, checksum)]
             for pgno, image in sorted(changes.items()):
                 parts += (struct.pack("<I", pgno), image)
-            self.entries.append((MemoryEntry(after.txid, after.txid, b"".join(parts)), after))
-            return after
+            body = b"".join(parts)
+            after = Point(txid, checksum, zlib.crc32(body))
+            self.entries.append((MemoryEntry(txid, txid, body), after))
+            return after.position
 
     def reap(self, upto_txid: int) -> None:
         """Forget records up to this TXID."""
@@ -118,7 +123,7 @@ class MemoryReader:
         self._source = source
         self._next = 0
 
-    def seek(self, after: Position) -> bool:
+    def seek(self, after: Point) -> bool:
         with self._source._lock:
             known = after == self._source.first or any(at == after for _, at in self._source.entries)
         self._next = after.txid + 1
@@ -216,7 +221,7 @@ class MemorySink:
 
     def __init__(self, *, delay: Callable[[str], float] = lambda name: 0.0) -> None:
         self.pages: dict[str, dict[int, bytes]] = {}
-        self.at: dict[str, Position] = {}
+        self.at: dict[str, Point] = {}
         self.batches: list[tuple[str, int]] = []
         self.snapshots: list[str] = []
         self.aborted: list[str] = []
@@ -229,12 +234,12 @@ class MemorySink:
         self._building: dict[str, tuple[int, dict[int, bytes]]] = {}
         self._page_size: dict[str, int] = {}
 
-    def positions(self) -> Mapping[str, Position]:
+    def positions(self) -> Mapping[str, Point]:
         return dict(self.at)
 
     async def wait_position(self, name: str, position: Position) -> None:
         """Wait until a database is at ``position``; the caller sets the deadline."""
-        while self.at.get(name) != position:
+        while name not in self.at or self.at[name].position != position:
             await self.changed.wait_change(self.changed.revision)
 
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
@@ -250,16 +255,14 @@ class MemorySink:
                 (pgno,) = struct.unpack_from("<I", body, at)
                 pages[pgno] = bytes(body[at + 4 : at + step])
             if building is None:
-                self.at[name] = Position(txid, after)
+                self.at[name] = Point(txid, after, zlib.crc32(body))
         if building is None and total(self.pages[name]) != self.at[name].checksum:
             raise ChecksumMismatch(f"{name}: pages do not add up at {self.at[name]}")
         self.batches.append((name, len(bodies)))
         self.changed.notify()
-        return self.at.get(name, ZERO)
+        return self.at.get(name, START).position
 
-    async def snapshot_begin(
-        self, name: str, page_size: int, commit: int, at: Position, timestamp: int
-    ) -> None:
+    async def snapshot_begin(self, name: str, page_size: int, commit: int, at: Point, timestamp: int) -> None:
         self._building[name] = (commit, {})
         self._page_size[name] = page_size
 
@@ -271,11 +274,11 @@ class MemorySink:
             pages[pgno] = images[index * size : (index + 1) * size]
         self.changed.notify()
 
-    async def snapshot_end(self, name: str, position: Position) -> None:
+    async def snapshot_end(self, name: str, point: Point) -> None:
         _, pages = self._building.pop(name)
-        if total(pages) != position.checksum:
-            raise ChecksumMismatch(f"{name}: the snapshot does not add up to {position}")
-        self.pages[name], self.at[name] = pages, position
+        if total(pages) != point.checksum:
+            raise ChecksumMismatch(f"{name}: the snapshot does not add up to {point}")
+        self.pages[name], self.at[name] = pages, point
         self.snapshots.append(name)
         self.changed.notify()
 

@@ -17,7 +17,7 @@ from litefs.stream.frames import (
     MORE,
     PAGES_HEAD,
     PIECE,
-    POSITION,
+    POINT,
     SNAPSHOT_HEAD,
     STORED,
     U32,
@@ -38,7 +38,7 @@ from litefs.stream.frames import (
 )
 from litefs.stream.handshake import MAX_NAME, decode_hello, decode_name
 from litefs.stream.protocols import Buffer
-from litefs.types import CHECKSUM_FLAG, MAX_TXID, Position
+from litefs.types import CHECKSUM_FLAG, MAX_TXID, Point
 
 _FLAGS = {
     FrameType.RECORDS: (0, PIECE, PIECE | MORE),
@@ -188,13 +188,12 @@ class Parser:
                 raise FormatError(f"{where}: {len(payload)} bytes do not hold {count} page numbers")
             return SnapshotPages(handle, payload, bool(flags & STORED), where)
         if kind is FrameType.SNAPSHOT_BEGIN:
-            page_size, commit, txid, checksum, timestamp = SNAPSHOT_HEAD.unpack(payload)
+            page_size, commit, *at, timestamp = SNAPSHOT_HEAD.unpack(payload)
             if not _is_page_size(page_size) or not commit:
                 raise FormatError(f"{where}: {commit} pages of {page_size} bytes")
-            return SnapshotBegin(handle, page_size, commit, _position(txid, checksum, where), timestamp)
+            return SnapshotBegin(handle, page_size, commit, _point(*at, where=where), timestamp)
         if kind is FrameType.SNAPSHOT_END:
-            txid, checksum = POSITION.unpack(payload)
-            return SnapshotEnd(handle, _position(txid, checksum, where))
+            return SnapshotEnd(handle, _point(*POINT.unpack(payload), where=where))
         if kind is FrameType.SNAPSHOT_ABORT:
             return SnapshotAbort(handle, payload[:MAX_TEXT].decode(errors="replace"))
         struct.unpack("", payload)
@@ -202,12 +201,12 @@ class Parser:
         return Drop(handle, bool(flags & DELIBERATE))
 
 
-def _position(txid: int, checksum: int, where: str) -> Position:
-    """The position of a snapshot: there is no snapshot of a database without a transaction."""
-    position = Position(txid, checksum)
+def _point(txid: int, checksum: int, digest: int, *, where: str) -> Point:
+    """Where a snapshot is: there is none of a database without a transaction."""
+    point = Point(txid, checksum, digest)
     if not 1 <= txid <= MAX_TXID or not checksum & CHECKSUM_FLAG:
-        raise FormatError(f"{where}: {position} is not the position of a snapshot")
-    return position
+        raise FormatError(f"{where}: {point} is not the position of a snapshot")
+    return point
 
 
 def _is_page_size(size: int) -> bool:

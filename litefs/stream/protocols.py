@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from litefs.types import Position
+from litefs.types import Point, Position
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """Contiguous bytes that the callee must not keep after it returns."""
@@ -55,8 +55,8 @@ class Entry(Protocol):
 class RecordReader(Protocol):
     """A cursor over one database's log; several may be open at a time, in any process."""
 
-    def seek(self, after: Position) -> bool:
-        """Place the cursor behind ``after``. False if that position is not in this log's history."""
+    def seek(self, after: Point) -> bool:
+        """Place the cursor behind ``after``. False if that point is not in this log's history."""
 
     def read(self, upto_txid: int, max_bytes: int) -> Sequence[Entry]:
         """The next records with TXID <= ``upto_txid``: about ``max_bytes``, at least one if there is one."""
@@ -68,8 +68,8 @@ class Pages(Protocol):
     """A walk over one database's pages for a snapshot; made and iterated in a worker thread."""
 
     @property
-    def at(self) -> Position:
-        """Position when the walk began; pages may be newer, never older."""
+    def at(self) -> Point:
+        """Where the database was when the walk began; pages may be newer, never older."""
 
     @property
     def page_size(self) -> int: ...
@@ -95,8 +95,11 @@ class Source(Protocol):
     def position(self) -> Position:
         """The last published position; cheap, and safe while another process commits."""
 
-    def is_at(self, position: Position) -> bool:
-        """Whether that is the last published position. Far cheaper than to ask for it; no, in the middle of
+    def point(self) -> Point:
+        """As ``position``, for other nodes."""
+
+    def is_at(self, point: Point) -> bool:
+        """Whether that is the last published point. Far cheaper than to ask for it; no, in the middle of
         a commit, may be wrong.
         """
 
@@ -138,7 +141,7 @@ class Catalog(Protocol):
 class Sink(Protocol):
     """Where received records and snapshots go. Calls for one database never overlap."""
 
-    def positions(self) -> Mapping[str, Position]:
+    def positions(self) -> Mapping[str, Point]:
         """What this replica holds, database by database."""
 
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
@@ -149,14 +152,14 @@ class Sink(Protocol):
         """
 
     async def snapshot_begin(
-        self, name: str, page_size: int, commit: int, at: Position, timestamp: int
+        self, name: str, page_size: int, commit: int, at: Point, timestamp: int
     ) -> None: ...
 
     async def snapshot_pages(self, name: str, pgnos: bytes, images: bytes) -> None:
         """``pgnos`` are native u32; ``images`` holds one page for each."""
 
-    async def snapshot_end(self, name: str, position: Position) -> None:
-        """The database must now be exactly at ``position``; raises ChecksumMismatch if it is not."""
+    async def snapshot_end(self, name: str, point: Point) -> None:
+        """The database must now be exactly at ``point``; raises ChecksumMismatch, PositionMismatch."""
 
     async def snapshot_abort(self, name: str) -> None: ...
 

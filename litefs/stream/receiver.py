@@ -143,7 +143,7 @@ class _Line:
             self._in_snapshot = True
             await sink.snapshot_begin(name, frame.page_size, frame.commit, frame.at, frame.timestamp)
         elif isinstance(frame, SnapshotEnd):
-            await sink.snapshot_end(name, frame.position)
+            await sink.snapshot_end(name, frame.at)
             self._in_snapshot = False
             self._on_held()
         elif isinstance(frame, SnapshotAbort):

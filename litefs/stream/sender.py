@@ -15,7 +15,7 @@ from litefs.stream.frames import encode_database, encode_drop, encode_end, encod
 from litefs.stream.handshake import MAX_DATABASES, Hello, encode_hello
 from litefs.stream.protocols import Catalog, Identity, Source
 from litefs.stream.wakeup import Wakeup
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 HEARTBEAT_SECONDS = 1.0
 PACE_SECONDS = 0.001
@@ -39,7 +39,7 @@ class Sender:
         self,
         catalog: Catalog,
         identity: Identity,
-        positions: Mapping[str, Position],
+        positions: Mapping[str, Point],
         *,
         active: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -176,7 +176,7 @@ class Sender:
 
     def _add(self, name: str, source: Source) -> None:
         handle = self._handle()
-        feed = Feed(source, handle, self._positions.get(name, ZERO), self._wakeup.notify)
+        feed = Feed(source, handle, self._positions.get(name, START), self._wakeup.notify)
         self._feeds[name] = feed
         self.sources[handle] = source
         self._turns.append(feed)

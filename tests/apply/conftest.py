@@ -12,7 +12,7 @@ from litefs.apply.applier import Applier
 from litefs.apply.checkpoint import CheckpointPolicy
 from litefs.store.paths import DataDir
 from litefs.store.snapshot import SnapshotTarget
-from litefs.types import Position
+from litefs.types import START
 from tests.apply.support import Client, Source
 
 ClientMaker = Callable[..., Client]
@@ -50,9 +50,9 @@ def source(tmp_path: Path) -> Iterator[SourceMaker]:
 def replica_of(source: Source, path: Path, policy: CheckpointPolicy | None = None) -> Applier:
     """An applier for a new replica that holds what ``source`` has now."""
     directory = DataDir(path).database_dir("app.db")
-    target = SnapshotTarget(directory, source.page_size, 1, Position(), 0)
+    target = SnapshotTarget(directory, source.page_size, 1, START, 0)
     for body in source.take():
         target.record(body)
-    target.verify(source.position)
+    target.verify(source.point)
     target.install()
     return Applier(directory, directory.database, policy=policy)

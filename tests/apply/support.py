@@ -19,7 +19,7 @@ from typing import Any
 from litefs.store.database import Database
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
-from litefs.types import Position
+from litefs.types import START, Point, Position
 from tests.apply.clients import TOTAL
 
 ACCOUNTS = 100
@@ -73,6 +73,10 @@ class Source:
     def position(self) -> Position:
         return self.database.position
 
+    @property
+    def point(self) -> Point:
+        return self.database.point
+
     def body(self) -> bytes:
         """The database file as it should be."""
         return b"".join(self.pages)
@@ -108,7 +112,7 @@ class Source:
         """The records since the last call."""
         if self._reader is None:
             self._reader = LogReader(self.database.dir.log)
-            assert self._reader.seek(Position())
+            assert self._reader.seek(START)
         bodies = []
         while entries := self._reader.read(self.position.txid, 1 << 20):
             bodies += [entry.body or entry.open().read() for entry in entries]

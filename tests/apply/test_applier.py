@@ -26,7 +26,7 @@ from litefs.store import fileops
 from litefs.store.log import Log
 from litefs.store.recovery import recover
 from litefs.store.snapshot import SnapshotTarget
-from litefs.types import Position
+from litefs.types import START, Position
 from tests.apply.conftest import SourceMaker, replica_of
 from tests.apply.support import Source
 
@@ -209,10 +209,10 @@ def test_a_snapshot_replaces_what_readers_have_open(tmp_path: Path, source: Sour
     connection.execute("BEGIN")
     assert connection.execute("SELECT n FROM step").fetchone() == (40,)
     kept = connection.execute("SELECT count(*), total(length(data)) FROM junk").fetchone()
-    target = SnapshotTarget(applier.dir, 4096, 1, Position(), 0)
+    target = SnapshotTarget(applier.dir, 4096, 1, START, 0)
     for body in records(two, 12):
         target.record(body)
-    target.verify(two.position)
+    target.verify(two.point)
     inode = applier.dir.database.stat().st_ino
     applier.replace(target)
     assert applier.position == applier.database.position == two.position
@@ -237,10 +237,10 @@ def test_a_snapshot_that_failed_half_way_blocks_until_recovery(
 ) -> None:
     one, two = source(seed=19), source(seed=20)
     applier = replica_of(one, tmp_path / "replica")
-    target = SnapshotTarget(applier.dir, 4096, 1, Position(), 0)
+    target = SnapshotTarget(applier.dir, 4096, 1, START, 0)
     for body in records(two, 12):
         target.record(body)
-    target.verify(two.position)
+    target.verify(two.point)
 
     def full_disk(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")

@@ -16,7 +16,7 @@ from litefs.store.recovery import recover
 from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotTarget
 from litefs.store.sums import SumsFile
-from litefs.types import ZERO
+from litefs.types import START
 from tests.apply.conftest import SourceMaker
 from tests.apply.test_sink import Replica, full_disk_once, run, running, send_snapshot, stepped
 
@@ -55,19 +55,19 @@ def test_a_log_that_cannot_be_read(tmp_path: Path, source: SourceMaker) -> None:
         before = directory.database.read_bytes()
         async with running(tmp_path / "data") as replica:
             sink = replica.sink
-            assert sink.positions() == {"good.db": good.position, "bad.db": ZERO}
+            assert sink.positions() == {"good.db": good.point, "bad.db": START}
             assert await sink.records("good.db", stepped(good, 2)) == good.position
             bodies = stepped(bad, 3)
             with pytest.raises(PositionMismatch):
                 await sink.records("bad.db", bodies)
-            await send_snapshot(sink, bad, "bad.db", bad.position, bad.pages)
+            await send_snapshot(sink, bad, "bad.db", bad.point, bad.pages)
             assert directory.database.read_bytes() == before, "it may be shown"
             with pytest.raises(LiteFSError, match="takes the place"):
-                await sink.snapshot_end("bad.db", bad.position)
+                await sink.snapshot_end("bad.db", bad.point)
             assert len(replica.recoveries) == 1
             assert kept(replica) == [f"damaged/{segment.name}", "damaged/database"]
             await heal(replica, directory)
-            assert replica.sink.positions() == {"good.db": good.position, "bad.db": bad.position}
+            assert replica.sink.positions() == {"good.db": good.point, "bad.db": bad.point}
             assert await replica.sink.records("bad.db", stepped(bad, 2)) == bad.position
             assert replica.steps("bad.db") == 7
 
@@ -87,8 +87,8 @@ def test_a_header_that_is_wrong(
         stepped(primary, 3)
         primary.take()
         async with running(tmp_path / "data") as replica:
-            await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
-            await replica.sink.snapshot_end("app.db", primary.position)
+            await send_snapshot(replica.sink, primary, "app.db", primary.point, primary.pages)
+            await replica.sink.snapshot_end("app.db", primary.point)
             directory = replica.data.database_dir("app.db")
         ((_, segment),) = list_segments(directory.log)
         with directory.database.open("r+b") as file:
@@ -99,22 +99,22 @@ def test_a_header_that_is_wrong(
                 file.write((primary.page_size * 2).to_bytes(2, "big"))
         assert recover(directory).damaged
         async with running(tmp_path / "data") as replica:
-            assert replica.sink.positions() == {"app.db": ZERO}
+            assert replica.sink.positions() == {"app.db": START}
             if not same_position:
                 stepped(primary, 1)
             for step in (SnapshotTarget, "seal"), (SumsFile, "flush"):
-                await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+                await send_snapshot(replica.sink, primary, "app.db", primary.point, primary.pages)
                 with monkeypatch.context() as patch:
                     full_disk_once(patch, *step)
                     with pytest.raises(OSError, match="No space"):
-                        await replica.sink.snapshot_end("app.db", primary.position)
+                        await replica.sink.snapshot_end("app.db", primary.point)
                 assert [path.split("/")[1] for path in kept(replica)] == ["database"]
                 assert not replica.recoveries
-            await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+            await send_snapshot(replica.sink, primary, "app.db", primary.point, primary.pages)
             with pytest.raises(LiteFSError, match="takes the place"):
-                await replica.sink.snapshot_end("app.db", primary.position)
+                await replica.sink.snapshot_end("app.db", primary.point)
             await heal(replica, directory)
-            assert replica.sink.positions() == {"app.db": primary.position}
+            assert replica.sink.positions() == {"app.db": primary.point}
             assert await replica.sink.records("app.db", stepped(primary, 1)) == primary.position
             assert replica.steps("app.db") == (4 if same_position else 5)
             assert [path.split("/")[1] for path in kept(replica)] == [segment.name, "database"]
@@ -148,13 +148,13 @@ def test_a_file_that_changed_behind_its_back_is_found_by_reading_it(
             with trio.fail_after(20):
                 while not replica.damages:
                     await trio.sleep(0.05)
-            assert replica.damages == [{"app.db": ZERO, "other.db": other.position}]
+            assert replica.damages == [{"app.db": START, "other.db": other.point}]
             assert await sink.records("app.db", stepped(primary, 1)) == primary.position, (
                 "it goes on meanwhile"
             )
             sink.primary_time(7)
             assert sink.primary_time_ms == 0, "but it has not all that the primary has"
-            await send_snapshot(sink, primary, "app.db", primary.position, primary.pages)
+            await send_snapshot(sink, primary, "app.db", primary.point, primary.pages)
             with monkeypatch.context() as patch:
 
                 def full(*args: object) -> None:
@@ -162,11 +162,11 @@ def test_a_file_that_changed_behind_its_back_is_found_by_reading_it(
 
                 patch.setattr(fileops, "copy_file", full)
                 with pytest.raises(OSError, match="No space"):
-                    await sink.snapshot_end("app.db", primary.position)
-            assert sink.positions()["app.db"] == ZERO
-            await send_snapshot(sink, primary, "app.db", primary.position, primary.pages)
-            await sink.snapshot_end("app.db", primary.position)
-            assert sink.positions()["app.db"] == primary.position
+                    await sink.snapshot_end("app.db", primary.point)
+            assert sink.positions()["app.db"] == START
+            await send_snapshot(sink, primary, "app.db", primary.point, primary.pages)
+            await sink.snapshot_end("app.db", primary.point)
+            assert sink.positions()["app.db"] == primary.point
             assert replica.recoveries == []
             assert replica.steps("app.db") == 22
             assert "damaged/database" in kept(replica)
@@ -193,7 +193,7 @@ def test_a_whole_file_is_never_accused(
                 await replica.sink.records("app.db", stepped(primary, 1 + round_ % 3))
                 await trio.sleep(0.03 if round_ % 5 == 0 else 0.002)
             assert replica.damages == []
-            assert replica.sink.positions() == {"app.db": primary.position}
+            assert replica.sink.positions() == {"app.db": primary.point}
 
     run(scenario)
 

@@ -28,7 +28,7 @@ from litefs.store.paths import DataDir
 from litefs.store.recovery import recover
 from litefs.store.snapshot import SnapshotTarget
 from litefs.store.sums import SumsFile
-from litefs.types import Position
+from litefs.types import Point, Position
 from tests.apply.conftest import ClientMaker, SourceMaker
 from tests.apply.support import Source
 
@@ -98,9 +98,7 @@ def stepped(source: Source, count: int) -> list[bytes]:
     return source.take()
 
 
-async def send_snapshot(
-    sink: ReplicaSink, source: Source, name: str, at: Position, pages: list[bytes]
-) -> None:
+async def send_snapshot(sink: ReplicaSink, source: Source, name: str, at: Point, pages: list[bytes]) -> None:
     await sink.snapshot_begin(name, source.page_size, len(pages), at, 0)
     for first in range(0, len(pages), 50):
         some = pages[first : first + 50]
@@ -124,7 +122,7 @@ def test_a_database_begins_with_its_first_record(tmp_path: Path, source: SourceM
             assert replica.applied == [("dir/app.db", primary.position)]
             assert replica.steps("dir/app.db") == 3
             await sink.records("dir/app.db", stepped(primary, 3))
-            assert sink.positions() == {"dir/app.db": primary.position}
+            assert sink.positions() == {"dir/app.db": primary.point}
             assert replica.steps("dir/app.db") == 6
         assert replica.path("dir/app.db").read_bytes() == primary.body()
 
@@ -135,7 +133,7 @@ def test_a_snapshot_with_a_tail_becomes_a_database(tmp_path: Path, source: Sourc
     async def scenario() -> None:
         primary = source(seed=22)
         stepped(primary, 10)
-        at, pages = primary.position, list(primary.pages)
+        at, pages = primary.point, list(primary.pages)
         tail = stepped(primary, 5)
         async with running(tmp_path / "data") as replica:
             sink = replica.sink
@@ -144,7 +142,7 @@ def test_a_snapshot_with_a_tail_becomes_a_database(tmp_path: Path, source: Sourc
             await send_snapshot(sink, primary, "app.db", at, pages)
             assert replica.shown == [], "it appears whole or not at all"
             await sink.records("app.db", tail)
-            await sink.snapshot_end("app.db", primary.position)
+            await sink.snapshot_end("app.db", primary.point)
             assert replica.shown == ["app.db"]
             assert replica.steps("app.db") == primary.steps
             await sink.records("app.db", stepped(primary, 5))
@@ -161,16 +159,16 @@ def test_a_wrong_or_given_up_snapshot_leaves_nothing(tmp_path: Path, source: Sou
         async with running(tmp_path / "data") as replica:
             sink = replica.sink
             spoiled = [*primary.pages[:-1], bytes(4096)]
-            await send_snapshot(sink, primary, "app.db", primary.position, spoiled)
+            await send_snapshot(sink, primary, "app.db", primary.point, spoiled)
             with pytest.raises(ChecksumMismatch):
-                await sink.snapshot_end("app.db", primary.position)
+                await sink.snapshot_end("app.db", primary.point)
             await sink.snapshot_abort("app.db")
             await sink.snapshot_abort("app.db")
             assert replica.shown == []
             assert sink.positions() == {}
             assert not replica.path("app.db").exists()
-            await send_snapshot(sink, primary, "app.db", primary.position, primary.pages)
-            await sink.snapshot_end("app.db", primary.position)
+            await send_snapshot(sink, primary, "app.db", primary.point, primary.pages)
+            await sink.snapshot_end("app.db", primary.point)
             assert replica.steps("app.db") == primary.steps
 
     run(scenario)
@@ -184,14 +182,14 @@ def test_a_snapshot_over_a_database_is_one_more_transaction(tmp_path: Path, sour
             await sink.records("app.db", stepped(old, 20))
             stepped(new, 7)
             new.take()
-            await send_snapshot(sink, new, "app.db", new.position, new.pages)
+            await send_snapshot(sink, new, "app.db", new.point, new.pages)
             assert replica.steps("app.db") == 20
-            await sink.snapshot_end("app.db", new.position)
+            await sink.snapshot_end("app.db", new.point)
             assert replica.shown == ["app.db"], "it was there all the time"
             assert replica.steps("app.db") == 7
             await sink.drop("app.db")
             assert await sink.records("app.db", stepped(new, 3)) == new.position
-            assert sink.positions() == {"app.db": new.position}
+            assert sink.positions() == {"app.db": new.point}
         assert replica.path("app.db").read_bytes() == new.body()
         assert list((tmp_path / "data" / "lost").iterdir())
 
@@ -213,10 +211,10 @@ def test_nobody_looks_at_a_database_while_it_is_replaced(
         async with running(tmp_path / "data") as replica:
             await replica.sink.records("app.db", stepped(old, 5))
             stepped(new, 5)
-            await send_snapshot(replica.sink, new, "app.db", new.position, new.pages)
+            await send_snapshot(replica.sink, new, "app.db", new.point, new.pages)
             with monkeypatch.context() as patch:
                 patch.setattr(Database, "close", close)
-                await replica.sink.snapshot_end("app.db", new.position)
+                await replica.sink.snapshot_end("app.db", new.point)
             assert replica.steps("app.db") == 5
 
     run(scenario)
@@ -229,7 +227,7 @@ def test_a_restarted_sink_goes_on(tmp_path: Path, source: SourceMaker) -> None:
         async with running(tmp_path / "data") as replica:
             await replica.sink.records("app.db", stepped(primary, 5))
         async with running(tmp_path / "data") as replica:
-            assert replica.sink.positions() == {"app.db": primary.position}
+            assert replica.sink.positions() == {"app.db": primary.point}
             assert replica.shown == []
             with pytest.raises(FormatError):
                 await replica.sink.records("app.db", [b"rubbish" * 100])
@@ -328,7 +326,7 @@ def test_what_is_logged_but_not_shown_is_shown_without_another_record(
             full_disk_once(monkeypatch, WalAppend, "add")
             with pytest.raises(OSError, match="No space"):
                 await sink.records("app.db", stepped(primary, 1))
-            assert sink.positions() == {"app.db": primary.position}, "it is in the log"
+            assert sink.positions() == {"app.db": primary.point}, "it is in the log"
             assert replica.steps("app.db") == 5
             sink.primary_time(2)
             assert sink.primary_time_ms == 1, "readers do not see yet what the primary has committed"
@@ -357,7 +355,7 @@ def test_a_snapshot_that_the_disk_has_no_room_for_changes_nothing(
         async with running(tmp_path / "data") as replica:
             sink = replica.sink
             await sink.records("app.db", stepped(old, 20))
-            await send_snapshot(sink, new, "app.db", new.position, new.pages)
+            await send_snapshot(sink, new, "app.db", new.point, new.pages)
             with monkeypatch.context() as patch:
                 if step == "room":
                     patch.setattr(replica.sink._states["app.db"].applier, "_room", 0)
@@ -369,7 +367,7 @@ def test_a_snapshot_that_the_disk_has_no_room_for_changes_nothing(
                 else:
                     full_disk_once(patch, WalAppend, "add")
                 with pytest.raises(OSError, match="No space"):
-                    await sink.snapshot_end("app.db", new.position)
+                    await sink.snapshot_end("app.db", new.point)
             lost = tmp_path / "data" / "lost"
             assert not lost.exists() or not list(lost.iterdir()), "a copy of the log for each attempt"
             directory = replica.data.database_dir("app.db")
@@ -379,8 +377,8 @@ def test_a_snapshot_that_the_disk_has_no_room_for_changes_nothing(
             assert replica.steps("app.db") == 20
             await sink.records("app.db", stepped(old, 1))
             assert replica.steps("app.db") == 21
-            await send_snapshot(sink, new, "app.db", new.position, new.pages)
-            await sink.snapshot_end("app.db", new.position)
+            await send_snapshot(sink, new, "app.db", new.point, new.pages)
+            await sink.snapshot_end("app.db", new.point)
             assert replica.steps("app.db") == 7
         assert replica.path("app.db").read_bytes() == new.body()
 
@@ -407,14 +405,14 @@ def test_a_snapshot_of_another_page_size_is_put_in_place_by_recovery(
             sink = replica.sink
             sink._on_drop = hide
             await sink.records("app.db", stepped(old, 5))
-            await send_snapshot(sink, new, "app.db", new.position, new.pages)
+            await send_snapshot(sink, new, "app.db", new.point, new.pages)
             if hidden:
-                await sink.snapshot_end("app.db", new.position)
+                await sink.snapshot_end("app.db", new.point)
                 assert replica.shown == ["app.db", "app.db"]
                 assert replica.recoveries == []
             else:
                 with pytest.raises(LiteFSError, match="no answer"):
-                    await sink.snapshot_end("app.db", new.position)
+                    await sink.snapshot_end("app.db", new.point)
                 assert len(replica.recoveries) == 1
                 with pytest.raises(LiteFSError, match="could not be made anew"):
                     await sink.records("app.db", stepped(old, 1))
@@ -423,7 +421,7 @@ def test_a_snapshot_of_another_page_size_is_put_in_place_by_recovery(
         if not hidden:
             recover(replica.data.database_dir("app.db"))
         async with running(tmp_path / "data") as replica:
-            assert replica.sink.positions() == {"app.db": new.position}
+            assert replica.sink.positions() == {"app.db": new.point}
             await replica.sink.records("app.db", stepped(new, 2))
             assert replica.steps("app.db") == 5
         assert replica.path("app.db").read_bytes() == new.body()
@@ -454,7 +452,7 @@ def test_a_change_of_page_size_under_a_reader_that_stays(
                 bodies += stepped(primary, 2)
             for batch in [[body] for body in bodies] if split else [bodies]:
                 await sink.records("app.db", batch)
-            assert sink.positions() == {"app.db": primary.position}
+            assert sink.positions() == {"app.db": primary.point}
             assert replica.shown == ["app.db"] * 2
             assert replica.applied[-1] == ("app.db", primary.position)
             assert replica.steps("app.db") == 11
@@ -474,18 +472,18 @@ def test_a_database_that_could_not_be_shown_waits_for_recovery(tmp_path: Path, s
 
         replica = Replica(tmp_path / "data")
         replica.sink._on_ready = fail
-        await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+        await send_snapshot(replica.sink, primary, "app.db", primary.point, primary.pages)
         with pytest.raises(LiteFSError, match="no answer"):
-            await replica.sink.snapshot_end("app.db", primary.position)
+            await replica.sink.snapshot_end("app.db", primary.point)
         assert len(replica.recoveries) == 1
         inode = replica.path("app.db").stat().st_ino
         with pytest.raises(LiteFSError, match="could not be shown"):
-            await send_snapshot(replica.sink, primary, "app.db", primary.position, primary.pages)
+            await send_snapshot(replica.sink, primary, "app.db", primary.point, primary.pages)
         assert replica.path("app.db").stat().st_ino == inode
         await replica.sink.close()
         recover(replica.data.database_dir("app.db"))
         async with running(tmp_path / "data") as replica:
-            assert replica.sink.positions() == {"app.db": primary.position}
+            assert replica.sink.positions() == {"app.db": primary.point}
             await replica.sink.records("app.db", stepped(primary, 2))
 
     run(scenario)
@@ -515,7 +513,7 @@ def test_a_close_that_cannot_wait_leaves_files_to_the_thread_that_works_with_the
                     await sink.close()
                 assert scope.cancelled_caught
                 go_on.set()
-            assert sink.positions() == {"app.db": primary.position}
+            assert sink.positions() == {"app.db": primary.point}
             assert replica.steps("app.db") == 3
 
     run(scenario)

@@ -19,7 +19,7 @@ from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.stream.handshake import request_headers
 from litefs.stream.protocols import Identity
-from litefs.types import ZERO
+from litefs.types import START
 from tests.support.clients.workload import INVARIANT, INVARIANT_HOLDS, schema
 from tests.support.node import Node, Which, pages_equal, wait_equal, wait_present
 from tests.support.processes import Client, ClientError, assert_none_hangs, wait_until
@@ -406,7 +406,7 @@ def test_what_a_stranger_is_refused(
 def last_record(node: Node) -> bytes:
     """The LTX file of the last transaction of app.db."""
     with closing(LogReader(DataDir(node.data).database_dir("app.db").log)) as reader:
-        assert reader.seek(ZERO)
+        assert reader.seek(START)
         *_, last = reader.read(3, 1 << 20)
         assert last.txid_max == 3
         return bytes(last.body)

@@ -14,7 +14,7 @@ from litefs.ltx.decoder import decode
 from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.store.sums import SumsFile
-from litefs.types import ZERO
+from litefs.types import START
 from tests.support.clients.engines import KINDS
 from tests.support.clients.workload import INVARIANT, INVARIANT_HOLDS, schema
 from tests.support.node import Node
@@ -32,7 +32,7 @@ def violations(data: Path, name: str, target: Path) -> tuple[int, list[tuple[int
     with closing(SumsFile(directory.sums)) as shared:
         tip = shared.sums.snapshot()[0]
     reader = LogReader(directory.log)
-    assert reader.seek(ZERO), "the log does not begin at the beginning"
+    assert reader.seek(START), "the log does not begin at the beginning"
     count, found, has_table = 0, [], False
     with target.open("w+b", buffering=0) as file:
         while entries := reader.read(tip, 8 << 20):

@@ -234,10 +234,10 @@ def forget_history(directory: Path) -> None:
     """Leave a log without an image, as after retention; the node is stopped."""
     database = DatabaseDir("app.db", directory)
     file = SumsFile(database.sums)
-    position, page_size = file.position, file.sums.page_size
+    point, page_size = file.point, file.sums.page_size
     file.close()
     fileops.remove_tree(database.log)
-    Log.create(database.log, position, page_size).close()
+    Log.create(database.log, point, page_size).close()
 
 
 PRIMARY_DAMAGES = {

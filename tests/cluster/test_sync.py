@@ -19,7 +19,7 @@ import pytest
 from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.store.sums import SumsFile
-from litefs.types import Position
+from litefs.types import Point
 from tests.support.clients.workload import schema
 from tests.support.node import Node, pages_equal, wait_equal
 from tests.support.processes import Client, ClientError, wait_until
@@ -65,10 +65,11 @@ def durable(node: Node, name: str) -> int:
         return file.sums.synced_txid
 
 
-def position(node: Node, name: str) -> Position:
-    """The last position of a database, from the file that the node's processes share."""
+def point(node: Node, name: str) -> Point:
+    """Where a database is, from the file that the node's processes share."""
     with closing(SumsFile(DataDir(node.data).database_dir(name).sums)) as file:
-        return Position(*file.sums.snapshot()[:2])
+        txid, checksum, *_, digest = file.sums.snapshot()
+        return Point(txid, checksum, digest)
 
 
 @pytest.fixture
@@ -95,9 +96,7 @@ def test_every_way_of_committing_waits_until_it_is_durable_on_all_members(
 
     def assert_durable(name: str) -> None:
         for replica in cluster.replicas:
-            assert durable(replica, name) >= position(cluster.primary, name).txid, (
-                f"{replica.name} lacks {name}"
-            )
+            assert durable(replica, name) >= point(cluster.primary, name).txid, f"{replica.name} lacks {name}"
 
     for mode in ("WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"):
         name = f"{mode}.db".lower()
@@ -147,7 +146,7 @@ def test_nothing_acknowledged_is_missing_on_a_member_when_the_primary_is_killed(
         acknowledged = {int(line) for line in text[: text.rfind("\n") + 1].split()}
         assert acknowledged
         for replica in cluster.replicas:
-            have = position(replica, name)
+            have = point(replica, name)
             reader = LogReader(DataDir(primary.data).database_dir(name).log)
             assert reader.seek(have), f"{replica.name} is at {have}, where the primary never was"
             reader.close()
@@ -169,12 +168,12 @@ def test_a_silent_member_is_left_out_and_comes_back(make_node: Callable[..., Nod
         assert time.monotonic() - begun > TIMEOUT / 2, "it was answered without a member"
         assert cluster.in_sync() == 1
         run(sql, "INSERT INTO t VALUES('not held')")
-        assert durable(cluster.replicas[1], "a.db") == position(cluster.primary, "a.db").txid
+        assert durable(cluster.replicas[1], "a.db") == point(cluster.primary, "a.db").txid
     finally:
         cluster.signal(frozen, signal.SIGCONT)
     cluster.wait_in_sync(2)
     run(sql, "INSERT INTO t VALUES('both')")
-    assert durable(frozen, "a.db") == position(cluster.primary, "a.db").txid
+    assert durable(frozen, "a.db") == point(cluster.primary, "a.db").txid
     assert len(run(sql, "SELECT * FROM t")) == 3
 
 
@@ -190,11 +189,11 @@ def test_too_few_replicas_refuse_until_they_are_back(make_node: Callable[..., No
     try:
         with pytest.raises(ClientError, match="disk I/O"):  # in the log already: outcome unknown
             run(sql, "INSERT INTO t VALUES(2)")
-        before = position(primary, "a.db")
+        before = point(primary, "a.db")
         for _ in range(3):
             with pytest.raises(ClientError, match="disk I/O"):
                 run(sql, "INSERT INTO t VALUES(3)")
-        assert position(primary, "a.db") == before, "a refused commit was logged"
+        assert point(primary, "a.db") == before, "a refused commit was logged"
         assert cluster.in_sync() == 0
         begin(sql, primary.path("off.db"))
         run(sql, "INSERT INTO t VALUES(1)")
@@ -205,7 +204,7 @@ def test_too_few_replicas_refuse_until_they_are_back(make_node: Callable[..., No
     run(sql, "INSERT INTO t VALUES(4)")
     rows = {row[0] for row in run(sql, "SELECT x FROM t")}
     assert {1, 4} <= rows <= {1, 2, 4}
-    assert durable(replica, "a.db") == position(primary, "a.db").txid
+    assert durable(replica, "a.db") == point(primary, "a.db").txid
     sql.call("close", SLOW)
     wait_equal(primary, replica, "a.db")
     pages_equal(primary, replica, "a.db")
@@ -217,7 +216,7 @@ def test_with_degrade_commits_go_on_alone(make_node: Callable[..., Node], sql: C
     primary, replica = cluster.primary, cluster.replicas[0]
     begin(sql, primary.path("a.db"))
     run(sql, "INSERT INTO t VALUES(1)")
-    assert durable(replica, "a.db") == position(primary, "a.db").txid
+    assert durable(replica, "a.db") == point(primary, "a.db").txid
     replica.kill("both")
     for n in range(2, 7):
         run(sql, f"INSERT INTO t VALUES({n})")
@@ -225,7 +224,7 @@ def test_with_degrade_commits_go_on_alone(make_node: Callable[..., Node], sql: C
     replica.start()
     cluster.wait_in_sync(1)
     run(sql, "INSERT INTO t VALUES(7)")
-    assert durable(replica, "a.db") == position(primary, "a.db").txid
+    assert durable(replica, "a.db") == point(primary, "a.db").txid
 
 
 @pytest.mark.timeout(180)
@@ -237,7 +236,7 @@ def test_a_new_database_of_an_old_name_waits_as_well(make_node: Callable[..., No
         begin(sql, path)
         for n in range(10 - number):
             run(sql, f"INSERT INTO t VALUES({n})")
-            assert durable(replica, "a.db") == position(primary, "a.db").txid
+            assert durable(replica, "a.db") == point(primary, "a.db").txid
         sql.call("close", SLOW)
         primary.files("unlink", path=path)
 
@@ -254,5 +253,5 @@ def test_a_new_fs_process_goes_on_waiting(make_node: Callable[..., Node], sql: C
     sql.call("open", SLOW, path=primary.path("a.db"))
     for n in range(2, 12):
         run(sql, f"INSERT INTO t VALUES({n})")
-        assert durable(replica, "a.db") == position(primary, "a.db").txid
+        assert durable(replica, "a.db") == point(primary, "a.db").txid
     assert len(run(sql, "SELECT x FROM t")) == 11

@@ -17,7 +17,7 @@ from litefs.link.rules import SyncRules
 from litefs.stream.acks import Ack, AckAnswer
 from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
 from litefs.stream.protocols import Identity
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 from tests.server.support import CLUSTER, FakeNode, serving
 
 REPLICA = Identity(0xB2, CLUSTER, 1)
@@ -29,12 +29,12 @@ class Holdings(MemorySink):
     def __init__(self) -> None:
         super().__init__()
         self.sync_at_once: Callable[[str], bool] = lambda name: False
-        self.durable: dict[str, Position] = {}
+        self.durable: dict[str, Point] = {}
         self.syncs = 0
 
-    def held(self, name: str) -> tuple[Position, Position] | None:
-        position = self.positions().get(name)
-        return None if position is None else (position, self.durable.get(name, ZERO))
+    def held(self, name: str) -> tuple[Point, Point] | None:
+        point = self.positions().get(name)
+        return None if point is None else (point, self.durable.get(name, START))
 
     async def sync_log(self, name: str) -> None:
         self.syncs += 1
@@ -61,10 +61,10 @@ class Pair:
         observe = partial(Acknowledger, identity=lambda: REPLICA, holdings=self.holdings, candidate=True)
         await follow(url, self.holdings, lambda: REPLICA, Callbacks(adopt), observe=observe)
 
-    def commit(self) -> Position:
-        position = self.source.commit({1: bytes(512)})
+    def commit(self) -> Point:
+        self.source.commit({1: bytes(512)})
         self.catalog.notify()
-        return position
+        return self.source.point()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -120,7 +120,7 @@ class Ear:
 def test_only_what_came_in_this_stream_is_told_as_its_history() -> None:
     async def main() -> None:
         ear, holdings = Ear(), Holdings()
-        at = Position(7, 1 << 63 | 7)
+        at = Point(7, 1 << 63 | 7)
         holdings.durable["a"] = at
         holdings.positions = lambda: {"a": at}  # type: ignore[method-assign]
         acknowledger = Acknowledger(cast(Any, ear), lambda: REPLICA, holdings, candidate=True)
@@ -142,8 +142,8 @@ def test_without_rules_nothing_is_synced_and_little_is_told() -> None:
         pair = Pair(SyncRules())
         async with serving(pair.node) as url, trio.open_nursery() as nursery:
             nursery.start_soon(pair.follow, url)
-            await pair.until(lambda: pair.node.replicas.published() == {"a": pair.source.position()})
-            at = ZERO
+            await pair.until(lambda: pair.node.replicas.published() == {"a": pair.source.point()})
+            at = START
             for _ in range(20):
                 at = pair.commit()
                 await trio.sleep(0.01)

@@ -21,7 +21,7 @@ from litefs.cluster.lease import Beat, Grant, LeaseLost, LeaseUnavailable, Prima
 from litefs.config_lease import ConsulConfig
 from litefs.config_types import Duration
 from litefs.errors import ConfigError
-from litefs.types import Position
+from litefs.types import Point
 from tests.support.consul import Consul, running
 from tests.support.leases import TIMING
 
@@ -294,7 +294,8 @@ def test_the_largest_beat_fits(keys: Keys) -> None:
     async def run() -> None:
         lease = keys.lease()
         grant = await acquire(lease)
-        positions = {f"{number:0100d}.db": Position(number, number) for number in range(MAX_BYTES // 100)}
+        names = (f"{number:0100d}.db" for number in range(MAX_BYTES // 100))
+        positions = {name: Point(number, number, number) for number, name in enumerate(names)}
         beat = beat_of("a", 1)
         await lease.renew(grant, Beat(1, beat.node_id, beat.primary, positions))
         view = await lease.observe()

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from litefs.cluster.calls import Calls, boottime_ns
+from litefs.clock import boottime_ns
+from litefs.cluster.calls import Calls
 from litefs.cluster.lease import Beat, PrimaryInfo
 from tests.support.leases import TIMING, open_lease
 from tests.support.processes import Client, ClientError, ClientStuck

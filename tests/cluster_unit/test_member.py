@@ -11,7 +11,7 @@ from litefs.rolechange import RoleChanges
 from litefs.store.database import Database
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 PGNO_1 = struct.pack("=I", 1)
 SEQ_OFFSET = 16
@@ -21,10 +21,10 @@ SEQ_OFFSET = 16
 class Applied:
     """A replica's sink that says what the test wants."""
 
-    def __init__(self, **positions: Position) -> None:
+    def __init__(self, **positions: Point) -> None:
         self._positions = positions
 
-    def positions(self) -> dict[str, Position]:
+    def positions(self) -> dict[str, Point]:
         return self._positions
 
 
@@ -35,15 +35,15 @@ def member(data: DataDir, applied: Applied) -> RoleChanges:
     return RoleChanges(data, catalog, nothing, cast(Any, applied), nothing, 0, nothing, nothing)
 
 
-def committed(data: DataDir, name: str, count: int) -> Position:
+def committed(data: DataDir, name: str, count: int) -> Point:
     directory = data.database_dir(name)
     directory.create()
     db = Database.open(directory)
-    position = ZERO
     for _ in range(count):
-        position = db.commit(PGNO_1, os.urandom(512), 1, 0, page_size=512)
+        db.commit(PGNO_1, os.urandom(512), 1, 0, page_size=512)
+    point = db.point
     db.close()
-    return position
+    return point
 
 
 def test_a_fs_process_that_died_inside_an_update_leaves_what_is_in_the_log(tmp_path: Path) -> None:
@@ -63,5 +63,5 @@ def test_a_fs_process_that_died_inside_an_update_leaves_what_is_in_the_log(tmp_p
 def test_a_replica_has_what_its_log_has_and_nothing_of_what_is_damaged(tmp_path: Path) -> None:
     data = DataDir(tmp_path)
     shown = {name: committed(data, name, 1) for name in ("a", "b", "c")}
-    logged = Position(2, 1 << 63 | 5)
-    assert member(data, Applied(a=logged, b=ZERO)).positions() == shown | {"a": logged, "b": ZERO}
+    logged = Point(2, 1 << 63 | 5)
+    assert member(data, Applied(a=logged, b=START)).positions() == shown | {"a": logged, "b": START}

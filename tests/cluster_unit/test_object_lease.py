@@ -14,7 +14,7 @@ from litefs.cluster.directory import DirectoryStore
 from litefs.cluster.lease import Beat, Grant, Lease, LeaseUnavailable, PrimaryInfo, View
 from litefs.cluster.object import ObjectLease
 from litefs.store import fileops
-from litefs.types import Position
+from litefs.types import Point
 from tests.support.leases import TIMING, open_lease
 
 INFO = PrimaryInfo("a", "http://a:20202")
@@ -131,7 +131,7 @@ def test_a_term_is_never_used_again(tmp_path: Path) -> None:
 
 
 def test_a_beat_comes_back_as_it_was() -> None:
-    positions = {"b.db": Position(2, 1 << 63 | 5), "a/ü.db": Position()}
+    positions = {"b.db": Point(2, 1 << 63 | 5, 77), "a/ü.db": Point()}
     beat = Beat(9, (1 << 64) - 1, INFO, positions, in_sync=(1, 2), released=True, successor=2)
     record = Record(beat, "holder", "old")
     assert decode(encode(record), "here") == record
@@ -141,7 +141,7 @@ def test_a_beat_comes_back_as_it_was() -> None:
 
 @pytest.mark.parametrize("name", ["n{}.db", 'quoted"\\{}', "ü{}"])
 def test_of_too_many_positions_the_last_stay(name: str) -> None:
-    positions = {name.format(number): Position(number, number) for number in range(10_000)}
+    positions = {name.format(number): Point(number, number, number) for number in range(10_000)}
     data = encode(Record(Beat(1, 1, INFO, positions), "h"))
     kept = list(decode(data, "here").beat.positions.items())
     assert MAX_BYTES - 100 < len(data) <= MAX_BYTES

@@ -15,7 +15,7 @@ from litefs.link.rules import SyncRule, SyncRules
 from litefs.stream.acks import Ack, Held
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Identity
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 PRIMARY = Identity(0xA1, term=3)
 PAGE = bytes(512)
@@ -39,13 +39,13 @@ class Scene:
     def _expedite(self) -> None:
         self.asked += 1
 
-    def join(self, node: int, **offered: Position) -> None:
+    def join(self, node: int, **offered: Point) -> None:
         self.replicas.joined(Identity(node, term=3), node * 10, offered, {1: self.a, 2: self.off}, whole=True)
 
     def ack(
         self,
         node: int,
-        *held: tuple[int, Position, Position],
+        *held: tuple[int, Point, Point],
         chained: bool = True,
         candidate: bool = True,
         stream_id: int | None = None,
@@ -54,7 +54,7 @@ class Scene:
         """Acknowledge (handle, last position, last durable one)."""
         message = Ack(
             candidate,
-            tuple(Held(h, p.txid, p.checksum, d.txid, d.checksum, chained) for h, p, d in held),
+            tuple(Held.of(handle, tip, durable, chained=chained) for handle, tip, durable in held),
         )
         stream_id = node * 10 if stream_id is None else stream_id
         return self.replicas.acknowledged(Identity(node, term=term), stream_id, message).sync
@@ -65,10 +65,10 @@ class Scene:
         self.replicas.stored(members)
         return members
 
-    def commit(self) -> Position:
-        position = self.a.commit({1: PAGE})
+    def commit(self) -> Point:
+        self.a.commit({1: PAGE})
         self.catalog.notify()
-        return position
+        return self.a.point()
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -84,8 +84,8 @@ def test_a_replica_becomes_a_member_by_a_write_of_the_store() -> None:
         scene = Scene()
         assert scene.write() is None
         scene.join(1)
-        at = scene.a.position()
-        assert scene.ack(1, (1, at, ZERO)) == RULES, "it is told to sync its log"
+        at = scene.a.point()
+        assert scene.ack(1, (1, at, START)) == RULES, "it is told to sync its log"
         assert scene.asked == 0
         scene.ack(1, (1, at, at))
         assert scene.asked == 1
@@ -117,9 +117,9 @@ def test_commits_are_released_when_they_are_durable() -> None:
     async def main() -> None:
         scene = Scene()
         scene.join(1)
-        scene.ack(1, (1, scene.a.position(), scene.a.position()))
+        scene.ack(1, (1, scene.a.point(), scene.a.point()))
         scene.write()
-        before, at = scene.a.position(), scene.commit()
+        before, at = scene.a.point(), scene.commit()
         scene.ack(1, (1, at, before))
         assert "a" not in scene.told[-1].released
         assert scene.replicas.published()["a"] == before
@@ -134,10 +134,10 @@ def test_what_may_be_another_history_does_not_count() -> None:
     async def main() -> None:
         scene = Scene()
         scene.join(1)
-        at = scene.a.position()
-        other = Position(at.txid, at.checksum ^ 1)
-        scene.ack(1, (1, other, other), chained=False)
-        assert scene.write() is None
+        at = scene.a.point()
+        for other in (Point(at.txid, at.checksum ^ 1, at.hash), Point(at.txid, at.checksum, at.hash ^ 1)):
+            scene.ack(1, (1, other, other), chained=False)
+            assert scene.write() is None
         scene.ack(1, (7, at, at))  # a database that this stream does not have
         assert scene.write() is None
         scene.ack(1, (1, at, at), chained=False)  # exactly where the primary is
@@ -151,9 +151,9 @@ def test_what_was_durable_of_another_history_does_not_count() -> None:
 
     async def main() -> None:
         scene = Scene()
-        at = scene.a.position()
-        scene.join(1, a=Position(at.txid + 5, 77))
-        scene.ack(1, (1, at, Position(at.txid + 5, 77)), chained=False)
+        at = scene.a.point()
+        scene.join(1, a=Point(at.txid + 5, 77))
+        scene.ack(1, (1, at, Point(at.txid + 5, 77)), chained=False)
         assert scene.write() is None
         scene.ack(1, (1, at, at), chained=False)
         assert scene.write() == (1,)
@@ -167,13 +167,13 @@ def test_what_a_replica_had_of_a_removed_database_does_not_count_for_another_of_
         scene.join(1)
         old = scene.commit()
         anew = MemorySource("a")
-        first = anew.commit({1: PAGE})
+        anew.commit({1: PAGE})
         scene.catalog.remove("a")
         scene.replicas.dropped("a")
         scene.catalog.add(anew)
         scene.ack(1, (1, old, old))
         assert scene.write() is None
-        assert scene.replicas.published()["a"] == first
+        assert scene.replicas.published()["a"] == anew.point()
 
     run(main)
 
@@ -181,7 +181,7 @@ def test_what_a_replica_had_of_a_removed_database_does_not_count_for_another_of_
 def test_a_replica_that_is_not_sent_everything_is_no_member() -> None:
     async def main() -> None:
         scene = Scene()
-        at = scene.a.position()
+        at = scene.a.point()
         scene.replicas.joined(Identity(1, term=3), 10, {}, {1: scene.a}, whole=False)
         scene.ack(1, (1, at, at))
         assert scene.write() is None
@@ -213,7 +213,7 @@ def test_only_candidates_become_members_where_they_can_win() -> None:
         for store in (True, False):
             scene = Scene(store=store)
             scene.join(1)
-            at = scene.a.position()
+            at = scene.a.point()
             told = scene.ack(1, (1, at, at), candidate=False)
             assert told == (None if store else RULES)
             assert scene.told[-1].counted == (0 if store else 1)
@@ -229,7 +229,7 @@ def test_a_silent_member_is_waited_for_until_the_store_is_rid_of_it() -> None:
             await trio.testing.wait_all_tasks_blocked()
             for node in (1, 2):
                 scene.join(node)
-                scene.ack(node, (1, scene.a.position(), scene.a.position()))
+                scene.ack(node, (1, scene.a.point(), scene.a.point()))
             assert scene.write() == (1, 2)
             at = scene.commit()
             scene.ack(1, (1, at, at))
@@ -250,19 +250,20 @@ def test_a_silent_member_is_waited_for_until_the_store_is_rid_of_it() -> None:
 def test_published_is_what_a_failover_must_keep() -> None:
     async def main() -> None:
         scene = Scene()
-        first = scene.a.position()
+        first = scene.a.point()
         at = scene.commit()
-        assert scene.replicas.published() == {"a": at, "off": scene.off.position()}
+        assert scene.replicas.published() == {"a": at, "off": scene.off.point()}
         scene.join(1)
         scene.ack(1, (1, first, first))
         assert scene.replicas.published()["a"] == at, "a candidate that was away does not lower it"
         scene.ack(1, (1, at, first))
-        further = scene.off.commit({1: PAGE})
-        scene.ack(1, (2, further, ZERO))
+        scene.off.commit({1: PAGE})
+        further = scene.off.point()
+        scene.ack(1, (2, further, START))
         scene.off.commit({1: PAGE})
         assert scene.replicas.published() == {"a": at, "off": further}
         scene.replicas.left(Identity(1), 10)
-        assert scene.replicas.published()["off"] == scene.off.position()
+        assert scene.replicas.published()["off"] == scene.off.point()
 
     run(main)
 
@@ -272,18 +273,19 @@ def test_what_is_published_is_what_one_candidate_has() -> None:
 
     async def main() -> None:
         scene = Scene(SyncRules())
-        a, off = scene.a.position(), scene.off.position()
+        a, off = scene.a.point(), scene.off.point()
         for node in (1, 2):
             scene.join(node)
-            scene.ack(node, (1, a, ZERO), (2, off, ZERO))
+            scene.ack(node, (1, a, START), (2, off, START))
         a = scene.commit()
-        scene.ack(1, (1, a, ZERO))
+        scene.ack(1, (1, a, START))
         assert scene.replicas.published() == {"a": a, "off": off}
         for _ in range(3):
-            further = scene.off.commit({1: PAGE})
-        scene.ack(2, (2, further, ZERO))
+            scene.off.commit({1: PAGE})
+        further = scene.off.point()
+        scene.ack(2, (2, further, START))
         assert scene.replicas.published() == {"a": a, "off": off}, "nobody has both"
-        scene.ack(2, (1, a, ZERO))
+        scene.ack(2, (1, a, START))
         assert scene.replicas.published() == {"a": a, "off": further}
         scene.replicas.left(Identity(2), 20)
         assert scene.replicas.published() == {"a": a, "off": off}
@@ -294,13 +296,13 @@ def test_what_is_published_is_what_one_candidate_has() -> None:
 def test_who_has_not_caught_up_with_all_is_not_gone_by() -> None:
     async def main() -> None:
         scene = Scene(SyncRules())
-        a, off = scene.a.position(), scene.off.position()
+        a, off = scene.a.point(), scene.off.point()
         for node in (1, 2):
             scene.join(node)
-        scene.ack(2, (1, a, ZERO), (2, off, ZERO))
+        scene.ack(2, (1, a, START), (2, off, START))
         for _ in range(5):
             further = scene.commit()
-        scene.ack(1, (1, further, ZERO))
+        scene.ack(1, (1, further, START))
         assert scene.replicas.published() == {"a": a, "off": off}
 
     run(main)
@@ -310,10 +312,10 @@ def test_a_database_without_a_transaction_is_published_as_such() -> None:
     async def main() -> None:
         scene = Scene(SyncRules())
         scene.catalog.add(MemorySource("empty"))
-        at = scene.a.position()
+        at = scene.a.point()
         scene.join(1)
-        scene.ack(1, (1, at, ZERO), (2, scene.off.position(), ZERO))
-        assert scene.replicas.published() == {"a": at, "off": scene.off.position(), "empty": ZERO}
+        scene.ack(1, (1, at, START), (2, scene.off.point(), START))
+        assert scene.replicas.published() == {"a": at, "off": scene.off.point(), "empty": START}
 
     run(main)
 
@@ -321,13 +323,14 @@ def test_a_database_without_a_transaction_is_published_as_such() -> None:
 def test_while_only_members_may_win_it_is_what_a_member_has() -> None:
     async def main() -> None:
         scene = Scene()
-        a, off = scene.a.position(), scene.off.position()
+        a, off = scene.a.point(), scene.off.point()
         scene.join(1)
-        scene.ack(1, (1, a, a), (2, off, ZERO))
+        scene.ack(1, (1, a, a), (2, off, START))
         scene.join(2)
-        scene.ack(2, (1, a, ZERO), (2, off, ZERO))
+        scene.ack(2, (1, a, START), (2, off, START))
         assert scene.write() == (1,)
-        scene.ack(2, (2, scene.off.commit({1: PAGE}), ZERO))
+        scene.off.commit({1: PAGE})
+        scene.ack(2, (2, scene.off.point(), START))
         assert scene.replicas.published() == {"a": a, "off": off}
 
     run(main)
@@ -338,9 +341,9 @@ def test_what_was_answered_stays_published_when_its_members_are_gone() -> None:
         scene = Scene()
         for node in (1, 2):
             scene.join(node)
-        old = scene.a.position()
+        old = scene.a.point()
         scene.ack(1, (1, old, old))
-        scene.ack(2, (2, scene.off.position(), ZERO))
+        scene.ack(2, (2, scene.off.point(), START))
         assert scene.write() == (1,)
         at = scene.commit()
         scene.ack(1, (1, at, at))
@@ -361,7 +364,7 @@ def test_what_was_answered_alone_is_published_once_commits_wait() -> None:
         scene = Scene(SyncRules(1, (), timeout=2.0, degrade=True))
         at = scene.commit()
         scene.join(1)
-        durable = ((1, at, at), (2, scene.off.position(), scene.off.position()))
+        durable = ((1, at, at), (2, scene.off.point(), scene.off.point()))
         scene.ack(1, *durable)
         assert (scene.told[-1].waiting, scene.told[-1].hold) == (True, 1)
         at = scene.commit()  # and answered, before the fs process heard of it
@@ -372,14 +375,14 @@ def test_what_was_answered_alone_is_published_once_commits_wait() -> None:
 
 
 def test_a_position_that_cannot_be_read_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped() -> Position:
+    def stopped() -> Point:
         raise TimeoutError("the writer stopped inside an update")
 
     async def main() -> None:
         scene = Scene()
         published = scene.replicas.published()
-        monkeypatch.setattr(scene.a, "position", stopped)
-        monkeypatch.setattr(scene.a, "is_at", lambda position: False)
+        monkeypatch.setattr(scene.a, "point", stopped)
+        monkeypatch.setattr(scene.a, "is_at", lambda point: False)
         scene.join(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scene.replicas.run)
@@ -411,10 +414,10 @@ def test_without_rules_only_positions_are_kept() -> None:
     async def main() -> None:
         scene = Scene(SyncRules())
         scene.join(1)
-        at = scene.a.position()
-        assert scene.ack(1, (1, at, ZERO)) is None
+        at = scene.a.point()
+        assert scene.ack(1, (1, at, START)) is None
         scene.replicas.mounted(primary=True)
-        assert scene.ack(1, (1, at, ZERO)) is None, "its stream was forgotten"
+        assert scene.ack(1, (1, at, START)) is None, "its stream was forgotten"
         assert scene.write() is None
         assert not scene.told
         scene.commit()

@@ -24,7 +24,7 @@ from litefs.cluster.role import (
     State,
 )
 from litefs.cluster.standing import Loss, Standing
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 TIMING = Timing()
 TERM_NS, RENEW_NS, MARGIN_NS = (int(value * SECOND) for value in (TIMING.term, TIMING.renew, TIMING.margin))
@@ -36,7 +36,7 @@ RELEASED = View("6", Beat(4, OTHER, OTHERS, released=True), held=False)
 FOR_ME = View("7", Beat(4, OTHER, OTHERS, released=True, successor=ME), held=False)
 FOR_THIRD = View("8", Beat(4, OTHER, OTHERS, released=True, successor=3), held=False)
 NONE = View("0", None, held=False)
-BEHIND = Standing(losses=(Loss("db", ZERO, Position(3, 1 << 63)),))
+BEHIND = Standing(losses=(Loss("db", START, Point(3, 1 << 63)),))
 FINE = Standing(beyond=1 << 20)
 """Holds so much that it need not wait for a better one."""
 

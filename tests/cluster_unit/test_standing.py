@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from litefs.cluster.lease import Beat, PrimaryInfo
 from litefs.cluster.standing import Standing, advance, weigh
-from litefs.types import Position
+from litefs.types import Point
 
 FLAG = 1 << 63
 OTHER = PrimaryInfo("other", "http://other")
 
 
-def at(txid: int, checksum: int = 0) -> Position:
-    return Position(txid, FLAG | (checksum or txid))
+def at(txid: int, checksum: int = 0, digest: int = 9) -> Point:
+    return Point(txid, FLAG | (checksum or txid), digest)
 
 
-def beat(positions: dict[str, Position], **more: object) -> Beat:
+def beat(positions: dict[str, Point], **more: object) -> Beat:
     return Beat(4, 2, OTHER, positions, **more)  # type: ignore[arg-type]
 
 
-def yes(_name: str, _position: Position) -> bool:
+def yes(_name: str, _position: Point) -> bool:
     return True
 
 
-def no(_name: str, _position: Position) -> bool:
+def no(_name: str, _position: Point) -> bool:
     return False
 
 
@@ -54,7 +54,8 @@ def test_what_the_beat_still_names_though_it_was_removed_is_no_obstacle() -> Non
 def test_another_history_is_no_advantage_however_long() -> None:
     standing = weigh(beat({"a": at(5)}), 1, {"a": at(9)}, no, no)
     assert standing.obstacle == "a: another history than the last primary's"
-    assert weigh(beat({"a": at(5)}), 1, {"a": at(5, checksum=77)}, yes, no).obstacle == standing.obstacle
+    for other in (at(5, checksum=77), at(5, digest=77)):
+        assert weigh(beat({"a": at(5)}), 1, {"a": other}, yes, no).obstacle == standing.obstacle
 
 
 def test_only_members_win_while_replication_is_synchronous() -> None:

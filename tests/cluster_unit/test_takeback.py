@@ -23,7 +23,7 @@ from litefs.stream.handshake import request_headers
 from litefs.stream.protocols import Identity
 from litefs.takeback import TakeBack
 from litefs.tokens import Tokens
-from litefs.types import Position
+from litefs.types import Point
 from tests.server.support import CLUSTER, OTHER_CLUSTER, client
 from tests.store.support import Writer
 
@@ -51,12 +51,12 @@ class Member:
             writer.run(f"INSERT INTO t (v) VALUES ('{letter}')")
         writer.close()
 
-    def tip(self) -> Position:
+    def tip(self) -> Point:
         log = Log.open(self.data.database_dir(NAME).log)
         log.close()
         return log.tip
 
-    def tail(self, after: Position) -> bytes:
+    def tail(self, after: Point) -> bytes:
         file = BytesIO()
         assert copy_tail(self.data.database_dir(NAME).log, after, self.tip().txid, file)
         return file.getvalue()
@@ -105,7 +105,7 @@ def primary(tmp_path: Path) -> Member:
     return Member(tmp_path, "primary", "abc")
 
 
-async def post(url: str, tail: bytes, after: Position, identity: Identity = REPLICA, token: str = "") -> int:
+async def post(url: str, tail: bytes, after: Point, identity: Identity = REPLICA, token: str = "") -> int:
     headers = request_headers(identity) | ({"Authorization": f"Bearer {token}"} if token else {})
     async with client(headers=headers) as http:
         response = await http.post(f"{url}/tail?name={NAME}&after={after}", content=tail)
@@ -140,8 +140,8 @@ def test_another_history_is_not_taken(tmp_path: Path, primary: Member, history: 
 
     async def offer(url: str) -> None:
         assert await other.give(url), "it has more transactions, so it is asked"
-        foreign = other.tail(Position())
-        for after in (before, Position(), Position(4, 1 << 63)):
+        foreign = other.tail(Point())
+        for after in (before, Point(), Point(4, 1 << 63)):
             statuses.append(await post(url, foreign, after))
 
     take_back(primary, offer)

@@ -14,19 +14,19 @@ from litefs.cluster import steps
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo, Timing, View
 from litefs.cluster.role import SECOND, RoleMachine, State
 from litefs.cluster.standing import advance, weigh
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 NAME = "db"
 RATES = (930, 1000, 1080)
 """Thousandths: while the slowest clock counts ``term`` the fastest counts less than ``term`` + ``margin``."""
 
 
-def position(history: Sequence[int]) -> Position:
+def position(history: Sequence[int]) -> Point:
     """Where a database is after these transactions."""
-    return Position(len(history), hash(tuple(history)) & 0xFFFFFFFF | 1 << 63) if history else ZERO
+    return Point(len(history), hash(tuple(history)) & 0xFFFFFFFF | 1 << 63) if history else START
 
 
-def _never(_name: str, _position: Position) -> bool:
+def _never(_name: str, _position: Point) -> bool:
     """Nobody removes the database."""
     return False
 
@@ -61,7 +61,7 @@ class Node:
     deadline: float = 0
     term: int = 0
     work: list[steps.Action] = field(default_factory=list)
-    published: dict[str, Position] = field(default_factory=dict)
+    published: dict[str, Point] = field(default_factory=dict)
     following: int | None = None
     possible: list[frozenset[int]] = field(default_factory=list)
     """The in-sync sets that the store may hold, first the one that it is known to."""
@@ -70,7 +70,7 @@ class Node:
     paused: bool = False
     reading: bool = False
 
-    def holds(self, _name: str, at: Position) -> bool:
+    def holds(self, _name: str, at: Point) -> bool:
         return position(self.history[: at.txid]) == at
 
 
@@ -321,10 +321,10 @@ class World:
                 case _:
                     node.work.append(action)
 
-    def _positions(self, node: Node) -> dict[str, Position]:
+    def _positions(self, node: Node) -> dict[str, Point]:
         return {NAME: position(node.history)} if node.history else {}
 
-    def _to_publish(self, node: Node) -> dict[str, Position]:
+    def _to_publish(self, node: Node) -> dict[str, Point]:
         """The furthest that somebody who follows holds of it; its own if nobody follows."""
         held = [other.history for other in self._replicas(node)]
         common = [history for history in held if node.holds(NAME, position(history))]
@@ -346,7 +346,7 @@ class World:
             return
         assert take.term > self.beat.term, "terms increase"
         for name, kept in self.beat.positions.items():
-            own = call.beat.positions.get(name, ZERO)
+            own = call.beat.positions.get(name, START)
             behind = own.txid < kept.txid or not call.node.holds(name, kept)
             assert not behind, f"node {call.node.index} won at {own}, {kept} was published"
         lost = (

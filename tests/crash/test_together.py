@@ -23,7 +23,7 @@ from litefs.store.reader import LogReader
 from litefs.store.recovery import recover, settle
 from litefs.store.segments import list_segments
 from litefs.store.together import Part, commit_together, resolve, super_dir
-from litefs.types import ZERO
+from litefs.types import START
 from tests.crash.disk import Disk, Style
 from tests.crash.recorder import Recorder, apply, disk_of, recording
 from tests.crash.schedule import AGAIN_SHARE, Crash, failed_syncs, left, random_fault
@@ -100,7 +100,7 @@ class Run:
                 db.sync()
         except (LiteFSError, OSError):
             if db.page_size and db.stopped is None:
-                assert db.position == db.log.tip
+                assert db.position == db.log.tip.position
 
     def _together(self, number: int, data: DataDir, recorder: Recorder, rng: random.Random) -> None:
         names = rng.sample(NAMES, rng.choice((1, 2, 2, 3)))
@@ -142,7 +142,7 @@ def logged(data: DataDir, name: str) -> list[int]:
         db = Database.open(directory)
         tip = db.position.txid
         db.close()
-        assert reader.seek(ZERO)
+        assert reader.seek(START)
         for entry in reader.read(tip, 1 << 30):
             numbers.append(_NUMBER.unpack_from(decode(entry.body).images)[0])
     return numbers

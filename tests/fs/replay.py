@@ -11,7 +11,7 @@ from litefs.ltx.decoder import decode
 from litefs.ltx.format import page_total
 from litefs.store.reader import LogReader
 from litefs.store.sums import SumsFile
-from litefs.types import CHECKSUM_FLAG, ZERO, Position
+from litefs.types import CHECKSUM_FLAG, START, ZERO, Position
 
 
 def replay(log: Path) -> tuple[Position, dict[int, bytes], int]:
@@ -19,7 +19,7 @@ def replay(log: Path) -> tuple[Position, dict[int, bytes], int]:
     position, pages, page_size = ZERO, {}, 0
     sums: dict[int, int] = {}
     reader = LogReader(log)
-    assert reader.seek(ZERO), "the log does not begin at the beginning"
+    assert reader.seek(START), "the log does not begin at the beginning"
     shared = SumsFile(log.parent / "sums")
     tip = shared.sums.snapshot()[0]
     shared.close()

@@ -150,10 +150,10 @@ def test_a_damaged_database_can_be_removed_and_replaced(tmp_path: Path, how: str
         fs.process.wait(5)
     directory = DataDir(fs.data).database_dir("a.db")
     sums = SumsFile(directory.sums)
-    position, page_size = sums.position, sums.sums.page_size
+    point, page_size = sums.point, sums.sums.page_size
     sums.close()
     shutil.rmtree(directory.log)
-    Log.create(directory.log, position, page_size).close()  # as retention leaves it: no page image is there
+    Log.create(directory.log, point, page_size).close()  # as retention leaves it: no page image is there
     with directory.database.open("r+b") as file:
         file.seek(page_size + 100)
         file.write(b"changed")

@@ -28,7 +28,7 @@ from litefs.store.segments import (
     segment_path,
 )
 from litefs.store.sums import GRANULE, SumsFile
-from litefs.types import ZERO
+from litefs.types import START
 from tests.fuzz.sqlite import resum
 from tests.fuzz.target import Target, exact
 from tests.store.support import Writer
@@ -93,7 +93,7 @@ def _run_log(data: bytes) -> None:
         directory = Path(root)
         segment_path(directory, 1).write_bytes(data)
         with LogReader(directory) as reader:
-            if reader.seek(ZERO):
+            if reader.seek(START):
                 for entry in reader.read(3):
                     with entry.open() as body:
                         assert body.read() == entry.body
@@ -150,7 +150,7 @@ def _transaction(sums: PageSums, commit: int) -> None:
     numbers = struct.pack("=2I", 1, 2)
     try:
         post, new = sums.preview(numbers, bytes(2 * min(sums.page_size, 65536)), commit)
-        sums.commit(numbers, new, commit, sums.txid, post, 0)
+        sums.commit(numbers, new, commit, sums.txid, post, 0, 0)
     except ValueError as error:
         if "page" not in str(error):
             raise

@@ -25,11 +25,11 @@ from litefs.stream.handshake import (
 )
 from litefs.stream.parser import Parser
 from litefs.stream.protocols import Identity
-from litefs.types import CHECKSUM_FLAG, ZERO, Position, Role
+from litefs.types import CHECKSUM_FLAG, START, Point, Role
 from tests.fuzz.target import Target
 
 _IDENTITY = Identity(0xABCDEF, "LFSC0123456789ABCDEF", 3, "hôst")
-_AT = Position(7, CHECKSUM_FLAG | 5)
+_AT = Point(7, CHECKSUM_FLAG | 5, 99)
 
 
 # --- frames of the stream
@@ -228,7 +228,7 @@ TARGETS = (
     Target(
         "positions",
         tuple(
-            encode_positions(value) for value in ({}, {"a.db": _AT, "dir/b": ZERO, "č": Position(1, 1 << 63)})
+            encode_positions(value) for value in ({}, {"a.db": _AT, "dir/b": START, "č": Point(1, 1 << 63)})
         ),
         _run_positions,
         (FormatError,),

@@ -13,11 +13,14 @@ import trio.testing
 from litefs.errors import HaltRefused
 from litefs.halt import primary
 from litefs.halt.primary import HALT_SECONDS, PrimaryHalts
-from litefs.store.paths import DataDir
+from litefs.store.paths import DatabaseDir, DataDir
+from litefs.store.reader import Entry
+from litefs.store.segments import Extent
 from litefs.stream.protocols import Identity
-from litefs.types import ZERO, Position
+from litefs.types import START
 
 NAME = "a.db"
+LOGGED = Entry(Extent(Path(), 0, 0, 1, 1, 0, 0, 512, 0), b"")
 OWN, REPLICA = Identity(1, term=5), Identity(2, term=5)
 
 
@@ -27,15 +30,15 @@ class FakeHold:
     held: list[FakeHold]
     granted: threading.Event
     applied: threading.Event
-    position = ZERO
+    point = START
 
-    def __init__(self, path: Path, sums: Path, timeout: float) -> None:
+    def __init__(self, path: Path, directory: DatabaseDir, timeout: float) -> None:
         assert self.granted.wait(10)
         self.held.append(self)
 
-    def apply(self, body: object) -> Position:
+    def apply(self, body: object) -> Entry:
         assert self.applied.wait(10)
-        return ZERO
+        return LOGGED
 
     def close(self) -> None:
         self.held.remove(self)
@@ -111,7 +114,7 @@ def test_only_the_holder_has_room_taken_up(hold: type[FakeHold], tmp_path: Path)
                 await halts.forward(NAME, lock_id, peer, body(), 1 << 34)
         assert not taken
         hold.applied.set()
-        assert await halts.forward(NAME, 7, REPLICA, body(), 1) == ZERO
+        assert await halts.forward(NAME, 7, REPLICA, body(), 1) == LOGGED
 
     run(test, tmp_path)
 

@@ -22,7 +22,7 @@ from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Identity
-from litefs.types import ZERO, Position
+from litefs.types import START, Position
 from tests.server.support import CLUSTER, FakeNode, serving
 
 NAME = "a.db"
@@ -37,7 +37,7 @@ class Primary(FakeNode):
 
     async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
         self.held.add(lock_id)
-        return HaltGrant(ZERO, 2e9)
+        return HaltGrant(START, 2e9)
 
     async def unhalt(self, name: str, lock_id: int, peer: Identity | None) -> None:
         self.held.discard(lock_id)

@@ -89,11 +89,11 @@ def test_checksums_of_refuses_bad_numbers(pgnos: list[int], length: int, reason:
 
 def test_replace_changes_the_page_size_and_every_checksum() -> None:
     _, sums = fresh(5)
-    sums.commit(numbers(1, 2, 3, 4), struct.pack("=4Q", *range(11, 15)), 4, 7, FLAG | 4, 1)
+    sums.commit(numbers(1, 2, 3, 4), struct.pack("=4Q", *range(11, 15)), 4, 7, FLAG | 4, 1, 5)
     sums.durable_txid = 6
     new = struct.pack("=2Q", 21, 22)
-    sums.replace(1024, new, 8, FLAG | 3, 2)
-    assert sums.snapshot() == (8, FLAG | 3, 2, 1024, 2)
+    sums.replace(1024, new, 8, FLAG | 3, 2, 6)
+    assert sums.snapshot() == (8, FLAG | 3, 2, 1024, 2, 6)
     assert u64(sums.array(1, 5)) == [21, 22, 0, 0, 0]
     assert sums.durable_txid == 6
     for size, refused, reason in (
@@ -103,7 +103,7 @@ def test_replace_changes_the_page_size_and_every_checksum() -> None:
         (512, bytes(48), "not within 1..5"),
     ):
         with pytest.raises(ValueError, match=reason):
-            sums.replace(size, refused, 9, FLAG, 3)
+            sums.replace(size, refused, 9, FLAG, 3, 0)
     assert sums.snapshot()[0] == 8
 
 
@@ -139,12 +139,13 @@ class Database(RuleBasedStateMachine):
         assert post == reference.database_checksum(self.pages, PAGE)
         self.txid += 1
         self.total = post
-        self.sums.commit(pgnos, new, commit, self.txid, post, 1000 + self.txid)
+        self.sums.commit(pgnos, new, commit, self.txid, post, 1000 + self.txid, post ^ self.txid)
 
     @invariant()
     def same(self) -> None:
         time = 1000 + self.txid if self.txid else 0
-        assert self.sums.snapshot() == (self.txid, self.total, time, PAGE, len(self.pages))
+        digest = self.total ^ self.txid
+        assert self.sums.snapshot() == (self.txid, self.total, time, PAGE, len(self.pages), digest)
         for pgno in range(1, 41):
             page = self.pages.get(pgno)
             assert self.sums.get(pgno) == (0 if page is None else reference.page_checksum(pgno, page))
@@ -164,16 +165,16 @@ def test_layout_is_the_documented_one() -> None:
     buffer, sums = fresh(3, 4096)
     images = os.urandom(2 * 4096)
     post, new = sums.preview(numbers(1, 2), images, 2)
-    sums.commit(numbers(1, 2), new, 2, 7, post, -5)
+    sums.commit(numbers(1, 2), new, 2, 7, post, -5, 99)
     sums.durable_txid, sums.synced_txid, sums.clean, sums.damaged = 5, 6, True, True
     sums.database_stat = (8192, 11, 12)
     sums.set_wal(0xFFFFFFFF, 2, 3)
-    header = struct.unpack_from("<8sIIQQQqQQI4xqqqIII4xI", buffer)
+    header = struct.unpack_from("<8sIIQQQqQQI4xqqqIII4xI4xQ", buffer)
     seq = header[3]
     assert seq > 0
     assert seq % 2 == 0
     assert header == (
-        b"LFSUMS1\0", 4096, 2, seq, 7, post, -5, 5, 6, 1, 8192, 11, 12, 0xFFFFFFFF, 2, 3, 1,
+        b"LFSUMS1\0", 4096, 2, seq, 7, post, -5, 5, 6, 1, 8192, 11, 12, 0xFFFFFFFF, 2, 3, 1, 99,
     )  # fmt: skip
     assert bytes(buffer[4096 : 4096 + 24]) == new + bytes(8)
     assert (sums.durable_txid, sums.synced_txid, sums.clean, sums.damaged) == (5, 6, True, True)
@@ -194,11 +195,11 @@ def test_pages_beyond_the_lock_page_may_skip_it() -> None:
     lock = reference.lock_pgno(65536)
     _, sums = fresh(lock + 2, 65536)
     sums.load(1, bytes(8 * (lock + 2)))
-    sums.reset(lock - 1, 1, FLAG, 0)
+    sums.reset(lock - 1, 1, FLAG, 0, 0)
     pages = os.urandom(2 * 65536)
     around = numbers(lock + 1, lock + 2)
     post, new = sums.preview(around, pages, lock + 2)
-    sums.commit(around, new, lock + 2, 2, post, 0)
+    sums.commit(around, new, lock + 2, 2, post, 0, 0)
     assert sums.get(lock) == 0
     assert post == sums.recompute_total() == FLAG | u64(new)[0] ^ u64(new)[1]
 
@@ -206,7 +207,7 @@ def test_pages_beyond_the_lock_page_may_skip_it() -> None:
 def test_refused_transactions_change_nothing() -> None:
     buffer, sums = fresh(4)
     post, new = sums.preview(numbers(1, 2), bytes(2 * PAGE), 2)
-    sums.commit(numbers(1, 2), new, 2, 1, post, 0)
+    sums.commit(numbers(1, 2), new, 2, 1, post, 0, 0)
     before = bytes(buffer)
     with pytest.raises(ValueError, match="only 1 of the pages 3 to 4"):
         sums.preview(numbers(1, 4), bytes(2 * PAGE), 4)
@@ -215,13 +216,13 @@ def test_refused_transactions_change_nothing() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         sums.post(numbers(1), new, 2)
     with pytest.raises(ValueError, match="5 pages, but room for 4"):
-        sums.commit(numbers(3, 4, 5), bytes(24), 5, 2, FLAG, 0)
+        sums.commit(numbers(3, 4, 5), bytes(24), 5, 2, FLAG, 0, 0)
     with pytest.raises(ValueError, match="not within"):
         sums.load(4, bytes(16))
     with pytest.raises(ValueError, match="not within"):
         sums.array(0, 1)
     with pytest.raises(ValueError, match="room for 4"):
-        sums.reset(5, 1, FLAG, 0)
+        sums.reset(5, 1, FLAG, 0, 0)
     assert buffer == before
     assert sums.get(0) == sums.get(5) == 0
     assert not sums.matches(5, bytes(PAGE))
@@ -235,14 +236,14 @@ def test_load_and_reset_make_the_same_state_as_transactions() -> None:
     images = os.urandom(6 * PAGE)
     everything = numbers(*range(1, 7))
     post, new = sums.preview(everything, images, 6)
-    sums.commit(everything, new, 6, 3, post, 9)
+    sums.commit(everything, new, 6, 3, post, 9, 8)
     _, other = fresh(6)
     other.load(1, new[:32])
     other.load(5, new[32:])
-    other.reset(6, 3, post, 9)
+    other.reset(6, 3, post, 9, 8)
     assert other.recompute_total() == post
     assert (other.snapshot(), other.array(1, 6)) == (sums.snapshot(), new)
-    other.reset(4, 4, FLAG, 9)
+    other.reset(4, 4, FLAG, 9, 0)
     assert other.array(1, 6) == new[:32] + bytes(16)
 
 
@@ -270,7 +271,7 @@ def test_release_lets_the_map_close_and_refuses_use() -> None:
         lambda: sums.snapshot(),
         lambda: sums.format(PAGE),
         lambda: sums.preview(numbers(1), bytes(PAGE), 1),
-        lambda: sums.commit(b"", b"", 0, 1, FLAG, 0),
+        lambda: sums.commit(b"", b"", 0, 1, FLAG, 0, 0),
     ):
         with pytest.raises(ValueError, match="released"):
             use()
@@ -278,7 +279,7 @@ def test_release_lets_the_map_close_and_refuses_use() -> None:
 
 def test_a_writer_killed_inside_an_update_is_noticed_and_overwritten() -> None:
     buffer, sums = fresh(1)
-    sums.commit(b"", b"", 0, 1, FLAG, 5)
+    sums.commit(b"", b"", 0, 1, FLAG, 5, 1)
     struct.pack_into("<Q", buffer, 16, struct.unpack_from("<Q", buffer, 16)[0] + 1)
     start = time.monotonic()
     with pytest.raises(TimeoutError, match="stopped inside"):
@@ -286,8 +287,8 @@ def test_a_writer_killed_inside_an_update_is_noticed_and_overwritten() -> None:
     assert time.monotonic() - start < 5
     with pytest.raises(TimeoutError):
         sums.wal()
-    sums.commit(b"", b"", 0, 2, FLAG, 6)
-    assert sums.snapshot() == (2, FLAG, 6, PAGE, 0)
+    sums.commit(b"", b"", 0, 2, FLAG, 6, 2)
+    assert sums.snapshot() == (2, FLAG, 6, PAGE, 0, 2)
 
 
 INTERRUPTED = """
@@ -305,7 +306,7 @@ reader, writer = PageSums(header), PageSums(header)
 flag = 1 << 63
 
 def write(n):
-    writer.commit(b"", b"", 0, n, flag | n * 3, n * 7)
+    writer.commit(b"", b"", 0, n, flag | n * 3, n * 7, n * 11)
     writer.set_wal(n, n * 5, n * 9)
 
 def protect(flags):
@@ -336,8 +337,8 @@ print(interruptions, *found)
 @pytest.mark.parametrize(
     ("method", "place", "expected"),
     [
-        ("snapshot", 32, (2, FLAG | 6, 14, PAGE, 0)),
-        ("snapshot", 40, (2, FLAG | 6, 14, PAGE, 0)),
+        ("snapshot", 32, (2, FLAG | 6, 14, PAGE, 0, 22)),
+        ("snapshot", 40, (2, FLAG | 6, 14, PAGE, 0, 22)),
         ("wal", 104, (2, 10, 18)),
     ],
 )
@@ -363,7 +364,7 @@ sums = PageSums(area)
 flag = 1 << 63
 print("ready", flush=True)
 for n in range(1, 10**9):
-    sums.commit(b"", b"", 0, n, flag | n * 3, n * 7)
+    sums.commit(b"", b"", 0, n, flag | n * 3, n * 7, n * 5)
     sums.set_wal(n & 0xFFFFFFFF, n * 5 & 0xFFFFFFFF, n * 9 & 0xFFFFFFFF)
 """
 
@@ -383,13 +384,14 @@ def test_snapshots_are_consistent_while_another_process_writes(tmp_path: Path) -
                 seen: set[int] = set()
                 deadline = time.monotonic() + 30
                 while len(seen) < 300 and time.monotonic() < deadline:
-                    txid, checksum, timestamp, page_size, page_count = sums.snapshot()
+                    txid, checksum, timestamp, page_size, page_count, digest = sums.snapshot()
                     if txid:
-                        assert (checksum, timestamp, page_size, page_count) == (
+                        assert (checksum, timestamp, page_size, page_count, digest) == (
                             FLAG | txid * 3,
                             txid * 7,
                             PAGE,
                             0,
+                            txid * 5,
                         )
                         seen.add(txid)
                     one, five, nine = sums.wal()

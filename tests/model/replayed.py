@@ -9,7 +9,7 @@ from litefs.ltx.decoder import decode
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
 from litefs.store.sums import SumsFile
-from litefs.types import ZERO
+from litefs.types import START
 from tests.model.content import Content, content_of_image
 
 READ_BYTES = 8 << 20
@@ -42,7 +42,7 @@ class Replayed:
         """The content after each record that is new. Raises LiteFSError for a log that cannot be read."""
         tip = self._sums.sums.snapshot()[0]
         if tip > self.txid and not self._began:
-            assert self._reader.seek(ZERO), "the log does not begin at the beginning"
+            assert self._reader.seek(START), "the log does not begin at the beginning"
             self._began = True
         while tip > self.txid and (entries := self._reader.read(tip, READ_BYTES)):
             for entry in entries:

@@ -19,7 +19,7 @@ from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
 from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.stream.memory import MemoryCatalog
-from litefs.stream.protocols import Identity
+from litefs.stream.protocols import Entry, Identity
 from litefs.tls import ServerTLS
 from litefs.tokens import Tokens
 from litefs.types import Position
@@ -80,7 +80,7 @@ class FakeNode:
 
     async def forward(
         self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
-    ) -> Position:
+    ) -> Entry:
         raise NotImplementedError
 
     async def readers_see(self, name: str) -> bool:

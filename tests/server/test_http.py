@@ -17,7 +17,7 @@ from litefs.stream.acks import HEADER_STREAM_ID, Ack, AckAnswer, encode
 from litefs.stream.handshake import encode_positions, request_headers
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Identity
-from litefs.types import Position
+from litefs.types import Point
 from tests.server.support import CLUSTER, OTHER_CLUSTER, FakeNode, client, load, serving
 
 REPLICA = Identity(0xB2, CLUSTER, 1, "replica")
@@ -212,7 +212,7 @@ def test_bad_stream_requests_are_told_why(
 def test_names_that_escape_are_refused_in_a_position_map() -> None:
     async def main() -> None:
         async with serving(FakeNode()) as url, client() as http:
-            body = encode_positions({"../../x": Position(1, 1 << 63)})
+            body = encode_positions({"../../x": Point(1, 1 << 63)})
             response = await http.post(f"{url}/stream", headers=request_headers(REPLICA), content=body)
             assert response.status_code == 400
             assert "invalid database name" in response.text

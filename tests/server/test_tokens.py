@@ -25,7 +25,7 @@ from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
 from litefs.stream.protocols import Identity
 from litefs.stream.receiver import Receiver
 from litefs.tokens import EVERYTHING, Access, Tokens
-from litefs.types import Position
+from litefs.types import Point
 from tests.server.support import CLUSTER, FakeNode, client, serving
 
 REPLICA = Identity(0xB2, CLUSTER, 1, "replica")
@@ -76,7 +76,7 @@ def authorized(token: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def following(url: str, peer: PeerSettings, **held: Position) -> AsyncIterator[MemorySink]:
+async def following(url: str, peer: PeerSettings, **held: Point) -> AsyncIterator[MemorySink]:
     """A sink that has received all that the primary at ``url`` sends at first."""
     sink = MemorySink()
 
@@ -197,7 +197,7 @@ def test_a_stream_carries_what_token_and_replica_agree_on() -> None:
         fake = node("app.db", "reports.db", "reports.old")
         async with serving(fake, tokens=tokens("reports*")) as url:
             shown = Tokens(Secret(REPORTS))
-            async with following(url, PeerSettings(shown), **{"app.db": Position(1, 1 << 63)}) as sink:
+            async with following(url, PeerSettings(shown), **{"app.db": Point(1, 1 << 63)}) as sink:
                 assert set(sink.positions()) == {"reports.db", "reports.old"}
                 assert (sink.dropped, sink.removed) == (["app.db"], []), "it is not taken for removed"
                 late = MemorySource("late.db"), MemorySource("reports.new")

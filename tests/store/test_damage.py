@@ -18,7 +18,7 @@ from litefs.store.reader import LogReader
 from litefs.store.recovery import recover
 from litefs.store.segments import SEGMENT_HEADER_SIZE, SegmentHeader, list_segments
 from litefs.store.sums import SumsFile
-from litefs.types import Position
+from litefs.types import START, Point
 from tests.fuzz.files import rehash
 from tests.fuzz.target import bounded_memory
 from tests.store.support import Writer
@@ -52,10 +52,10 @@ def test_a_damaged_file_whose_sync_failed_is_read_from_the_disk_all_the_same(
 
 def forget_history(directory: DatabaseDir, writer: Writer) -> None:
     """Leave a log without an image, as after retention."""
-    position = writer.db.position
+    point = writer.db.point
     writer.db.close()
     fileops.remove_tree(directory.log)
-    Log.create(directory.log, position, writer.page_size).close()
+    Log.create(directory.log, point, writer.page_size).close()
 
 
 def flip(path: Path, *offsets: int) -> None:
@@ -123,7 +123,7 @@ def test_a_record_of_more_pages_than_there_can_be_is_refused(
     writer.db.close()
     segment = list_segments(directory.log)[-1][1]
     with LogReader(directory.log) as reader:
-        assert reader.seek(Position())
+        assert reader.seek(START)
         last = reader.read(len(writer.images))[-1]
     data = bytearray(segment.read_bytes())
     struct.pack_into(">I", data, last.extent.body_offset + 12, commit)
@@ -142,7 +142,7 @@ def test_a_record_of_another_page_size_is_refused(writer: Writer, directory: Dat
     segment = list_segments(directory.log)[-1][1]
     data = bytearray(segment.read_bytes())
     with LogReader(directory.log) as reader:
-        assert reader.seek(Position())
+        assert reader.seek(START)
         last = reader.read(len(writer.images))[-1]
     struct.pack_into(">I", data, last.extent.body_offset + 8, 4096)
     segment.write_bytes(rehash(bytes(data)))
@@ -152,8 +152,8 @@ def test_a_record_of_another_page_size_is_refused(writer: Writer, directory: Dat
         recover(directory)
 
 
-def header(first_txid: int, pre_apply: int, page_size: int) -> bytes:
-    return SegmentHeader(first_txid, pre_apply, page_size).pack()
+def header(first_txid: int, pre_apply: int, page_size: int, digest: int = 0) -> bytes:
+    return SegmentHeader(Point(first_txid - 1, pre_apply, digest), page_size).pack()
 
 
 @pytest.mark.parametrize(
@@ -161,11 +161,19 @@ def header(first_txid: int, pre_apply: int, page_size: int) -> bytes:
     [
         (header(2, 1 << 63, 512), 8),
         (header(1, 1 << 63, 512), 8),
+        (header(1, 0, 512, 1), 8),
         (header(1, 0, 0), 24),
         (header(1, 0, 513), 24),
         (header(1, 0, 1 << 17), 24),
     ],
-    ids=["other TXID than the name", "checksum before the first", "no page size", "odd", "too big"],
+    ids=[
+        "other TXID than the name",
+        "checksum before the first",
+        "hash before the first",
+        "no page size",
+        "odd",
+        "too big",
+    ],
 )
 def test_a_segment_header_that_cannot_be_is_refused(
     content: bytes, offset: int, writer: Writer, directory: DatabaseDir
@@ -178,7 +186,7 @@ def test_a_segment_header_that_cannot_be_is_refused(
     for read in (
         lambda: Log.open(directory.log),
         lambda: recover(directory),
-        lambda: LogReader(directory.log).seek(Position()),
+        lambda: LogReader(directory.log).seek(START),
     ):
         with pytest.raises(LogCorrupt, match=f"{segment.name}: offset {offset}: "):
             read()

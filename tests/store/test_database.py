@@ -17,7 +17,7 @@ from litefs.store.database import Database
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
 from litefs.store.reader import LogReader
-from litefs.types import CHECKSUM_FLAG, ZERO, Position
+from litefs.types import CHECKSUM_FLAG, START, ZERO, Position
 from tests.store.support import Writer, pack
 
 PAGE = 1024
@@ -49,9 +49,9 @@ def test_nothing_is_published_before_it_is_in_the_log(db: Database, monkeypatch:
         patch.setattr(Log, "append", append)
         with pytest.raises(OSError, match="No space"):
             db.append(prepared)
-    assert db.position == db.log.tip == before
+    assert db.position == db.log.tip.position == before
     db.append(prepared)
-    assert db.position == db.log.tip == prepared.position
+    assert db.position == db.log.tip.position == prepared.position
 
 
 def test_random_transactions_follow_a_model(db: Database, rng: random.Random) -> None:
@@ -71,10 +71,10 @@ def test_random_transactions_follow_a_model(db: Database, rng: random.Random) ->
             batches = [(pack(pgno), page) for pgno, page in pages.items()]
             db.commit_stream(args[0], batches, commit, given, PAGE)
             position = db.position
-        assert position == db.position == db.log.tip == Position(txid, total(model))
+        assert position == db.position == db.log.tip.position == Position(txid, total(model))
         assert db.sums.page_count == commit
     with LogReader(db.dir.log) as reader:
-        assert reader.seek(ZERO)
+        assert reader.seek(START)
         replayed: dict[int, bytes] = {}
         before = 0
         stamps = []
@@ -148,7 +148,7 @@ def test_refuses_what_is_no_transaction(
         db.prepare(pgnos, images, commit, 5)
     with pytest.raises(error):
         db.commit_stream(pgnos, [(pgnos, images)], commit, 5)
-    assert db.position == before == db.log.tip
+    assert db.position == before == db.log.tip.position
 
 
 def test_fill_supplies_pages_that_the_database_grows_by(db: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import struct
 import time
@@ -23,7 +24,7 @@ from litefs.store.dropped import (
     was_removed,
 )
 from litefs.store.paths import DatabaseDir, DataDir
-from litefs.types import CHECKSUM_FLAG, ZERO, Position
+from litefs.types import CHECKSUM_FLAG, ZERO, Point, Position
 
 PGNO_1 = struct.pack("=I", 1)
 
@@ -63,15 +64,18 @@ def test_what_was_removed_is_known_by_its_whole_history(tmp_path: Path) -> None:
         directory = data.database_dir(name)
         directory.create()
         db = Database.open(directory)
-        at_each[name] = [db.commit(PGNO_1, os.urandom(512), 1, 0, page_size=512) for _ in range(3)]
+        at_each[name] = []
+        for _ in range(3):
+            db.commit(PGNO_1, os.urandom(512), 1, 0, page_size=512)
+            at_each[name].append(db.point)
         db.close()
     first, second, third = at_each["a.db"]
     assert not was_removed(data, "a.db", third)
-    drop(data, "a.db", third, keep_file=True)
-    assert all(was_removed(data, "a.db", position) for position in (first, second, third))
-    assert not was_removed(data, "a.db", at(second.txid)), "another history"
-    assert not was_removed(data, "a.db", at(4)), "it has the name now, or had it then"
-    drop(data, "a.db-x", at_each["a.db-x"][-1], keep_file=True)
+    drop(data, "a.db", third.position, keep_file=True)
+    assert all(was_removed(data, "a.db", point) for point in (first, second, third))
+    assert not was_removed(data, "a.db", dataclasses.replace(second, hash=1)), "another history"
+    assert not was_removed(data, "a.db", Point(4, third.checksum)), "it has the name now, or had it then"
+    drop(data, "a.db-x", at_each["a.db-x"][-1].position, keep_file=True)
     assert not was_removed(data, "a.db", at_each["a.db-x"][0])
 
 

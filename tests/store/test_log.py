@@ -17,7 +17,7 @@ from litefs.store import fileops, log
 from litefs.store.log import Log
 from litefs.store.reader import LogReader
 from litefs.store.segments import PREALLOCATE_MIN, RECORD_HEAD_SIZE, extents, list_segments, segment_path
-from litefs.types import CHECKSUM_FLAG, ZERO, Position
+from litefs.types import CHECKSUM_FLAG, START, Point, Position
 from tests.store.support import pack
 
 PAGE = 512
@@ -49,11 +49,11 @@ def txids(directory: Path) -> list[int]:
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Log:
-    return Log.create(tmp_path / "log", ZERO, PAGE)
+    return Log.create(tmp_path / "log", START, PAGE)
 
 
 def test_empty_log_is_at_its_base(tmp_path: Path) -> None:
-    base = Position(41, checksum(41))
+    base = Point(41, checksum(41), 77)
     Log.create(tmp_path / "log", base, PAGE).close()
     reopened = Log.open(tmp_path / "log")
     assert (reopened.tip, reopened.first_txid, reopened.page_size, reopened.cut) == (base, 42, PAGE, None)
@@ -69,7 +69,7 @@ def test_append_and_reopen(writer: Log) -> None:
     path = segment_path(writer.directory, 1)
     assert path.stat().st_size % 8 == 0
     killed = Log.open(writer.directory)  # as after a kill: the preallocated zeros are still there
-    assert killed.tip == Position(30, checksum(30))
+    assert killed.tip.position == Position(30, checksum(30))
     assert killed.cut is None
     append(killed, 2)
     killed.close()
@@ -150,7 +150,7 @@ def test_a_flip_in_an_earlier_segment_is_refused_when_it_is_read(
     data[200] ^= 1
     first.write_bytes(bytes(data))
     with LogReader(writer.directory) as reader:
-        assert reader.seek(ZERO)
+        assert reader.seek(START)
         with pytest.raises(LogCorrupt, match="offset 64"):
             reader.read(10)
 
@@ -186,7 +186,7 @@ def test_rotation_by_size_and_age(writer: Log, monkeypatch: pytest.MonkeyPatch) 
     writer.close()
     assert txids(writer.directory) == list(range(1, 43))
     reopened = Log.open(writer.directory)
-    assert reopened.tip == Position(42, checksum(42))
+    assert reopened.tip.position == Position(42, checksum(42))
     reopened.close()
 
 
@@ -264,8 +264,28 @@ def test_big_records_come_in_pieces(writer: Log) -> None:
     writer.close()
     assert txids(writer.directory) == [1, 2, 3, 4, 5]
     with LogReader(writer.directory) as reader:
-        assert reader.seek(Position(3, checksum(3)))
+        assert reader.seek(reader.point_at(3) or START)
         assert reader.read(4)[0].body == body
+
+
+@pytest.mark.parametrize("pages", [1, 50, 400])
+def test_a_big_record_may_be_begun_anew(writer: Log, pages: int) -> None:
+    append(writer, 1)
+    body, post = record(2, pages)
+    with writer.begin() as big:
+        big.write(b"LTX1" + os.urandom(200_000))
+        big.rewind()
+        big.write(body)
+        big.commit(2, post)
+    killed = Log.open(writer.directory)
+    assert (killed.tip, killed.cut) == (writer.tip, None)
+    killed.close()
+    append(writer, 2)
+    writer.close()
+    assert txids(writer.directory) == [1, 2, 3, 4]
+    with LogReader(writer.directory) as reader:
+        assert reader.seek(reader.point_at(1) or START)
+        assert reader.read(2)[0].body == body
 
 
 def test_an_aborted_big_record_leaves_nothing(writer: Log) -> None:
@@ -377,7 +397,7 @@ def test_a_trusted_tip_is_not_read_again(writer: Log, monkeypatch: pytest.Monkey
     monkeypatch.setattr(segments, "record_hash", counting)
     Log.open(writer.directory, trusted=tip).close()
     assert hashed == []
-    Log.open(writer.directory, trusted=Position(4, checksum(4))).close()
+    Log.open(writer.directory, trusted=Point(4, checksum(4), tip.hash)).close()
     assert len(hashed) >= 5
 
 

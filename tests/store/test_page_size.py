@@ -21,7 +21,7 @@ from litefs.store.recovery import recover, settle
 from litefs.store.retention import reap
 from litefs.store.segments import SegmentMap, extents, list_segments
 from litefs.store.snapshot import SnapshotSource
-from litefs.types import ZERO
+from litefs.types import START
 from tests.fs.replay import replay
 from tests.store.support import Writer, new_dir, pack
 from tests.store.test_recovery import assert_recovered, crash
@@ -79,7 +79,7 @@ def test_every_page_has_to_be_there(writer: Writer, other: int, directory: Datab
         batches = [(pgnos, bytes(other * (len(pgnos) // 4)))]
         with pytest.raises(FormatError, match="not a transaction: only"):
             writer.db.commit_stream(pgnos, batches, commit, 1, other)
-    assert writer.db.position == before == writer.db.log.tip
+    assert writer.db.position == before == writer.db.log.tip.position
     assert not list(directory.log.glob("*.tmp"))
     writer.vacuum(other)
 
@@ -171,7 +171,7 @@ def test_a_change_that_fails_leaves_what_was(
             try:
                 writer.vacuum(other)
             except OSError:
-                assert writer.db.position == before == writer.db.log.tip
+                assert writer.db.position == before == writer.db.log.tip.position
                 writer.source.write_bytes(image)
                 continue
             break
@@ -258,7 +258,7 @@ def test_retention_keeps_a_full_record_until_the_file_has_it(
     writer.db.sync()
     assert reap(directory.log, writer.db.sums, -1, 0) == []
     with LogReader(directory.log) as reader:
-        assert not reader.seek(ZERO)
+        assert not reader.seek(START)
     writer.checkpoint()
     reap(directory.log, writer.db.sums, -1, 0)
     assert len(list_segments(directory.log)) == 1
@@ -289,9 +289,9 @@ def test_a_snapshot_beside_a_change(
                     writer.vacuum(other if writer.page_size == first else first)
         source.close()
         tail(writer.directory, target, writer.db.position.txid)
-        target.verify(writer.db.position)
+        target.verify(writer.db.point)
         target.install()
-        assert_is(replica, writer.images[-1], writer.db.position)
+        assert_is(replica, writer.images[-1], writer.db.point)
 
 
 def test_a_snapshot_after_it(writer: Writer, other: int, tmp_path: Path) -> None:
@@ -299,4 +299,4 @@ def test_a_snapshot_after_it(writer: Writer, other: int, tmp_path: Path) -> None
     writer.run("INSERT INTO t (v) VALUES (randomblob(2000))")
     replica = new_dir(tmp_path / "replica")
     received(replica, writer).install()
-    assert_is(replica, writer.images[-1], writer.db.position)
+    assert_is(replica, writer.images[-1], writer.db.point)

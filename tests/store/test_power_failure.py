@@ -17,7 +17,7 @@ from litefs.store.reader import LogReader
 from litefs.store.recovery import recover
 from litefs.store.retention import reap
 from litefs.store.segments import extents, list_segments, segment_path
-from litefs.types import ZERO, Position
+from litefs.types import START, ZERO, Position
 from tests.store.support import Writer
 from tests.store.test_log import PAGE, append, checksum
 from tests.store.test_recovery import assert_recovered, crash
@@ -30,7 +30,7 @@ OPEN_TRANSACTION = ("UPDATE t SET v = randomblob(9)", "INSERT INTO t (v) VALUES 
 
 @pytest.fixture
 def writer_of_log(tmp_path: Path) -> Log:
-    return Log.create(tmp_path / "log", ZERO, PAGE)
+    return Log.create(tmp_path / "log", START, PAGE)
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
@@ -58,11 +58,11 @@ def test_a_rotation_that_fails_hides_no_later_record(
         patch.setattr(fileops, operation, failing(errno.EIO))
         with pytest.raises(OSError, match="Input/output"):
             append(writer_of_log, 1)
-    assert writer_of_log.tip == Position(3, checksum(3))
+    assert writer_of_log.tip.position == Position(3, checksum(3))
     append(writer_of_log, 2)
     writer_of_log.close()
     opened = Log.open(writer_of_log.directory)
-    assert opened.tip == Position(5, checksum(5))
+    assert opened.tip.position == Position(5, checksum(5))
     opened.close()
     assert not list(writer_of_log.directory.glob("*.tmp"))
 
@@ -100,7 +100,7 @@ def test_a_sector_that_missed_the_disk_is_no_damage(writer_of_log: Log, first: i
     end = (start // 512 + 1) * 512
     overwrite(lost.path, start, bytes(end - start))
     opened = Log.open(writer_of_log.directory)
-    assert opened.tip == Position(1, checksum(1))
+    assert opened.tip.position == Position(1, checksum(1))
     opened.close()
 
 
@@ -129,7 +129,7 @@ def test_a_reader_passes_over_what_a_superseded_segment_lost(writer_of_log: Log)
     last = [extent for extent in extents(writer_of_log.directory, 0) if extent.path == old][-1]
     overwrite(old, last.end + 40, b"\xff" * 100)
     with LogReader(writer_of_log.directory) as source:
-        assert source.seek(ZERO)
+        assert source.seek(START)
         assert [entry.txid_max for entry in source.read(6)] == [1, 2, 3, 4, 5, 6]
     writer_of_log.close()
 

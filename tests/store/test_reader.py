@@ -16,14 +16,16 @@ from litefs.store import log, reader
 from litefs.store.log import Log
 from litefs.store.reader import ImageReader, LogReader, newest_images
 from litefs.store.segments import Extent, SegmentMap, extents, list_segments
-from litefs.types import ZERO, Position
+from litefs.types import START, Point, Position
 from tests.store.test_log import PAGE, append, checksum, record
+
+BASE = Point(10, checksum(10), 77)
 
 
 @pytest.fixture
 def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
     monkeypatch.setattr(log, "SEGMENT_BYTES", 8192)
-    return Log.create(tmp_path / "log", Position(10, checksum(10)), PAGE)
+    return Log.create(tmp_path / "log", BASE, PAGE)
 
 
 def read_all(source: LogReader, upto: int, max_bytes: int = 1000) -> list[int]:
@@ -42,60 +44,72 @@ def test_reads_exactly_what_was_published(writer: Log) -> None:
         append(writer, 50)
         assert read_all(source, 35) == list(range(11, 36))
         assert read_all(source, 60) == list(range(36, 61))
-        assert source.position == writer.tip
+        assert source.point == writer.tip
 
 
 @pytest.mark.parametrize("after", [10, 11, 37, 60])
 def test_seek_finds_every_position(writer: Log, after: int) -> None:
     append(writer, 50)
     with LogReader(writer.directory) as source:
-        assert source.seek(Position(after, checksum(after)))
+        at = source.point_at(after)
+        assert at is not None
+        assert at.position == Position(after, checksum(after))
+        assert source.seek(at)
         assert read_all(source, 60) == list(range(after + 1, 61))
-        assert source.position_at(after) == Position(after, checksum(after))
+        assert not source.seek(Point(after, at.checksum, at.hash ^ 1))
 
 
 def test_the_tip_is_the_last_whole_record(writer: Log) -> None:
     with LogReader(writer.directory) as source:
         assert source.tip() == writer.tip
         append(writer, 50)
-        assert source.tip() == Position(60, checksum(60))
+        assert source.tip() == writer.tip
+        assert source.tip().position == Position(60, checksum(60))
     with LogReader(writer.directory / "none") as source:
-        assert source.tip() == ZERO
+        assert source.tip() == START
 
 
 @pytest.mark.parametrize(
-    "position", [Position(9, checksum(9)), Position(37, 5), Position(61, checksum(61)), Position(10, 0), ZERO]
+    "point",
+    [
+        Point(9, checksum(9), 1),
+        Point(37, 5),
+        Point(61, checksum(61)),
+        Point(10, 0, 77),
+        Point(10, checksum(10), 78),
+        START,
+    ],
 )
-def test_seek_refuses_other_histories(writer: Log, position: Position) -> None:
+def test_seek_refuses_other_histories(writer: Log, point: Point) -> None:
     append(writer, 50)
     with LogReader(writer.directory) as source:
-        assert not source.seek(position)
+        assert not source.seek(point)
 
 
 def test_no_log_reaches_nowhere(tmp_path: Path) -> None:
     with LogReader(tmp_path / "none") as source:
-        assert not source.seek(ZERO)
-        assert source.position_at(1) is None
+        assert not source.seek(START)
+        assert source.point_at(1) is None
         assert source.first_txid == 0
 
 
 def test_a_reader_that_retention_overtook_is_told(writer: Log) -> None:
     append(writer, 50)
     with LogReader(writer.directory) as source:
-        assert source.seek(Position(10, checksum(10)))
+        assert source.seek(BASE)
         held = source.read(11, 1)
         assert [entry.txid_max for entry in held] == [11]
         for _, path in list_segments(writer.directory)[:3]:
             path.unlink()
         with pytest.raises(PositionMismatch, match="no longer holds TXID"):
             source.read(60, 1 << 20)
-        assert source.position.txid > 11  # the open segment could be read to its end
+        assert source.point.txid > 11  # the open segment could be read to its end
 
 
 def test_published_but_missing_is_damage(writer: Log) -> None:
     append(writer, 3)
     with LogReader(writer.directory) as source:
-        assert source.seek(Position(10, checksum(10)))
+        assert source.seek(BASE)
         with pytest.raises(LogCorrupt, match="though 0000000000000014 was published"):
             source.read(20)
 
@@ -106,13 +120,13 @@ def test_big_records_are_streamed(writer: Log, monkeypatch: pytest.MonkeyPatch) 
     writer.append(body, 12, post)
     append(writer, 1)
     with LogReader(writer.directory) as source:
-        assert source.seek(Position(10, checksum(10)))
+        assert source.seek(BASE)
         assert [len(entry.body) for entry in source.read(13, 1 << 30)][1] == len(body)
         monkeypatch.setattr(reader, "STREAM_BYTES", 1 << 19)
-        assert source.seek(Position(11, checksum(11)))
+        assert source.seek(source.point_at(11) or START)
         big, small = source.read(13, 1 << 30)
         assert (big.body, big.size, big.txid_max, small.txid_max) == (b"", len(body), 12, 13)
-        assert big.position == Position(12, checksum(12))
+        assert big.point.position == Position(12, checksum(12))
         with big.open() as stream:
             assert stream.read() == body
         path, offset = big.extent.path, big.extent.body_offset + big.size // 2
@@ -140,7 +154,7 @@ def test_reading_beside_the_writer(writer: Log) -> None:
     thread.start()
     found: list[int] = []
     with LogReader(writer.directory) as source:
-        assert source.seek(Position(10, checksum(10)))
+        assert source.seek(BASE)
         while thread.is_alive() or len(found) < count:
             assert not failures
             found += read_all(source, published[0], 100_000)
@@ -178,13 +192,13 @@ def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory, pages: list[int], max_bytes: int, start: int
 ) -> None:
     bodies = [record(txid, count) for txid, count in enumerate(pages, 1)]
-    writer = Log.create(tmp_path_factory.mktemp("log") / "log", ZERO, PAGE)
+    writer = Log.create(tmp_path_factory.mktemp("log") / "log", START, PAGE)
     for txid, (body, post) in enumerate(bodies, 1):
         writer.append(body, txid, post)
     writer.close()
     start = min(start, len(pages))
     with LogReader(writer.directory) as source:
-        assert source.seek(Position(start, checksum(start)))
+        assert source.seek(source.point_at(start) or START)
         found = []
         while entries := source.read(len(pages), max_bytes):
             found += [entry.body for entry in entries]

@@ -24,7 +24,7 @@ from litefs.store.reader import LogReader
 from litefs.store.recovery import Report, mark_clean, recover, settle
 from litefs.store.segments import list_segments
 from litefs.store.sums import SumsFile
-from litefs.types import ZERO, Position
+from litefs.types import START, ZERO, Position
 from tests.store.support import Writer, check_integrity
 
 MakeWriter = Callable[..., Writer]
@@ -39,7 +39,7 @@ def assert_recovered(directory: DatabaseDir, image: bytes, report: Report) -> No
         assert not path.exists()
     db = Database.open(directory)
     sums = db.sums
-    assert db.position == db.log.tip == report.position
+    assert db.position == db.log.tip.position == report.position
     assert sums.array(1, sums.page_count) == page_checksums(1, image, sums.page_size)
     assert sums.recompute_total() == report.position.checksum
     assert (sums.durable_txid, sums.synced_txid) == (report.position.txid, report.position.txid)
@@ -146,11 +146,11 @@ def test_damage_inside_the_log_changes_nothing(writer: Writer, directory: Databa
 
 def rebase(directory: DatabaseDir, writer: Writer) -> Position:
     """Forget the log's history, so that it has no images."""
-    position = writer.db.position
+    point = writer.db.point
     writer.db.close()
     fileops.remove_tree(directory.log)
-    Log.create(directory.log, position, writer.page_size).close()
-    return position
+    Log.create(directory.log, point, writer.page_size).close()
+    return point.position
 
 
 def test_differing_file_without_images_is_set_aside_once(writer: Writer, directory: DatabaseDir) -> None:
@@ -301,8 +301,8 @@ def test_offline_database_is_adopted(directory: DatabaseDir, wal: bool) -> None:
     )
     assert rows.fetchone() == (1 + wal,)
     with LogReader(directory.log) as reader:
-        assert reader.seek(ZERO)
-        assert reader.read(1)[0].position == report.position
+        assert reader.seek(START)
+        assert reader.read(1)[0].point.position == report.position
     directory.database.unlink()
     again = recover(directory)
     assert again.restored > 70

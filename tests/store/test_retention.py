@@ -14,7 +14,7 @@ from litefs.store.reader import LogReader
 from litefs.store.recovery import recover
 from litefs.store.retention import reap
 from litefs.store.segments import list_segments
-from litefs.types import ZERO
+from litefs.types import START
 from tests.store.support import Writer
 
 
@@ -45,8 +45,8 @@ def test_age_leaves_the_last_segment(writer: Writer, directory: DatabaseDir) -> 
     assert firsts(directory) == before[-1:]
     writer.run("INSERT INTO t (v) VALUES (1)")
     with LogReader(directory.log) as reader:
-        assert not reader.seek(ZERO)
-        assert reader.position_at(writer.db.position.txid) == writer.db.position
+        assert not reader.seek(START)
+        assert reader.point_at(writer.db.point.txid) == writer.db.point
     writer.close()
     assert not recover(directory).damaged
 

@@ -22,7 +22,7 @@ from litefs.store.recovery import recover
 from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotSource, SnapshotTarget
 from litefs.store.sums import SumsFile
-from litefs.types import ZERO, Position
+from litefs.types import START, ZERO, Point
 from tests.store.support import Writer, check_integrity, new_dir, pack
 
 MakeWriter = Callable[..., Writer]
@@ -46,7 +46,7 @@ def begin(replica: DatabaseDir, source: SnapshotSource) -> SnapshotTarget:
 
 def tail(directory: DatabaseDir, target: SnapshotTarget, upto: int) -> None:
     with LogReader(directory.log) as reader:
-        assert reader.seek(target.position)
+        assert reader.seek(target.point)
         while entries := reader.read(upto):
             for entry in entries:
                 target.record(entry.body)
@@ -59,15 +59,15 @@ def received(replica: DatabaseDir, writer: Writer) -> SnapshotTarget:
     for pgnos, images in source:
         target.pages(pgnos, images)
     source.close()
-    target.verify(writer.db.position)
+    target.verify(writer.db.point)
     return target
 
 
-def assert_is(replica: DatabaseDir, image: bytes, position: Position) -> None:
+def assert_is(replica: DatabaseDir, image: bytes, point: Point) -> None:
     assert replica.database.read_bytes() == image
     check_integrity(replica.database)
     db = Database.open(replica)
-    assert db.position == position
+    assert db.point == point
     assert db.sums.array(1, db.sums.page_count) == page_checksums(1, image, db.page_size)
     db.close()
     assert not any(path.exists() for path in (replica.incoming, replica.incoming_sums, replica.install))
@@ -78,7 +78,7 @@ def test_pages_come_from_the_log_where_the_file_is_older(writer: Writer, replica
     writer.run("UPDATE t SET v = randomblob(3000)")
     target = received(replica, writer)
     target.install()
-    assert_is(replica, writer.images[-1], writer.db.position)
+    assert_is(replica, writer.images[-1], writer.db.point)
     again = Database.open(replica)
     assert again.log.first_txid == writer.db.position.txid + 1
     again.close()
@@ -110,9 +110,9 @@ def test_snapshot_beside_a_writer(
     source.close()
     assert writer.db.position.txid > source.at.txid
     tail(writer.directory, target, writer.db.position.txid)
-    target.verify(writer.db.position)
+    target.verify(writer.db.point)
     target.install()
-    assert_is(replica, writer.images[-1], writer.db.position)
+    assert_is(replica, writer.images[-1], writer.db.point)
 
 
 def test_a_page_in_flux_is_waited_for(
@@ -150,7 +150,7 @@ def test_damaged_and_missing_databases_give_no_snapshot(writer: Writer, replica:
 def test_what_does_not_fit_is_refused(writer: Writer, replica: DatabaseDir) -> None:
     writer.checkpoint()
     commit = len(writer.pages)
-    at = writer.db.position
+    at = writer.db.point
     target = SnapshotTarget(replica, 4096, commit, at, 0)
     with pytest.raises(FormatError, match="bytes for 1 snapshot pages"):
         target.pages(pack(1), bytes(100))
@@ -158,11 +158,13 @@ def test_what_does_not_fit_is_refused(writer: Writer, replica: DatabaseDir) -> N
         with pytest.raises(FormatError, match="snapshot page"):
             target.pages(pack(pgno), bytes(4096))
     with pytest.raises(PositionMismatch, match="not at"):
-        target.verify(Position(at.txid + 1, at.checksum))
+        target.verify(Point(at.txid + 1, at.checksum, at.hash))
+    with pytest.raises(PositionMismatch, match="not at"):
+        target.verify(Point(at.txid, at.checksum, at.hash ^ 1))
     with pytest.raises(ChecksumMismatch, match="the snapshot's checksum is"):
         target.verify(at)
     with LogReader(writer.directory.log) as reader:
-        assert reader.seek(ZERO)
+        assert reader.seek(START)
         with pytest.raises(PositionMismatch, match="does not follow"):
             target.record(reader.read(1)[0].body)
     target.abort()
@@ -171,11 +173,11 @@ def test_what_does_not_fit_is_refused(writer: Writer, replica: DatabaseDir) -> N
 
 
 def test_a_first_record_makes_a_database(writer: Writer, replica: DatabaseDir) -> None:
-    target = SnapshotTarget(replica, 4096, 0, ZERO, 0)
+    target = SnapshotTarget(replica, 4096, 0, START, 0)
     tail(writer.directory, target, writer.db.position.txid)
-    target.verify(writer.db.position)
+    target.verify(writer.db.point)
     target.install()
-    assert_is(replica, writer.images[-1], writer.db.position)
+    assert_is(replica, writer.images[-1], writer.db.point)
 
 
 def diverged(replica: DatabaseDir, make_writer: MakeWriter) -> Writer:
@@ -191,7 +193,7 @@ def test_install_over_another_history(writer: Writer, replica: DatabaseDir, make
     writer.checkpoint()
     diverged(replica, make_writer).close()
     received(replica, writer).install()
-    assert_is(replica, writer.images[-1], writer.db.position)
+    assert_is(replica, writer.images[-1], writer.db.point)
 
 
 def write_through(target: SnapshotTarget, replica: DatabaseDir, live: SumsFile) -> list[int]:
@@ -226,14 +228,14 @@ def test_over_an_open_database_only_differing_pages_travel(
     assert 2 in changed
     assert len(changed) < len(writer.pages)
     log = target.rebase_log(other.sums_file, other.log)
-    assert other.position == log.tip == writer.db.position
+    assert other.point == log.tip == writer.db.point
     assert other.sums.durable_txid == 0
     other.sums.durable_txid = other.position.txid
     target.finish()
     log.close()
     other.close()
     assert replica.database.stat().st_ino == inode
-    assert_is(replica, writer.images[-1], writer.db.position)
+    assert_is(replica, writer.images[-1], writer.db.point)
 
 
 def test_crash_after_rebase_before_the_checkpoint_keeps_later_records(
@@ -251,14 +253,14 @@ def test_crash_after_rebase_before_the_checkpoint_keeps_later_records(
     writer.run("UPDATE t SET v = 'later' WHERE id = 1")
     db = Database.open(replica)
     with LogReader(writer.directory.log) as reader:
-        assert reader.seek(target.position)
+        assert reader.seek(target.point)
         entry = reader.read(writer.db.position.txid)[0]
-    db.log.append(entry.body, entry.txid_max, entry.position.checksum)
+    db.log.append(entry.body, entry.txid_max, entry.point.checksum)
     db.close()
     report = recover(replica)
     assert report.installed
     assert not report.damaged
-    assert_is(replica, writer.images[-1], writer.db.position)
+    assert_is(replica, writer.images[-1], writer.db.point)
 
 
 @pytest.mark.parametrize(("existing", "online"), [(False, False), (True, False), (True, True)])
@@ -274,7 +276,7 @@ def test_dying_anywhere_leads_to_the_old_or_the_new_database(
     writer.checkpoint()
     if existing:
         old = diverged(replica, make_writer)
-        old_state = (old.images[-1], old.db.position)
+        old_state = (old.images[-1], old.db.point)
         old.close()
     saved = tmp_path / "saved"
     shutil.copytree(replica.path, saved)
@@ -322,7 +324,7 @@ def test_dying_anywhere_leads_to_the_old_or_the_new_database(
         new = report.position == writer.db.position
         outcomes.add(new)
         if new:
-            assert_is(replica, writer.images[-1], writer.db.position)
+            assert_is(replica, writer.images[-1], writer.db.point)
         elif existing:
             assert_is(replica, *old_state)
         else:

@@ -39,7 +39,7 @@ def test_growth_is_seen_by_a_second_map(tmp_path: Path) -> None:
     assert writer.ensure(pages) >= pages
     writer.sums.page_size = 4096
     writer.sums.load(pages, (7).to_bytes(8, "little"))
-    writer.sums.reset(pages, 1, 1 << 63, 0)
+    writer.sums.reset(pages, 1, 1 << 63, 0, 0)
     assert reader.sums.page_count == pages > reader.sums.capacity
     reader.refresh()
     assert reader.sums.get(pages) == 7

@@ -15,13 +15,13 @@ from litefs.store.reader import STREAM_BYTES, LogReader
 from litefs.store.recovery import recover
 from litefs.store.segments import segment_path
 from litefs.store.tails import append_tail, check_tail, copy_tail
-from litefs.types import Position
+from litefs.types import Point
 from tests.store.support import Writer, check_integrity, new_dir
 
 MakeWriter = Callable[..., Writer]
 
 
-def copied(writer: Writer, after: Position, tmp_path: Path) -> Path:
+def copied(writer: Writer, after: Point, tmp_path: Path) -> Path:
     path = segment_path(tmp_path / "tail", after.txid + 1)
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
@@ -29,9 +29,9 @@ def copied(writer: Writer, after: Position, tmp_path: Path) -> Path:
     return path
 
 
-def at(directory: DatabaseDir, txid: int) -> Position:
+def at(directory: DatabaseDir, txid: int) -> Point:
     with LogReader(directory.log) as reader:
-        found = reader.position_at(txid)
+        found = reader.point_at(txid)
     assert found is not None
     return found
 
@@ -54,19 +54,19 @@ def test_a_log_that_lost_its_tail_leads_where_it_did(
     whole.run(f"INSERT INTO t (v) VALUES (randomblob({STREAM_BYTES + (1 << 20)}))")
     whole.vacuum(8192)
     whole.run("INSERT INTO t (v) VALUES (randomblob(100))")
-    after = at(whole.directory, kept) if kept else Position()
+    after = at(whole.directory, kept) if kept else Point()
     path = copied(whole, after, tmp_path)
-    assert check_tail(path, after) == whole.db.position
+    assert check_tail(path, after) == whole.db.point
 
     lacking = new_dir(tmp_path / "lacking")
-    log = Log.create(lacking.log, Position(), 4096)
+    log = Log.create(lacking.log, Point(), 4096)
     if kept:
         start = tmp_path / "start" / "0000000000000001.seg"
         start.parent.mkdir()
         with start.open("wb") as file:
-            copy_tail(whole.directory.log, Position(), kept, file)
+            copy_tail(whole.directory.log, Point(), kept, file)
         append_tail(log, start, after)
-    append_tail(log, path, whole.db.position)
+    append_tail(log, path, whole.db.point)
     log.close()
     report = recover(lacking)
     assert (report.position, report.damaged) == (whole.db.position, False)
@@ -75,10 +75,10 @@ def test_a_log_that_lost_its_tail_leads_where_it_did(
 
 
 def test_a_log_with_another_history_or_too_short_gives_nothing(filled: Writer, tmp_path: Path) -> None:
-    log, tip = filled.directory.log, filled.db.position
+    log, tip = filled.directory.log, filled.db.point
     here = at(filled.directory, 3)
     with (tmp_path / "tail").open("wb") as file:
-        for other in (Position(3, here.checksum ^ 1), Position(tip.txid + 1, tip.checksum)):
+        for other in (Point(3, here.checksum ^ 1, here.hash), Point(tip.txid + 1, tip.checksum, tip.hash)):
             assert not copy_tail(log, other, tip.txid + 2, file)
     assert not (tmp_path / "tail").read_bytes()
 
@@ -96,12 +96,12 @@ def test_any_change_on_the_way_is_noticed(filled: Writer, tmp_path: Path, rng: r
             tip = check_tail(path, after)
         except LiteFSError:
             continue
-        assert tip == filled.db.position, "something else was taken"
+        assert tip == filled.db.point, "something else was taken"
     for wrong in (content[:-1], content + b"\0", content[:64], b""):
         path.write_bytes(wrong)
         with pytest.raises(FormatError):
             check_tail(path, after)
     path.write_bytes(content)
     with pytest.raises(PositionMismatch):
-        check_tail(path, Position(2, after.checksum ^ 1))
-    assert check_tail(path, after) == filled.db.position
+        check_tail(path, Point(2, after.checksum, after.hash ^ 1))
+    assert check_tail(path, after) == filled.db.point

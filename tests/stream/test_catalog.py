@@ -22,7 +22,7 @@ from litefs.stream.protocols import Buffer, Identity
 from litefs.stream.receiver import Receiver
 from litefs.stream.sender import Sender
 from litefs.stream.wakeup import Wakeup
-from litefs.types import Position
+from litefs.types import Point, Position
 from tests.store.support import Writer
 
 IDENTITY = Identity(1, "LFSC0123456789ABCDEF", 1, "primary")
@@ -41,8 +41,8 @@ class StoreSink:
         self.largest = 0
         self.ready_count = 0
 
-    def positions(self) -> Mapping[str, Position]:
-        return {name: database.position for name, database in self.databases.items()}
+    def positions(self) -> Mapping[str, Point]:
+        return {name: database.point for name, database in self.databases.items()}
 
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
         for body in bodies:
@@ -60,9 +60,7 @@ class StoreSink:
         self.changed.notify()
         return self.databases[name].position if name in self.databases else Position()
 
-    async def snapshot_begin(
-        self, name: str, page_size: int, commit: int, at: Position, timestamp: int
-    ) -> None:
+    async def snapshot_begin(self, name: str, page_size: int, commit: int, at: Point, timestamp: int) -> None:
         self._targets[name] = SnapshotTarget(
             self._datadir.database_dir(name), page_size, commit, at, timestamp
         )
@@ -72,9 +70,9 @@ class StoreSink:
         self.changed.notify()
         await trio.sleep(0.001)
 
-    async def snapshot_end(self, name: str, position: Position) -> None:
+    async def snapshot_end(self, name: str, point: Point) -> None:
         target = self._targets.pop(name)
-        target.verify(position)
+        target.verify(point)
         if name in self.databases:
             self.databases.pop(name).close()
         target.install()
@@ -151,15 +149,15 @@ def test_snapshot_then_live_records_then_catch_up(primary: DataDir, tmp_path: Pa
         catalog.rescan()
         async with replicating(catalog, sink):
             await sink.wait(lambda: sink.ready_count == 1)
-            assert sink.positions() == {"dir/app.db": source.db.position}
+            assert sink.positions() == {"dir/app.db": source.db.point}
             for _ in range(20):
                 source.run("UPDATE t SET v = randomblob(900) WHERE id % 7 = abs(random()) % 7")
                 catalog.notify()
-                await sink.wait(lambda: sink.positions() == {"dir/app.db": source.db.position})
+                await sink.wait(lambda: sink.positions() == {"dir/app.db": source.db.point})
         for _ in range(100):
             source.run("INSERT INTO t (v) VALUES (randomblob(700))")
         async with replicating(catalog, sink):
-            await sink.wait(lambda: sink.positions() == {"dir/app.db": source.db.position})
+            await sink.wait(lambda: sink.positions() == {"dir/app.db": source.db.point})
         assert sink.snapshots == 1
         expected = source.sql.execute("SELECT id, hex(v) FROM t ORDER BY id").fetchall()
         assert content(sink, tmp_path, "dir/app.db") == expected
@@ -188,7 +186,7 @@ def test_commits_during_a_snapshot_and_a_big_record(primary: DataDir, tmp_path: 
             assert commits > 3
             source.run("INSERT INTO t (v) VALUES (randomblob(9500000))")
             catalog.notify()
-            await sink.wait(lambda: sink.positions() == {"app.db": source.db.position})
+            await sink.wait(lambda: sink.positions() == {"app.db": source.db.point})
         assert sink.largest > 9_500_000
         expected = source.sql.execute("SELECT id, hex(v) FROM t ORDER BY id").fetchall()
         assert content(sink, tmp_path, "app.db") == expected

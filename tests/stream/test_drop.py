@@ -66,6 +66,6 @@ def test_a_name_that_is_taken_again_waits_for_its_removal() -> None:
             await sink.wait_position("a", new.position())
             assert sink.removed == ["a"]
             await trio.sleep(0.4)
-            assert sink.at.get("a") == new.position()
+            assert sink.at.get("a") == new.point()
 
     trio.run(scenario)

@@ -16,7 +16,7 @@ from litefs.stream.memory import MemoryCatalog, MemoryEntry, MemoryReader, Memor
 from litefs.stream.protocols import Buffer, Identity
 from litefs.stream.receiver import DatabaseFailed, Receiver
 from litefs.stream.sender import Sender
-from litefs.types import ZERO, Position
+from litefs.types import ZERO, Point, Position
 
 IDENTITY = Identity(7, "LFSC0123456789ABCDEF", 1, "primary")
 SEED = random.SystemRandom().randrange(1 << 32)
@@ -113,7 +113,7 @@ def test_replica_behind_catches_up_from_the_log_in_batches() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("case", ["reaped", "diverged", "ahead", "same txid"])
+@pytest.mark.parametrize("case", ["reaped", "diverged", "ahead", "same txid", "same position"])
 def test_replica_off_the_primarys_history_gets_a_snapshot(case: str) -> None:
     async def main() -> None:
         source, sink = filled("a", 1), MemorySink()
@@ -125,11 +125,15 @@ def test_replica_off_the_primarys_history_gets_a_snapshot(case: str) -> None:
         tip = source.commit({1: image(random.Random(SEED + 2))})
         if case == "reaped":
             source.reap(old.txid + 1)
+        elif case == "same position":
+            sink.at["a"] = Point(tip.txid, tip.checksum, source.point().hash ^ 1)
         else:
             txid = {"diverged": old.txid, "ahead": tip.txid + 5, "same txid": tip.txid}[case]
-            sink.at["a"] = Position(txid, old.checksum ^ 1)
+            sink.at["a"] = Point(txid, old.checksum ^ 1, old.hash)
         async with replica(catalog, sink):
-            await sink.wait_position("a", tip)
+            while len(sink.snapshots) < 2:
+                await sink.changed.wait_change(sink.changed.revision)
+            assert sink.at["a"].position == tip
         assert sink.snapshots == ["a", "a"]
         assert sink.pages["a"] == source.pages
 
@@ -306,7 +310,7 @@ def test_leaving_in_the_middle_of_a_snapshot_closes_it_on_both_sides() -> None:
 def test_databases_come_go_and_are_replaced() -> None:
     async def main() -> None:
         first, sink = filled("first", 1), MemorySink()
-        sink.at["stale"], sink.pages["stale"] = Position(3, 1 << 63), {}
+        sink.at["stale"], sink.pages["stale"] = Point(3, 1 << 63, 9), {}
         catalog = MemoryCatalog(first)
         async with replica(catalog, sink):
             await ready(sink)
@@ -361,7 +365,7 @@ def test_heartbeats_come_when_idle_and_the_stream_ends_when_the_role_is_lost() -
                 primary[0] = False
                 catalog.notify()
         assert "no longer primary" in reasons[0]
-        assert sink.at["a"] == source.position()
+        assert sink.at["a"] == source.point()
 
     run(main)
 
@@ -426,7 +430,7 @@ def test_one_database_that_fails_leaves_the_others_going_until_the_stream_is_lef
         assert receiver.left_to_retry
         assert trio.current_time() - began >= 0.3
         assert sink.at["bad"] != at
-        assert sink.at["slow"] == slow.position(), "the snapshot of another database was cut off"
+        assert sink.at["slow"] == slow.point(), "the snapshot of another database was cut off"
         assert sink.times[times:] == [], "a replica that lacks transactions said that it has all"
 
     for error in (OSError(28, "No space left on device"), PositionMismatch("gap"), ValueError("a mistake")):

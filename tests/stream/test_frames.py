@@ -26,13 +26,16 @@ from litefs.stream.handshake import (
 )
 from litefs.stream.parser import Parser
 from litefs.stream.protocols import Identity
-from litefs.types import CHECKSUM_FLAG, ZERO, Position
+from litefs.types import CHECKSUM_FLAG, START, Point
 
 HELLO = Hello(Identity(0xABCDEF, "LFSC0123456789ABCDEF", 3, "höst"), 1_700_000_000_000)
 GREETING = encode_hello(HELLO)
 U64 = st.integers(0, (1 << 64) - 1)
 POSITIONS = st.builds(
-    lambda txid, checksum: Position(txid, checksum | CHECKSUM_FLAG), st.integers(1, 1 << 63), U64
+    lambda txid, checksum, digest: Point(txid, checksum | CHECKSUM_FLAG, digest),
+    st.integers(1, 1 << 63),
+    U64,
+    U64,
 )
 
 
@@ -50,7 +53,7 @@ def pages(count: int, size: int = 512) -> tuple[bytes, bytes]:
 
 def every_frame() -> tuple[bytes, list[f.Frame]]:
     pgnos, images = pages(5)
-    at = Position(7, CHECKSUM_FLAG | 5)
+    at = Point(7, CHECKSUM_FLAG | 5, 99)
     encoded = [
         f.encode_database(1, "a/b.db"),
         f.encode_snapshot_begin(1, 512, 5, at, -3),
@@ -160,18 +163,18 @@ KNOWN = f.encode_database(1, "a")
         (head(2, 12, handle=1, flags=3) + struct.pack(">Q", 4) + b"abcd", "piece of 4 bytes"),
         (head(2, 12, handle=1, flags=3) + struct.pack(">Q", 1 << 41) + b"abcd", "piece of 4 bytes"),
         (f.encode_piece(1, 9, 0, b"abc") + f.encode_records(1, [b"x"]), "inside a record in pieces"),
-        (f.encode_piece(1, 9, 0, b"abc") + f.encode_snapshot_end(1, ZERO), "inside a record in pieces"),
+        (f.encode_piece(1, 9, 0, b"abc") + f.encode_snapshot_end(1, START), "inside a record in pieces"),
         (f.encode_database(1, "b"), "handle 1 is taken"),
         (f.encode_database(2, "a"), "has a handle already"),
         (f.encode_database(0, "b"), "handle 0 is taken"),
         (f.encode_database(2, "../../etc/passwd"), "invalid database name"),
         (f.encode_database(2, "b-wal"), "invalid database name"),
         (head(1, 2, handle=2) + b"\xff\xfe", "invalid database name"),
-        (f.encode_snapshot_begin(1, 1000, 5, ZERO, 0), "5 pages of 1000 bytes"),
-        (f.encode_snapshot_begin(1, 512, 0, ZERO, 0), "0 pages of 512 bytes"),
-        (f.encode_snapshot_begin(1, 512, 5, ZERO, 0), "is not the position of a snapshot"),
-        (f.encode_snapshot_begin(1, 512, 5, Position((1 << 64) - 1, 1 << 63), 0), "is not the position"),
-        (f.encode_snapshot_end(1, Position(5, 5)), "is not the position of a snapshot"),
+        (f.encode_snapshot_begin(1, 1000, 5, START, 0), "5 pages of 1000 bytes"),
+        (f.encode_snapshot_begin(1, 512, 0, START, 0), "0 pages of 512 bytes"),
+        (f.encode_snapshot_begin(1, 512, 5, START, 0), "is not the position of a snapshot"),
+        (f.encode_snapshot_begin(1, 512, 5, Point((1 << 64) - 1, 1 << 63), 0), "is not the position"),
+        (f.encode_snapshot_end(1, Point(5, 5)), "is not the position of a snapshot"),
         (head(4, 8, handle=1) + struct.pack(">II", 2, 1000), "1000 bytes of images for 2 pages"),
         (head(4, 8, handle=1) + struct.pack(">II", 0, 0), "0 bytes of images for 0 pages"),
         (head(4, 8, handle=1) + struct.pack(">II", 4096, 4096 * 512), "bytes of images"),
@@ -244,7 +247,7 @@ def test_damaged_pages_are_a_format_error() -> None:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8})?\.db", fullmatch=True), POSITIONS))
-def test_position_maps_round_trip(positions: dict[str, Position]) -> None:
+def test_position_maps_round_trip(positions: dict[str, Point]) -> None:
     assert decode_positions(encode_positions(positions)) == positions
 
 
@@ -265,12 +268,13 @@ def test_any_body_is_a_position_map_or_a_format_error(body: bytes) -> None:
         (struct.pack(">I", MAX_DATABASES + 1), "the limit is"),
         (b"\0\0\0\1", "offset 4: truncated"),
         (b"\0\0\0\1\0\0\xff\xff", "does not fit"),
-        (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQ", 1, 5), "is not a position"),
-        (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQ", 0, 1 << 63), "is not a position"),
-        (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQ", (1 << 64) - 1, 1 << 63), "is not a position"),
-        (b"\0\0\0\2" + 2 * (b"\0\0\0\1a" + bytes(16)), "occurs twice"),
+        (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQQ", 1, 5, 9), "is not a position"),
+        (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQQ", 0, 1 << 63, 9), "is not a position"),
+        (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQQ", 0, 0, 9), "is not a position"),
+        (b"\0\0\0\1\0\0\0\1a" + struct.pack(">QQQ", (1 << 64) - 1, 1 << 63, 9), "is not a position"),
+        (b"\0\0\0\2" + 2 * (b"\0\0\0\1a" + bytes(24)), "occurs twice"),
         (b"\0\0\0\0x", "1 bytes too many"),
-        (b"\0\0\0\1\0\0\0\2.." + bytes(16), "invalid database name"),
+        (b"\0\0\0\1\0\0\0\2.." + bytes(24), "invalid database name"),
     ],
 )
 def test_a_broken_position_map_is_named_with_its_offset(body: bytes, message: str) -> None:

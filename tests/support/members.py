@@ -18,7 +18,7 @@ import trio
 from litefs.clock import boottime_ns
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo
 from litefs.errors import LiteFSError, PeerError
-from litefs.types import ZERO, Position
+from litefs.types import START, Point
 
 NAME = "db"
 POLL_SECONDS = 0.005
@@ -71,8 +71,8 @@ class SmallMember:
             self.tokens.append(token)
             self._sums.append(zlib.crc32(token, self._sums[-1] if self._sums else 0))
 
-    def _position(self, length: int) -> Position:
-        return Position(length, 1 << 63 | self._sums[length - 1]) if length else ZERO
+    def _point(self, length: int) -> Point:
+        return Point(length, 1 << 63 | self._sums[length - 1]) if length else START
 
     def _tell(self) -> None:
         """Publish whom this node follows."""
@@ -99,19 +99,19 @@ class SmallMember:
 
     # -- Member -----------------------------------------------------------------------------------------
 
-    def positions(self) -> Mapping[str, Position]:
-        return {NAME: self._position(len(self.tokens))} if self.tokens else {}
+    def positions(self) -> Mapping[str, Point]:
+        return {NAME: self._point(len(self.tokens))} if self.tokens else {}
 
-    def holds(self, name: str, position: Position) -> bool:
-        return self._position(position.txid) == position
+    def holds(self, name: str, point: Point) -> bool:
+        return self._point(point.txid) == point
 
-    def was_removed(self, name: str, position: Position) -> bool:
+    def was_removed(self, name: str, position: Point) -> bool:
         return False
 
-    def published(self) -> Mapping[str, Position]:
+    def published(self) -> Mapping[str, Point]:
         replicas = self._replicas()
         length = replicas[-1][1] if replicas else len(self.tokens)
-        return {NAME: self._position(length)} if length else {}
+        return {NAME: self._point(length)} if length else {}
 
     def in_sync(self) -> tuple[int, ...] | None:
         return self.sync

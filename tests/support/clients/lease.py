@@ -15,7 +15,7 @@ import trio
 
 from litefs.clock import boottime_ns
 from litefs.cluster.lease import Beat, Grant, Lease, LeaseLost, LeaseUnavailable, PrimaryInfo, View
-from litefs.types import Position
+from litefs.types import Point
 from tests.support.clients.protocol import serve
 from tests.support.leases import open_lease
 
@@ -31,7 +31,7 @@ class Contender:
         self._grant: Grant | None = None
 
     def _beat(self, term: int, txid: int = 0, released: bool = False) -> Beat:
-        positions = {"a.db": Position(txid, txid)} if txid else {}
+        positions = {"a.db": Point(txid, txid, txid)} if txid else {}
         return Beat(term, self._node_id, self._info, positions, released=released)
 
     def _next_term(self) -> int:
