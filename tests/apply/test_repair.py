@@ -164,6 +164,7 @@ def test_a_file_that_changed_behind_its_back_is_found_by_reading_it(
                 with pytest.raises(OSError, match="No space"):
                     await sink.snapshot_end("app.db", primary.position)
             assert sink.positions()["app.db"] == ZERO
+            assert sink.held("app.db") is None, "a primary must not count on it"
             await send_snapshot(sink, primary, "app.db", primary.position, primary.pages)
             await sink.snapshot_end("app.db", primary.position)
             assert sink.positions()["app.db"] == primary.position
