@@ -391,12 +391,10 @@ def _point(source: Source) -> Point | None:
 
 def _parts(released: Mapping[str, int]) -> list[dict[str, int]]:
     """In parts that fit into a message each; one at least."""
-    parts: list[dict[str, int]] = [{}]
-    size = 0
+    parts, size = [dict[str, int]()], 0
     for name, txid in released.items():
         size += len(name.encode()) + 16
         if size > MESSAGE_BYTES:
-            parts.append({})
-            size = 0
+            parts, size = [*parts, {}], 0
         parts[-1][name] = txid
     return parts

@@ -164,6 +164,7 @@ def test_a_file_that_changed_behind_its_back_is_found_by_reading_it(
                 with pytest.raises(OSError, match="No space"):
                     await sink.snapshot_end("app.db", primary.point)
             assert sink.positions()["app.db"] == START
+            assert sink.held("app.db") is None, "a primary must not count on it"
             await send_snapshot(sink, primary, "app.db", primary.point, primary.pages)
             await sink.snapshot_end("app.db", primary.point)
             assert sink.positions()["app.db"] == primary.point
