@@ -126,6 +126,11 @@ def client(source: str, *words: object) -> Any:
     return json.loads(done.stdout)
 
 
+def percentile(ordered: list[float], share: float) -> float:
+    """Nearest-rank percentile of sorted values."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
 def report(
     options: argparse.Namespace,
     title: str,

@@ -8,13 +8,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Series, arguments, awake, cluster, report, steal_recorded, wait_for, workspace
+from benchmarks.common import (
+    Series,
+    arguments,
+    awake,
+    cluster,
+    percentile,
+    report,
+    steal_recorded,
+    wait_for,
+    workspace,
+)
 from tests.support.processes import Client
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """Nearest-rank percentile of sorted values."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def main() -> None:

@@ -58,6 +58,9 @@ class BenchNode:
     def databases(self) -> Sequence[Any]:
         return []
 
+    async def before_stream(self) -> None:
+        pass
+
     def saw_term(self, term: int) -> None:
         raise NotImplementedError
 

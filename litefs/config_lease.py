@@ -16,6 +16,7 @@ MIN_TTL = 10.0
 MAX_TTL = 86400.0
 """Seconds that Consul takes as the TTL of a session."""
 MAX_LOCK_DELAY = 60.0
+MAX_TAKE_BACK = 60.0
 
 
 class ConsulConfig(Section, frozen=True):
@@ -68,6 +69,9 @@ class LeaseConfig(Section, frozen=True):
     object: ObjectConfig = ObjectConfig()
     grace: Duration = Duration(5)
     """Ours: how long commits wait for a lease that cannot be renewed before they are refused."""
+    take_back_timeout: Duration = Duration(5)
+    """Ours: how long a static primary waits, after its machine went down, for replicas that have commits
+    which its disk has lost."""
 
     def with_defaults(self, scheme: str, port: int, environment: Mapping[str, str]) -> LeaseConfig:
         """With what the place tells that the file does not: this machine's name, ``scheme`` and ``port`` of
@@ -123,6 +127,8 @@ class LeaseConfig(Section, frozen=True):
             self.object.validate()
         if self.grace < 0:
             raise ConfigError("lease.grace must not be negative")
+        if not 0 <= self.take_back_timeout <= MAX_TAKE_BACK:
+            raise ConfigError(f"lease.take-back-timeout must be from 0s to 1m, got {self.take_back_timeout}")
 
     def _validate_consul(self) -> None:
         consul = self.consul

@@ -59,6 +59,7 @@ from litefs.stream.catalog import StoreCatalog
 from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Identity
 from litefs.supervise import Supervisor, commands_of
+from litefs.takeback import TakeBack
 from litefs.types import ZERO, Position, Role
 
 log = logging.getLogger("litefs.node")
@@ -117,6 +118,8 @@ class Node:
             lambda primary: ask_for_handoff(primary, self._security.peer, lambda: self.identity),
         )
         self._leading = Leading(config, self.roles, self._node_id)
+        timeout = config.lease.take_back_timeout
+        self._take_back = TakeBack(data, self._security, lambda: self.identity, timeout)
         watched = self._guard.mount_guard
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
         self._copies = Copies(data, self._mount, self._catalog)
@@ -133,7 +136,7 @@ class Node:
                 self._security.peer,
             ),
         )
-        self._replica.before_release = self._halts.replica.void
+        self._replica.end_loans = self._halts.replica.void
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -142,6 +145,7 @@ class Node:
         sockets = bind(self._config.http.addr)
         self._supervisor = supervisor = Supervisor(commands_of(self._config.commands, command))
         prepare_mountpoint(str(self._mount))
+        remote = list(sockets)
         sockets.append(self._bind_local())
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
@@ -150,6 +154,7 @@ class Node:
             self.roles.begin(grant)
             if grant:
                 self._ensure_cluster_id()
+                await self._take_back.run(remote, self._stop)
             await nursery.start(self.roles.run)
             await nursery.start(self._guarded, gone)
             if self._stop.is_set() and not self._guard.served:
@@ -398,6 +403,10 @@ class Node:
             found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
         return found
 
+    async def before_stream(self) -> None:
+        if self._leading.grant() is not None:  # an elected primary that lost its tail cannot win
+            await self._take_back.before_stream()
+
     def saw_term(self, term: int) -> None:
         self._leading.saw_term(term)
 
@@ -419,6 +428,10 @@ class Node:
         return await self._halts.primary.forward(name, lock_id, peer, chunks, size)
 
     async def readers_see(self, name: str) -> bool:
+        if not self.is_primary and not self.roles.is_settled:
+            # Whoever was primary may have logged a commit that was not announced; the applier does that when
+            # it has the logs.
+            return False
         sums = self._data.database_dir(name).sums
         return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
 
@@ -441,6 +454,7 @@ async def _main(config: Config, command: list[str] | None) -> int:
     try:
         return await Node(config, data, lock_fd).run(command)
     finally:
+        (data.path / SOCKET).unlink(missing_ok=True)
         os.close(lock_fd)
 
 

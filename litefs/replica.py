@@ -13,6 +13,7 @@ import trio
 from litefs.apply.lending import LendingSink
 from litefs.cluster.acknowledge import Acknowledger
 from litefs.cluster.follow import Callbacks, follow
+from litefs.cluster.giveback import give_back
 from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import PeerSettings
 from litefs.store.paths import DataDir
@@ -58,8 +59,8 @@ class Replica:
         self._identity = identity
         self._hooks = hooks
         self._callbacks = callbacks
-        self.before_release: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
-        """Ends what keeps logs from being let go of."""
+        self.end_loans: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Ends what this node's clients may write because of a lock that they have from the primary."""
         self._primary: PrimaryInfo | None = None
         self._sink: LendingSink | None = None
         self._changed = trio.Event()
@@ -110,6 +111,7 @@ class Replica:
                 settings=self._settings.peer,
                 reconnect_delay=self._settings.reconnect_delay,
                 observe=observe,
+                give_back=functools.partial(give_back, self._settings.data, self._identity),
                 spool_dir=self._settings.data.path,
             )
 
@@ -161,7 +163,7 @@ class Replica:
         """Stop applying, and let go of the logs for the fs process to write them: for which databases that
         takes a recovery, and why."""
         self._primary = None
-        await self.before_release()
+        await self.end_loans()
         sink = await self._take_sink()
         return await sink.release() if sink is not None else {}
 

@@ -21,6 +21,7 @@ from litefs.fs.role import boottime_ns
 from litefs.guard import FsGuard
 from litefs.link.messages import (
     FOREVER,
+    Alive,
     AnyMessage,
     Deadline,
     Fenced,
@@ -32,9 +33,11 @@ from litefs.link.messages import (
     Thaw,
 )
 from litefs.replica import Replica
+from litefs.store.dropped import was_removed
 from litefs.store.paths import DataDir
 from litefs.store.reader import LogReader
 from litefs.stream.catalog import StoreCatalog
+from litefs.stream.protocols import Source
 from litefs.types import Position, Role
 
 log = logging.getLogger("litefs.node")
@@ -42,6 +45,8 @@ log = logging.getLogger("litefs.node")
 FENCE_SECONDS = 5.0
 """How long the fs process may take to end commits that are under way; then it is ended."""
 
+STUCK_SECONDS = 3.0
+"""How long the fs process of a primary may leave a renewal unanswered; it takes one each second."""
 
 _Args = TypeVarTuple("_Args")
 
@@ -83,9 +88,14 @@ class RoleChanges:
         self._ask_for_handoff = ask_for_handoff
         self._deadline_ns: float = 0
         self._is_frozen = False
+        self._freezes = 0
+        """Counts them: the answer to one that was given up is not taken for that to the next."""
         self._fenced, self._frozen, self._set = trio.Event(), trio.Event(), trio.Event()
         self._changing = trio.Lock()
         """Held while the sink is made or let go of."""
+        self._asked: float | None = None
+        """When the fs process was told the first deadline that it has not answered yet."""
+        self._said_stuck = False
         self._life = 0
         """Counts mounts."""
         self._fresh = False
@@ -122,12 +132,13 @@ class RoleChanges:
     def mounted(self) -> None:
         """A mount serves whose databases were recovered."""
         self._life += 1
+        self._asked = None
         self._fresh = self._mounted = True
         self._post_role()
 
     async def unmounted(self) -> None:
         """The fs process is gone, and with it whatever it could have committed."""
-        self.held_up, self._mounted = [], False
+        self.held_up, self._mounted, self._asked = [], False, None
         self._fenced.set()
         async with self._changing:
             self._attached = False
@@ -139,8 +150,11 @@ class RoleChanges:
             case Fenced():
                 if message.term >= self.term:
                     self._fenced.set()
+            case Alive():
+                self._asked = None
             case Frozen():
-                self._frozen.set()
+                if message.number == self._freezes:
+                    self._frozen.set()
             case HeldUp():
                 self.held_up = message.by
             case RoleSet():
@@ -213,8 +227,17 @@ class RoleChanges:
     # -- what an election asks for (litefs.cluster.member) ---------------------------------------------
 
     def positions(self) -> Mapping[str, Position]:
-        """What this node holds, database by database."""
-        return {name: source.position() for name, source in self._catalog.sources().items()}
+        """What this node holds, database by database. On a replica that is what its logs have, shown to
+        readers already or not; nothing of a database that is damaged."""
+        found = {name: self._position(name, source) for name, source in self._catalog.sources().items()}
+        return {**found, **self._replica.positions()}
+
+    def _position(self, name: str, source: Source) -> Position:
+        try:
+            return source.position()
+        except OSError:  # the fs process died inside an update of it: what is in the log exists
+            with LogReader(self._data.database_dir(name).log) as reader:
+                return reader.tip()
 
     def holds(self, name: str, position: Position) -> bool:
         """Whether ``position`` is part of this node's history of ``name``; true also if its log does not
@@ -223,6 +246,13 @@ class RoleChanges:
             with LogReader(self._data.database_dir(name).log) as reader:
                 found = reader.position_at(position.txid)
                 return found == position if found is not None else position.txid < reader.first_txid
+        except (LiteFSError, OSError):
+            return False
+
+    def was_removed(self, name: str, position: Position) -> bool:
+        """Whether a database of that name was removed here that had come to ``position``, or beyond it."""
+        try:
+            return was_removed(self._data, name, position)
         except (LiteFSError, OSError):
             return False
 
@@ -253,8 +283,18 @@ class RoleChanges:
     def extend(self, deadline_ns: float) -> None:
         """Commits may be acknowledged until then (CLOCK_BOOTTIME, ns; ``math.inf``: for ever)."""
         self._deadline_ns = deadline_ns
-        if self.role is Role.PRIMARY:
+        if self.role is Role.PRIMARY and self._mounted:
+            if self._asked is None:
+                self._asked = trio.current_time()
             self._guard.post(Deadline(_message_ns(deadline_ns)))
+
+    def is_stuck(self) -> bool:
+        """Whether the fs process does not answer: it is stopped, or hangs in a disk."""
+        stuck = self._asked is not None and trio.current_time() > self._asked + STUCK_SECONDS
+        if stuck and not self._said_stuck:
+            log.error("the fs process does not answer: the lease is not renewed until it does")
+        self._said_stuck = stuck
+        return stuck
 
     async def promote(self, grant: Grant) -> None:
         """Return when this node serves as primary; whatever keeps a log from changing hands in place costs a
@@ -302,7 +342,9 @@ class RoleChanges:
             self._guard.restart(f"no replica after {self._demote_delay:g} s because of {held}")
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
-        """Replicate from ``primary``, which leads ``term``; from nobody if it is None."""
+        """Replicate from ``primary``, or from nobody; ``term`` is the highest that is known."""
+        if term > self.term or primary != self._replica.primary:
+            await self._replica.end_loans()  # before another history is followed
         self.term = max(self.term, term)
         self._replica.follow(primary)
 
@@ -311,7 +353,8 @@ class RoleChanges:
         LiteFSError."""
         self._frozen = trio.Event()
         self._is_frozen = True
-        self._guard.post(Freeze())
+        self._freezes += 1
+        self._guard.post(Freeze(self._freezes))
         with trio.move_on_after(FENCE_SECONDS):
             await self._frozen.wait()
             return

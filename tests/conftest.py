@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import netns
 from tests.support.netns import Host, Network
 from tests.support.node import Node, unmount_below
 from tests.support.processes import MARKER, Client, command_line, proc_stat, run_members
@@ -92,7 +93,7 @@ def make_client(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Call
 def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever a test with nodes or clients leaves running or mounted is ended, and fails the run."""
     yield
-    if {"make_node", "make_client"} & set(request.fixturenames):
+    if {"make_node", "make_client", "network"} & set(request.fixturenames):
         _sweep(request.config, request.node.nodeid)
 
 
@@ -110,6 +111,9 @@ def _sweep(config: pytest.Config, where: str) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    for namespace in netns.own():
+        found.append(f"{where}: network namespace {namespace}")
+        netns.remove(namespace)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -57,6 +57,7 @@ lease:
   consul: {url: http://c, key: k, ttl: 15s, lock-delay: 2s}
   object: {url: "s3://b", key: o}
   grace: 4s
+  take-back-timeout: 7s
 replication:
   sync: any
   timeout: 8s
@@ -216,6 +217,7 @@ def test_plain_scalars_read_as_the_type_of_their_field() -> None:
             "/litefs/p lies inside the fuse directory",
         ),
         (STATIC.replace("}", ", grace: -1s}"), "lease.grace must not be negative"),
+        (STATIC.replace("}", ", take-back-timeout: 61s}"), "lease.take-back-timeout must be from 0s to 1m"),
     ],
 )
 def test_refusals_name_place_and_cause(text: str, message: str) -> None:

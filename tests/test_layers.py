@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "server", "supervise"}),
     frozenset({"copies", "guard", "halt", "housekeeping", "replica", "security"}),
-    frozenset({"rolechange"}),
+    frozenset({"rolechange", "takeback"}),
     frozenset({"leading"}),
     frozenset({"node"}),
     frozenset({"cli"}),

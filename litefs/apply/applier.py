@@ -85,6 +85,11 @@ class Applier:
         return self._database.log.tip
 
     @property
+    def durable(self) -> Position:
+        """The last transaction in the log that is durable there."""
+        return self._database.log.synced
+
+    @property
     def database(self) -> Database:
         """The durable state, for snapshots and retention."""
         return self._database
@@ -318,7 +323,7 @@ class Applier:
             kept = keep_diverged(self.dir, 0, "diverged")
             target.seal()
         except BaseException:
-            self._give_up(target, kept)
+            give_up(target, kept)
             raise
         message = "%s: %s gives way to %s; its log was kept in %s"
         log.warning(message, self.dir.name, self.position, target.position, kept)
@@ -329,7 +334,7 @@ class Applier:
         try:
             self._attached().apply_batches(target.differing(self._database.sums), target.commit)
         except BaseException:
-            self._give_up(target, kept)  # no reader saw anything of it
+            give_up(target, kept)  # no reader saw anything of it
             raise
         self._failed = f"{self.dir.name}: a snapshot was put in place only in part, which takes a recovery"
         try:
@@ -349,13 +354,6 @@ class Applier:
             self.sync_database()
         except (OSError, LiteFSError) as error:
             log.warning("%s: checkpoint failed, a later one follows: %s", self.dir.name, error)
-
-    def _give_up(self, target: SnapshotTarget, kept: Path | None) -> None:
-        """Forget a snapshot, which is asked for again: the log is still there, and a copy for each attempt
-        would fill the disk."""
-        target.abort()
-        if kept is not None:
-            fileops.remove_tree(kept)
 
     def _catch_up(self) -> None:
         """Apply what is in the log beyond the published position: an earlier call failed after its append."""
@@ -478,3 +476,11 @@ class Applier:
             if self._received is not None:
                 self._received.close()
             self._database.close()
+
+
+def give_up(target: SnapshotTarget, kept: Path | None) -> None:
+    """Forget a snapshot and the copy that was ``kept`` of a log in its favour: the log is still there, the
+    snapshot is asked for again, and a copy for each attempt would fill the disk. Raises OSError."""
+    target.abort()
+    if kept is not None:
+        fileops.remove_tree(kept)

@@ -7,7 +7,7 @@ from being written.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ from litefs.types import ZERO, Position
 LEND_TIMEOUT = 5.0
 """Seconds to wait for a client that recovers the WAL, or that was writing under HALT."""
 
+SYNC_SECONDS = 2.0
+"""How long an acknowledgement waits for the fs process to sync what it logged under HALT."""
+
 ECHO_POLL = 0.005
 """Seconds between two looks whether this node has what it wrote itself."""
 
@@ -52,6 +55,8 @@ class LendingApplier(Applier):
     def __init__(self, directory: DatabaseDir, mounted: Path, **options: Any) -> None:
         super().__init__(directory, mounted, **options)
         self._lent: SumsFile | None = None
+        self._durable = ZERO
+        """Of what is lent: the last transaction that was seen to be durable."""
         self._returned = False
 
     @property
@@ -60,6 +65,15 @@ class LendingApplier(Applier):
             txid, checksum, *_ = self._lent.sums.snapshot()
             return Position(txid, checksum)
         return super().position
+
+    @property
+    def durable(self) -> Position:
+        if self._lent is None:
+            return super().durable
+        position = self.position  # first: both go on meanwhile
+        if self._lent.sums.synced_txid >= position.txid:
+            self._durable = position
+        return self._durable
 
     @property
     def is_settled(self) -> bool:
@@ -82,6 +96,7 @@ class LendingApplier(Applier):
             with locks.exclusive(writer.shm.fd, SHM_WRITE, timeout=LEND_TIMEOUT):
                 writer.settle((0, 0, 0))
             with self._closing:
+                self._durable = super().durable
                 self._lent = SumsFile(self.dir.sums)
                 self._database.close()  # now: it cuts the log behind what it knows of
         except BaseException:
@@ -143,10 +158,18 @@ class LendingSink(ReplicaSink):
 
     applier_type = LendingApplier
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._echoed: dict[str, Callable[[Position], None]] = {}
+
     async def records(self, name: str, bodies: Sequence[Buffer]) -> Position:
-        """As of :class:`ReplicaSink`; what this node writes under HALT comes back, perhaps too early."""
+        """As of :class:`ReplicaSink`; what this node writes under HALT comes back, perhaps too early. If the
+        primary's client waits for this replica to have it, whoever lent it is told."""
         state = self._state(name)
-        while state.lent is not None and state.lent.position.txid < _last(bodies):  # noqa: ASYNC110 - below
+        last = _after(bodies[-1])
+        if state.lent is not None and self.sync_at_once(name):
+            self._echoed[name](last)
+        while state.lent is not None and state.lent.position.txid < last.txid:  # noqa: ASYNC110 - below
             await trio.sleep(ECHO_POLL)  # the fs process appends it, and tells nobody in particular
         if state.lent is not None:
             return state.lent.position
@@ -156,9 +179,19 @@ class LendingSink(ReplicaSink):
             return state.position or ZERO
         return await super().records(name, bodies)
 
-    async def lend(self, name: str) -> Lent:
-        """Leave a database to the fs process, to be written under HALT. Raises DatabaseNotFound, LiteFSError,
-        OSError."""
+    async def sync_log(self, name: str) -> None:
+        """As of :class:`ReplicaSink`; what is lent the fs process syncs, which is waited for."""
+        state = self._state(name)
+        with trio.move_on_after(SYNC_SECONDS):
+            while state.lent is not None and state.lent.durable != state.lent.position:  # noqa: ASYNC110
+                await trio.sleep(ECHO_POLL)
+        if state.lent is None:
+            await super().sync_log(name)
+
+    async def lend(self, name: str, echoed: Callable[[Position], None]) -> Lent:
+        """Leave a database to the fs process, to be written under HALT. ``echoed`` is told what comes back by
+        the stream of a database that the primary replicates synchronously. Raises DatabaseNotFound,
+        LiteFSError, OSError."""
         state = self._state(name)
         async with state.lock:
             state.check()
@@ -170,7 +203,7 @@ class LendingSink(ReplicaSink):
             ):
                 raise DatabaseNotFound(f"{name}: not here as a whole")
             lent = await self._thread(applier.lend)
-            state.applier, state.lent = None, applier
+            state.applier, state.lent, self._echoed[name] = None, applier, echoed
         return lent
 
     async def take_back(self, name: str) -> None:
@@ -191,8 +224,10 @@ class LendingSink(ReplicaSink):
         self._applied(name, applier.position)
 
 
-def _last(bodies: Sequence[Buffer]) -> int:
-    return Header.unpack(bodies[-1]).max_txid
+def _after(body: Buffer) -> Position:
+    """The position after a record. Raises FormatError."""
+    view = memoryview(body)
+    return Position(Header.unpack(view).max_txid, Trailer.unpack(view[-TRAILER_SIZE:]).post_apply)
 
 
 def _unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]:
@@ -205,8 +240,7 @@ def _unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]
     while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= state.written:
         known += 1
     if known:
-        body = memoryview(bodies[known - 1])
-        there = Position(Header.unpack(body).max_txid, Trailer.unpack(body[-TRAILER_SIZE:]).post_apply)
+        there = _after(bodies[known - 1])
         if there.txid == position.txid and there != position:
             raise PositionMismatch(
                 f"{state.directory.name}: the primary is at {there}, this node at {position}"

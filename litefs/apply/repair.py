@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 
-from litefs._core.pagesums import page_checksums
-from litefs.apply.applier import Applier
+from litefs.apply.applier import Applier, give_up
 from litefs.errors import FormatError, LiteFSError
-from litefs.store import fileops
 from litefs.store.damage import mark_damaged
 from litefs.store.lost import keep_diverged
 from litefs.store.paths import DatabaseDir
 from litefs.store.snapshot import SnapshotTarget
-from litefs.store.sums import SumsFile, differing_pages
+from litefs.store.sums import SumsFile, read_pages
 
 SCRUB_BYTES = 1 << 20
 """Read of a database file in one step, while its applier waits: a millisecond, if the file is cached."""
@@ -42,11 +40,8 @@ class Scrubber:
         count = min(max(1, SCRUB_BYTES // sums.page_size), sums.page_count - first + 1)
         self._next[applier.dir.name] = first + count
         with applier.dir.database.open("rb", buffering=0) as file:
-            size = sums.page_size
-            data = fileops.pread_all(file.fileno(), count * size, (first - 1) * size)
-        found = page_checksums(first, memoryview(data)[: len(data) // size * size], size)
-        differing = differing_pages(sums.array(first, count), found)
-        wrong = [first + at - 1 for at in differing if not writer.has_frame(first + at - 1)]
+            _, differing = read_pages(file.fileno(), sums, first, count)
+        wrong = [pgno for pgno in differing if not writer.has_frame(pgno)]
         if wrong:
             mark_damaged(applier.dir)
         return wrong
@@ -78,9 +73,7 @@ def leave_to_recovery(directory: DatabaseDir, target: SnapshotTarget) -> None:
             file.close()
         target.seal()
     except BaseException:
-        target.abort()
-        if kept is not None:  # it is tried again, and must not fill the disk; the log is still there
-            fileops.remove_tree(kept)
+        give_up(target, kept)
         raise
     target.close()
 

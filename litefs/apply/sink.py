@@ -150,9 +150,7 @@ class ReplicaSink:
         applier = state.applier
         if applier is None or applier.needs_recovery:
             return
-        if not state.lock.locked():
-            state.note()
-        if not state.lock.locked() and state.behind:
+        if not state.lock.locked() and state.is_behind():
             # A full disk, say, came between its log and its readers; perhaps no other record follows.
             async with state.working():
                 await self._thread(applier.attach)
@@ -278,9 +276,7 @@ class ReplicaSink:
         Passed over while a database's readers cannot see all that its log holds.
         """
         for state in self._states.values():
-            if not state.lock.locked():
-                state.note()
-            if state.damage is not None or state.behind:
+            if state.damage is not None or state.is_behind():
                 return
         self.primary_time_ms = timestamp_ms
 

@@ -36,8 +36,6 @@ class DatabaseState:
     """What is wrong with the files that are here: the primary is asked for a snapshot in their place."""
     kept: bool = False
     """The damaged files were copied to ``lost/`` already."""
-    behind: bool = False
-    """Whether readers lacked something that its log holds when ``note`` was called last."""
     lent: Applier | None = None
     """While the fs process writes this database under HALT: its applier, which does nothing."""
     written: int = 0
@@ -45,6 +43,7 @@ class DatabaseState:
     complaint: str = ""
     """What was last said about its checkpoints."""
     lock: trio.Lock = field(default_factory=trio.Lock)
+    _behind: bool = False
 
     @property
     def position(self) -> Position | None:
@@ -56,11 +55,16 @@ class DatabaseState:
             return self.lent.position
         return self.applier.position if self.applier is not None else None
 
-    def note(self) -> None:
-        """Look whether it is ``behind``; not while another task has the lock, whose thread may have closed
-        the database for a moment, to put a snapshot in its place."""
+    def is_behind(self) -> bool:
+        """Whether readers lack something that its log holds; while a task has the lock, as of when that was
+        free: its thread may have closed the database for a moment, to put a snapshot in its place."""
+        if not self.lock.locked():
+            self._note()
+        return self._behind
+
+    def _note(self) -> None:
         applier = self.applier
-        self.behind = applier is not None and (applier.needs_recovery or applier.is_behind)
+        self._behind = applier is not None and (applier.needs_recovery or applier.is_behind)
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -69,16 +73,17 @@ class DatabaseState:
             try:
                 yield
             finally:
-                self.note()
+                self._note()
 
     @property
     def held(self) -> tuple[Position, Position] | None:
         """The last transaction in the log, and the last one that is durable there; None if nothing is here,
         or it is damaged."""
-        if self.applier is None or self.damage is not None:
+        applier = self.lent or self.applier
+        if applier is None or self.damage is not None:
             return None
-        durable = self.applier.database.log.synced  # first: a thread may append and sync meanwhile
-        return self.applier.position, durable
+        durable = applier.durable  # first: a thread may append and sync meanwhile
+        return applier.position, durable
 
     def check(self) -> None:
         """Raises LiteFSError if nothing can be applied here before a recovery."""

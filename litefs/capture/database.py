@@ -14,7 +14,7 @@ from litefs.capture.wal import WalCapture
 from litefs.errors import LiteFSError
 from litefs.sqlite.journal import HEADER_SIZE as JOURNAL_HEADER_SIZE
 from litefs.store import fileops
-from litefs.store.database import Database, Unsynced
+from litefs.store.database import Database
 from litefs.store.together import Part
 
 
@@ -144,8 +144,7 @@ class DatabaseCapture:
             try:
                 fileops.fdatasync(fd)
             except OSError as exc:
-                self.db.sums_file.distrust()
-                self.db.stop(f"{self._name}: fsync failed: {exc}", Unsynced.FILE)
+                self.db.file_unsynced(f"{self._name}: fsync failed: {exc}")
                 raise
 
         before = self.db.position.txid
@@ -294,7 +293,7 @@ class DatabaseCapture:
         try:
             self.db.sync()
         except (OSError, LiteFSError) as exc:
-            self.db.stop(f"{self._name}: the log could not be synced: {exc}", Unsynced.LOG)
+            self.db.stop(f"{self._name}: the log could not be synced: {exc}", until_synced=True)
             raise
 
 

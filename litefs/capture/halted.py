@@ -52,7 +52,8 @@ class HaltGate:
             raise CommitRefused("commit refused: the HALT lock is not held any more")
 
     def confirm(self) -> None:
-        """The primary has it: nothing that happens later can change that."""
+        """The primary has it: nothing that happens later can change that. What is still to be told is whether
+        its replicas have."""
 
 
 class HaltedWal(WalCapture):

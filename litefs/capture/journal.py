@@ -17,7 +17,7 @@ from litefs.capture.raw import RawCapture
 from litefs.errors import LiteFSError
 from litefs.sqlite.journal import HEADER_SIZE, MAGIC, MAX_SUPER_TAIL, may_end_super_name, super_journal_name
 from litefs.store import fileops
-from litefs.store.database import Database, Unsynced
+from litefs.store.database import Database
 from litefs.store.together import Part
 
 
@@ -227,7 +227,7 @@ class JournalCapture:
             try:
                 db.sync()
             except (OSError, LiteFSError) as exc:
-                db.stop(f"{self._name}: the log could not be synced: {exc}", Unsynced.LOG)
+                db.stop(f"{self._name}: the log could not be synced: {exc}", until_synced=True)
                 failed = exc
         self._clear()
         try:

@@ -7,10 +7,11 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
-from litefs.cluster.peer import READ_IDLE_SECONDS, Peer, PeerSettings
+from litefs.cluster.peer import READ_IDLE_SECONDS, Peer, PeerSettings, TailsWanted
 from litefs.errors import (
     ChecksumMismatch,
     ClusterMismatch,
@@ -49,6 +50,17 @@ class Callbacks:
     adopt_cluster_id: Callable[[str], Awaitable[None]]
     connected: Callable[[Hello], None] = lambda hello: None
     disconnected: Callable[[LiteFSError | None], None] = lambda error: None
+
+
+class GiveBack(Protocol):
+    """Sends a primary what it lost."""
+
+    async def __call__(self, peer: Peer, after: Mapping[str, Position], held: Mapping[str, Position]) -> None:
+        """Send what this replica, which is at ``held``, has after where the primary is. Raises PeerError."""
+
+
+async def _keep(peer: Peer, after: Mapping[str, Position], held: Mapping[str, Position]) -> None:
+    """Send nothing."""
 
 
 class Backoff:
@@ -99,9 +111,11 @@ class Follower:
         reconnect_delay: float = RECONNECT_DELAY,
         read_idle: float = READ_IDLE_SECONDS,
         observe: Callable[[Peer], Observer] = lambda peer: Observer(),
+        give_back: GiveBack = _keep,
         spool_dir: Path | None = None,
     ) -> None:
         self._observe = observe
+        self._give_back = give_back
         self._url = url
         self._settings = settings or PeerSettings()
         self._sink = sink
@@ -179,8 +193,14 @@ class Follower:
             observer=self._observe(peer),
             spool_dir=self._spool_dir,
         )
-        async with peer, peer.stream(self._identity(), self._positions()) as chunks:
-            reason = await receiver.run(chunks)
+        held = self._positions()
+        async with peer:
+            try:
+                async with peer.stream(self._identity(), held) as chunks:
+                    reason = await receiver.run(chunks)
+            except TailsWanted as wanted:
+                await self._give_back(peer, wanted.after, held)
+                raise
         return None if receiver.left_to_retry else reason
 
     def _positions(self) -> Mapping[str, Position]:
@@ -232,13 +252,15 @@ async def follow(
     reconnect_delay: float = RECONNECT_DELAY,
     read_idle: float = READ_IDLE_SECONDS,
     observe: Callable[[Peer], Observer] = lambda peer: Observer(),
+    give_back: GiveBack = _keep,
     spool_dir: Path | None = None,
 ) -> None:
     """Keep ``sink`` up to date with the primary at ``url`` until cancelled.
 
     ``identity`` is asked at each attempt. After a failure the next attempt comes after 50 ms, doubled each
     time up to ``reconnect_delay`` seconds; what only a change of configuration can mend is tried about every
-    10 s. ``read_idle`` seconds without a byte count as a failure. ``observe`` gives each stream its observer.
+    10 s. ``read_idle`` seconds without a byte count as a failure. ``observe`` gives each stream its observer,
+    ``give_back`` is asked for what the primary lost.
     """
     follower = Follower(
         url,
@@ -249,6 +271,7 @@ async def follow(
         reconnect_delay=reconnect_delay,
         read_idle=read_idle,
         observe=observe,
+        give_back=give_back,
         spool_dir=spool_dir,
     )
     await follower.run()

@@ -87,6 +87,11 @@ class InSync:
         return self._possible[0]
 
     @property
+    def counted(self) -> frozenset[int]:
+        """The members that are certain to be in the store, whatever became of writes that are under way."""
+        return frozenset.intersection(*self._possible)
+
+    @property
     def waited_for(self) -> frozenset[int]:
         """Whose acknowledgements a commit needs."""
         joining = [node for node, replica in self._replicas.items() if replica.joining]
@@ -105,7 +110,7 @@ class InSync:
 
     def standing(self, now: float) -> Standing:
         """For the fs process, as of now."""
-        counted = frozenset.intersection(*self._possible)
+        counted = self.counted
         present = [node for node in counted if self._replicas[node].connected]
         return Standing(
             waiting=not self._degrade or bool(self.waited_for),
@@ -136,7 +141,8 @@ class InSync:
 
     def next_look(self) -> float | None:
         """When ``tick`` is due if nothing is heard; None: not before the next event."""
-        dues = [self._expecting, *map(self._due, self.waited_for)]
+        later = [self._replicas[node].not_before for node in self._idle()]
+        dues = [self._expecting, *later, *map(self._due, self.waited_for)]
         return min((due for due in dues if due is not None), default=None)
 
     # -- events ------------------------------------------------------------------------------------
@@ -163,10 +169,8 @@ class InSync:
         replica.durable.update(durable)
         keeps_up = _covers(replica.durable, self._tips if replica.mark is None else replica.mark)
         replica.mark = dict(self._tips)
-        if keeps_up and now >= replica.not_before and node not in self.waited_for:
-            if not self._exact and not self.waited_for:
-                self.hold += 1
-            replica.joining, replica.waited_since = True, now
+        if keeps_up:
+            self._join(node, now)
         self._changed()
 
     def advanced(self, name: str, txid: int, now: float) -> None:
@@ -205,6 +209,7 @@ class InSync:
                 replica.joining = False
                 replica.not_before = now + REJOIN_TIMEOUTS * self._timeout
         self._changed()
+        self._join_idle(now)
 
     # -- the store ---------------------------------------------------------------------------------
 
@@ -217,12 +222,38 @@ class InSync:
             self._replicas[node].joining = False
         return wanted
 
-    def confirmed(self, members: Iterable[int]) -> None:
+    def confirmed(self, members: Iterable[int], now: float) -> None:
         """The store has exactly this set: no write that was asked for before can succeed any more."""
         self._possible = [frozenset(members)]
         self._changed()
+        self._join_idle(now)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _join(self, node: int, now: float) -> None:
+        """Let commits wait for a replica that keeps up, so that it can become a member."""
+        replica = self._replicas[node]
+        if now >= replica.not_before and node not in self.waited_for:
+            if not self._exact and not self.waited_for:
+                self.hold += 1
+            replica.joining, replica.waited_since = True, now
+
+    def _join_idle(self, now: float) -> None:
+        """The same for those of whom no acknowledgement will come: they have all that there is."""
+        for node in self._idle():
+            self._join(node, now)
+
+    def _idle(self) -> list[int]:
+        """Connected replicas that are no members and have told that they have all that there is."""
+        waited_for = self.waited_for
+        return [
+            node
+            for node, replica in self._replicas.items()
+            if replica.connected
+            and replica.mark is not None
+            and node not in waited_for
+            and _covers(replica.durable, self._tips)
+        ]
 
     def _is_late(self, node: int, now: float) -> bool:
         due = self._due(node)

@@ -24,9 +24,13 @@ class Member(Protocol):
         """Whether ``position`` is part of the history that this node holds of ``name``; asked only for
         positions before its own. True also if its log does not reach back that far."""
 
+    def was_removed(self, name: str, position: Position) -> bool:
+        """Whether a client removed a database of that name which had come to ``position``, or beyond it, and
+        this node knows; asked only where that is not in what it holds now."""
+
     def published(self) -> Mapping[str, Position]:
-        """On the primary, by database: the furthest position that a connected candidate is known to hold; its
-        own where none is connected. That is what a failover must keep."""
+        """On the primary, by database: what the most advanced connected candidate is known to hold; its own
+        position where none is connected. That is what a failover must keep."""
 
     def in_sync(self) -> tuple[int, ...] | None:
         """Node ids of the replicas that hold every acknowledged commit; None while replication is
@@ -48,6 +52,9 @@ class Member(Protocol):
     def extend(self, deadline_ns: float) -> None:
         """Commits may be acknowledged until this time, CLOCK_BOOTTIME in ns, ``math.inf`` for ever."""
 
+    def is_stuck(self) -> bool:
+        """Whether this primary can serve nobody at the moment: then its lease is left to run out."""
+
     async def promote(self, grant: Grant) -> None:
         """Return when this node serves as primary. Raises LiteFSError, OSError: the lease is given up."""
 
@@ -56,7 +63,8 @@ class Member(Protocol):
         takes too long, it is called again, and only the commit deadline fences until then."""
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
-        """Replicate from ``primary``, which leads ``term``; from nobody if it is None. Returns at once."""
+        """Replicate from ``primary``, from nobody if it is None. Returns at once. ``term`` is the highest one
+        known: a primary of a lower one is told, and not followed."""
 
     async def freeze(self) -> None:
         """Return when no commit can be acknowledged before :meth:`thaw`: they wait. Raises LiteFSError."""

@@ -14,11 +14,14 @@ import trio
 
 from litefs.cluster.probe import describe, speaks_something_else
 from litefs.config_http import TLSConfig
-from litefs.errors import ClusterMismatch, LiteFSError, NotTrusted, PeerError, ProtocolMismatch
+from litefs.errors import ClusterMismatch, FormatError, LiteFSError, NotTrusted, PeerError, ProtocolMismatch
 from litefs.stream.acks import HEADER_STREAM_ID, Ack, AckAnswer, decode_answer, encode
 from litefs.stream.handshake import (
     FILTER,
     HEADER_LIMITED,
+    HEADER_TAILS,
+    MAX_POSITION_MAP,
+    decode_positions,
     encode_positions,
     format_node_id,
     parse_headers,
@@ -50,6 +53,14 @@ class Refused(PeerError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class TailsWanted(Refused):
+    """The primary takes back what it lost; ``after``: where its databases are."""
+
+    def __init__(self, message: str, status: int, after: Mapping[str, Position]) -> None:
+        super().__init__(message, status)
+        self.after = after
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +114,8 @@ class Peer:
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Ask for what follows ``positions``: a context that gives the chunks of the response.
 
-        Raises PeerError (unreachable, silent, broken off), Refused (its own words), ClusterMismatch,
-        ProtocolMismatch (it speaks something else), NotTrusted (certificate, token).
+        Raises PeerError (unreachable, silent, broken off), Refused (its own words), TailsWanted,
+        ClusterMismatch, ProtocolMismatch (it speaks something else), NotTrusted (certificate, token).
         """
         return self._stream(identity, positions)
 
@@ -195,6 +206,8 @@ class Peer:
             raise PeerError(f"{self.url}: no answer within {seconds:g} s") from None
 
     async def _check(self, response: httpx.Response) -> None:
+        if HEADER_TAILS in response.headers:
+            await self._check_tails(response)
         if response.status_code != 200:
             message = await self._error_text(response)
             if response.status_code == ClusterMismatch.http_status:
@@ -212,6 +225,15 @@ class Peer:
                 "such a one (http.auth-token), or lease.candidate: false"
             )
 
+    async def _check_tails(self, response: httpx.Response) -> None:
+        body = await self._error_body(response, MAX_POSITION_MAP)
+        try:
+            after = decode_positions(body)
+        except FormatError as error:
+            raise ProtocolMismatch(f"{self.url}: {error}") from error
+        message = f"{self.url}: the primary takes back what it lost"
+        raise TailsWanted(message, response.status_code, after)
+
     def _check_token(self, status: int) -> None:
         """Raises NotTrusted if that is what the status says."""
         if status == 403:
@@ -225,13 +247,17 @@ class Peer:
         raise NotTrusted(f"{self.url}: {hint}")
 
     async def _error_text(self, response: httpx.Response) -> str:
+        body = await self._error_body(response, MAX_ERROR_BODY)
+        return body.decode(errors="replace").strip() or response.reason_phrase
+
+    async def _error_body(self, response: httpx.Response, limit: int) -> bytes:
         body = b""
         with self.translated(), trio.move_on_after(ANSWER_SECONDS):
             async for chunk in response.aiter_raw():
                 body += chunk
-                if len(body) > MAX_ERROR_BODY:
+                if len(body) > limit:
                     break
-        return body[:MAX_ERROR_BODY].decode(errors="replace").strip() or response.reason_phrase
+        return body[:limit]
 
     @contextmanager
     def translated(self) -> Iterator[None]:

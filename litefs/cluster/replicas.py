@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
 from litefs.cluster.insync import InSync, Standing
+from litefs.cluster.sessions import Session, find_heir
 from litefs.config import ReplicationConfig
 from litefs.errors import NotPrimary, PeerError, StreamEnded
 from litefs.link.messages import Replication
@@ -39,23 +39,6 @@ def sync_rules(config: ReplicationConfig) -> SyncRules:
         float(config.timeout),
         config.on_shortage == "degrade",
     )
-
-
-@dataclass(slots=True)
-class Session:
-    """One open stream. ``sources``: its databases by handle; ``begun``: where they were when it began;
-    ``whole``: the replica is sent every database."""
-
-    stream_id: int
-    offered: Mapping[str, Position]
-    sources: Mapping[int, Source]
-    begun: Mapping[str, int]
-    whole: bool
-    candidate: bool = False
-    heard: bool = False
-    held: dict[str, Position] = field(default_factory=dict)
-    """The last transaction in its log, by database, as far as it is this primary's history."""
-    durable: dict[str, Position] = field(default_factory=dict)
 
 
 class Replicas:
@@ -88,8 +71,8 @@ class Replicas:
         """Of those, up to where commits may have been answered."""
         self._reached: dict[str, dict[int, Position]] = {}
         """Of those, what replicas have had durably since then, by transaction."""
-        self._own: dict[str, Position] = {}
-        """Where this node's databases were when they were published last."""
+        self._own: dict[str, Position] = {}  # where this node's databases were when they were published last
+        self._published: dict[str, Position] = {}
         self._primary = False
         self._generation = -1
         self._told: tuple[Standing, int] | None = None
@@ -126,6 +109,7 @@ class Replicas:
         self._answered.clear()
         self._reached.clear()
         self._own.clear()
+        self._published.clear()
         self._generation, self._told, self._asked_for = -1, None, frozenset()
         self._told_released.clear()
 
@@ -145,6 +129,7 @@ class Replicas:
             session.held.pop(name, None)
             session.durable.pop(name, None)
         self._own.pop(name, None)
+        self._published.pop(name, None)
         self._forget(name)
         if self._machine is not None and self.rules.required(name):
             self._update(dropped=(name,))
@@ -223,7 +208,12 @@ class Replicas:
             session.held[source.name] = held.position
             if held.chained or held.durable == held.position:
                 session.durable[source.name] = held.durable
-                self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
+                if source.name in self._sources:
+                    self._reached.setdefault(source.name, {})[held.durable_txid] = held.durable
+
+    @property
+    def _members(self) -> frozenset[int]:
+        return self._machine.stored if self._machine is not None else frozenset()
 
     # -- for the lease -----------------------------------------------------------------------------
 
@@ -231,25 +221,23 @@ class Replicas:
         """What a failover must keep, by database.
 
         With replicas in sync, of a database that has to wait for them: what may have been answered. Else the
-        furthest position in the log of a connected candidate, but no less than that; this node's own without
-        a candidate. Logs survive the death of a process; synced they need not be. A candidate counts once it
-        has what was here when its stream began.
+        position in the log of the *heir*, but no less than that; this node's own without one. It is one
+        candidate for all databases, or each might lack something of another one's, and nobody could win. Logs
+        survive the death of a process; synced they need not be. The heir counts once it has what was here
+        when its stream began.
         """
         found = {}
-        members = self._machine is not None and self._machine.waited_for
+        heir = find_heir(self._sessions, self._members, self._catalog.sources(), self._published)
+        waits = self._machine is not None and self._machine.waited_for
         for name, source in self._catalog.sources().items():
-            if members and name in self._sources:
+            if waits and name in self._sources:
                 found[name] = self._answered.get(name, ZERO)
                 continue
-            held = [
-                session.held[name]
-                for session in self._sessions.values()
-                if session.candidate and session.held.get(name, ZERO).txid >= session.begun.get(name, 1)
-            ]
             if (own := _position(source)) is not None:
                 self._own[name] = own
-            best = max(held, key=lambda position: position.txid, default=self._own.get(name, ZERO))
+            best = (heir.held if heir is not None and heir.counts(name) else self._own).get(name, ZERO)
             found[name] = max(best, self._answered.get(name, ZERO), key=lambda position: position.txid)
+        self._published = found
         return found
 
     def in_sync(self) -> tuple[int, ...] | None:
@@ -264,24 +252,19 @@ class Replicas:
     def stored(self, members: tuple[int, ...] | None) -> None:
         """The store has that set, and no write that was asked for before can succeed any more."""
         if self._machine is not None:
-            self._machine.confirmed(members or ())
+            self._machine.confirmed(members or (), trio.current_time())
             self._update()
 
     def nearest(self) -> int | None:
         """The connected candidate that lacks least, of the replicas in sync if there are any; None without
         one."""
-        members = self._machine.stored if self._machine is not None else frozenset()
+        names = self._catalog.sources()
         candidates = [
-            (node_id in members, self._held(session), node_id)
+            (node_id in self._members, session.total(names), node_id)
             for node_id, session in self._sessions.items()
             if session.candidate
         ]
         return max(candidates)[2] if candidates else None
-
-    def _held(self, session: Session) -> int:
-        """Transactions that it has of the databases that are here."""
-        names = self._catalog.sources()
-        return sum(position.txid for name, position in session.held.items() if name in names)
 
     async def await_all(self, node_id: int) -> None:
         """Wait until a replica has every transaction that is here, while none is added. Raises PeerError if
@@ -300,9 +283,8 @@ class Replicas:
 
     def connected(self) -> list[ReplicaInfo]:
         """The replicas whose streams are open."""
-        members = self._machine.stored if self._machine is not None else frozenset()
         return [
-            ReplicaInfo(node, session.candidate, node in members)
+            ReplicaInfo(node, session.candidate, node in self._members)
             for node, session in list(self._sessions.items())  # at once: /metrics asks in a thread
         ]
 
@@ -367,7 +349,7 @@ class Replicas:
             return
         wanted = machine.wanted(now)
         if self._expedite is None:
-            machine.confirmed(machine.propose(now))
+            machine.confirmed(machine.propose(now), now)
         elif wanted not in (machine.stored, self._asked_for):
             self._expedite()
         self._asked_for = wanted
@@ -378,7 +360,7 @@ class Replicas:
         if self._told == (standing, machine.hold) and not released and not dropped:
             return
         if self._told is None or self._told[0].counted != standing.counted:
-            members = sorted(map(format_node_id, machine.stored))
+            members = sorted(map(format_node_id, machine.counted))
             log.info("replicas in sync: %s", ", ".join(members) or "none")
         self._told = (standing, machine.hold)
         self._told_released |= released

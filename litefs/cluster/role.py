@@ -189,19 +189,26 @@ class RoleMachine:
 
     def _follow(self, view: View) -> None:
         beat, primary = view.beat, None
-        if beat is not None and not beat.released and beat.term >= self.term and beat.primary != self._info:
+        # Also one of a lower term than this node knows, in a store that was restored: it hears of the higher
+        # one by that, and is not followed for all that (``check_primary``).
+        if beat is not None and not beat.released and beat.primary != self._info:
             primary = beat.primary
         if self._following != (primary, self.term):
             self._following = primary, self.term
             self._out.append(steps.Follow(primary, self.term))
 
-    def _free_ns(self, view: View) -> float:
+    def _free_ns(self, view: View, standing: Standing | None = None) -> float:
         """From when on the lease of ``view`` may be taken."""
         beat = view.beat
-        if beat is None:
+        if beat is None and view.held:
             # A holder without a beat is none of ours, and nothing tells when it may be taken over.
-            return math.inf if view.held else self._seen_ns
-        if beat.released and not view.held:
+            return math.inf
+        # A store that knows less than this node was emptied or restored: who led before may have renewed just
+        # before that, and goes on until its deadline.
+        lacks = (beat.term if beat is not None else 0) < self.term
+        if beat is None and not lacks and not (standing is not None and standing.joined):
+            return self._seen_ns
+        if beat is not None and not lacks and beat.released and not view.held:
             return self._seen_ns + (0 if beat.successor in (None, self._node_id) else SUCCESSOR_NS)
         return self._seen_ns + self._term_ns + self._margin_ns
 
@@ -224,7 +231,7 @@ class RoleMachine:
             self._say(f"there is no primary, and this node must not become it: {standing.obstacle}")
             self._not_before = now + WEIGH_AGAIN_NS
             return
-        turn = self._free_ns(view)
+        turn = self._free_ns(view, standing)
         if view.beat is None or not view.beat.released:
             turn += max(0, STAGGER_NS - STAGGER_STEP_NS * standing.beyond.bit_length())
         if now < turn:
@@ -266,7 +273,7 @@ class RoleMachine:
                 return
             self._wake(self._gone_ns + MOUNT_NS)
         if now >= self._grant.deadline_ns:
-            self._say("the lease could not be renewed in time: commits wait until its store answers")
+            self._say("the lease was not renewed in time: commits wait until it is")
         else:
             self._wake(self._grant.deadline_ns)
         if self._renewing:

@@ -28,11 +28,13 @@ class Loss:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """``losses``: databases in which this node is behind; ``barred``: why it may not win in any case, empty
-    if nothing bars it; ``beyond``: transactions that it holds beyond the published positions."""
+    if nothing bars it; ``beyond``: transactions that it holds beyond the published positions; ``joined``: it
+    belongs to a cluster, which may have a primary although the store knows none."""
 
     losses: tuple[Loss, ...] = ()
     barred: str = ""
     beyond: int = 0
+    joined: bool = False
 
     @property
     def obstacle(self) -> str:
@@ -45,8 +47,10 @@ def weigh(
     node_id: int,
     own: Mapping[str, Position],
     holds: Callable[[str, Position], bool],
+    was_removed: Callable[[str, Position], bool],
 ) -> Standing:
-    """Compare what this node holds with ``beat``; ``holds`` is :meth:`litefs.cluster.member.Member.holds`.
+    """Compare what this node holds with ``beat``; ``holds`` and ``was_removed`` are those of
+    :class:`litefs.cluster.member.Member`: a beat names a database for some time after its removal.
 
     The set of in-sync replicas bars those outside of it, except from a beat that was released: that names
     exactly the positions that hold every acknowledged commit. The last primary holds them while it lives.
@@ -57,7 +61,7 @@ def weigh(
         have, need = own.get(name, ZERO), kept.get(name, ZERO)
         if have == need or (have.txid > need.txid and (need == ZERO or holds(name, need))):
             beyond += have.txid - need.txid
-        else:
+        elif not was_removed(name, need):
             losses.append(Loss(name, have, need))
     barred = ""
     if beat is not None and beat.in_sync is not None and not beat.released:

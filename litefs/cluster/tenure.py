@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 
 from litefs.cluster import steps
 from litefs.cluster.lease import Beat, Lease, LeaseLost, LeaseUnavailable, PrimaryInfo, View
 from litefs.cluster.member import Member
-from litefs.cluster.standing import Standing, advance, weigh
+from litefs.cluster.standing import advance, weigh
 from litefs.errors import LiteFSError
 from litefs.types import Position
 
@@ -37,10 +38,12 @@ class Tenure:
     def weigh(self, view: View) -> steps.Weighed:
         """Compare what this node holds with the view's beat."""
         member = self._member
-        standing = weigh(view.beat, self._node_id, member.positions(), member.holds)
-        if self._foreign and member.cluster_id() != self._foreign:
+        standing = weigh(view.beat, self._node_id, member.positions(), member.holds, member.was_removed)
+        own = member.cluster_id()
+        standing = replace(standing, joined=bool(own))
+        if self._foreign and own != self._foreign:
             barred = f"the lease is cluster {self._foreign}'s, which this node does not belong to"
-            standing = Standing(standing.losses, barred, standing.beyond)
+            standing = replace(standing, barred=barred)
         self.obstacle = standing.obstacle
         return steps.Weighed(view.version, standing)
 
@@ -67,7 +70,10 @@ class Tenure:
         return steps.Won(grant)
 
     async def renew(self, action: steps.Renew) -> steps.Event:
-        """Publish anew and move the deadline."""
+        """Publish anew and move the deadline; not while the member is stuck, which holds up its clients as
+        long as nobody else is primary."""
+        if self.serving and self._member.is_stuck():
+            return steps.Unanswered()
         if self.serving:
             self._published = advance(self._published, self._member.published(), self._member.positions())
             self._in_sync = self._member.in_sync()

@@ -14,7 +14,7 @@ from litefs.capture.halted import HaltedCapture
 from litefs.capture.super import SuperJournals
 from litefs.errors import LiteFSError
 from litefs.fs.locktable import LockTable
-from litefs.fs.replication import DatabaseGate, Replicated
+from litefs.fs.replication import AnswerGate, DatabaseGate, Replicated
 from litefs.fs.role import RoleState
 from litefs.link.rules import SyncRules
 from litefs.store import fileops
@@ -37,7 +37,7 @@ class FsDatabase:
         self.dir = directory
         self.name = directory.name
         self.capture: DatabaseCapture | None = None
-        self.gate: DatabaseGate | None = None
+        self.gate: AnswerGate | None = None
         """Of the capture."""
         self.error: str | None = None
         """Why the primary cannot write this database's log."""

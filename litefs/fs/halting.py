@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 
 import trio
 
 from litefs.capture.commit import Watcher
 from litefs.capture.halted import HaltedCapture, HaltGate
-from litefs.errors import CommitRefused, LiteFSError
+from litefs.errors import CommitRefused, LiteFSError, OutcomeUnknown
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.role import RoleState, boottime_ns
 from litefs.link.messages import (
@@ -20,6 +21,7 @@ from litefs.link.messages import (
     Halting,
     HaltSet,
     HaltUntil,
+    Logged,
     Message,
     Staged,
 )
@@ -29,6 +31,68 @@ from litefs.types import Position, Role
 
 FORWARD_SECONDS = 32.0
 """How long a commit waits for the primary's word; a little longer than the node process asks for it."""
+
+
+@dataclass(slots=True, eq=False)
+class Shipment:
+    """A transaction that the node process was asked to ship, and what it said since."""
+
+    txid: int
+    logged: bool = False
+    """The primary's log has it; replicas may not yet."""
+    answered: bool = False
+    refusal: str | None = None
+    """Of what was answered: why the primary may not have it, or its replicas."""
+    news: trio.Event = field(default_factory=trio.Event)
+
+    def tell(self) -> None:
+        """Wake who waits."""
+        self.news.set()
+        self.news = trio.Event()
+
+    def answer(self, refusal: str | None) -> None:
+        """The last word."""
+        self.answered, self.refusal = True, refusal
+        self.tell()
+
+    async def settled(self) -> None:
+        """Wait for the last word; bounded."""
+        with trio.move_on_after(FORWARD_SECONDS):
+            while not self.answered:
+                await self.news.wait()
+            return
+        self.answer("no answer: its outcome is not known")
+
+
+class AnsweringGate(HaltGate):
+    """The gate of a database under HALT, behind which a commit waits that is logged at the primary and here;
+    implements :class:`litefs.fs.replication.AnswerGate`."""
+
+    doubtful = False
+
+    def __init__(self, deadline_ns: int, sync: Callable[[], Awaitable[None]]) -> None:
+        """``sync`` makes the log durable."""
+        super().__init__(boottime_ns, deadline_ns)
+        self._sync = sync
+        self.shipment: Shipment | None = None
+
+    @property
+    def owes_answer(self) -> bool:
+        """A commit is complete, and the primary has only said that its log has it."""
+        return self.shipment is not None and self.shipment.logged and not self.shipment.answered
+
+    async def cleared_up(self) -> None:
+        """Nothing is in doubt."""
+
+    async def answerable(self, txid: int) -> None:
+        """Make the log durable, for which the primary waits, and wait for its last word. Raises
+        OutcomeUnknown, LogSyncFailed."""
+        shipment = self.shipment
+        assert shipment is not None
+        await self._sync()
+        await shipment.settled()
+        if shipment.refusal is not None:
+            raise OutcomeUnknown(f"a commit under HALT is in the log, but {shipment.refusal}")
 
 
 class Halts:
@@ -48,7 +112,7 @@ class Halts:
         self._watcher = watcher
         self._node_id = node_id
         self._post = post
-        self._answers: dict[str, tuple[trio.Event, list[str | None]]] = {}
+        self._gates: dict[str, AnsweringGate] = {}
 
     async def handle(self, message: Halting) -> None:
         """Do what the node process asks, and answer."""
@@ -56,25 +120,29 @@ class Halts:
             case Halt():
                 self._post(HaltSet(message.name, await self._begin(message)))
             case HaltUntil():
-                if (capture := self._capture(message.name)) is not None:
-                    capture.gate.extend(message.deadline_ns)
+                if (gate := self._gates.get(message.name)) is not None:
+                    gate.extend(message.deadline_ns)
             case HaltEnd():
                 await self._end(message.name)
                 self._post(HaltEnded(message.name))
-            case Accepted():
-                if (waiting := self._answers.pop(message.name, None)) is not None:
-                    waiting[1].append(message.refusal)
-                    waiting[0].set()
+            case Logged() | Accepted():
+                gate = self._gates.get(message.name)
+                if gate is not None and (shipment := gate.shipment) is not None:
+                    self._heard(shipment, message)
 
     def abandon(self) -> None:
         """The node process is gone: nobody will answer."""
-        for event, _ in self._answers.values():
-            event.set()
-        self._answers.clear()
+        for gate in self._gates.values():
+            if gate.shipment is not None:
+                gate.shipment.answer("no answer: its outcome is not known")
 
-    def _capture(self, name: str) -> HaltedCapture | None:
-        db = self._databases.get(name)
-        return db.capture if db is not None and isinstance(db.capture, HaltedCapture) else None
+    @staticmethod
+    def _heard(shipment: Shipment, message: Logged | Accepted) -> None:
+        if isinstance(message, Accepted):
+            shipment.answer(message.refusal)
+        elif message.txid == shipment.txid:
+            shipment.logged = True
+            shipment.tell()
 
     async def _begin(self, message: Halt) -> str | None:
         """Become the log's writer for one database; returns why not, if it failed."""
@@ -84,16 +152,23 @@ class Halts:
         await db.idle()
         db.begin_job()
         try:
-            db.capture = await trio.to_thread.run_sync(self._resume, db, message)
+            gate = AnsweringGate(message.deadline_ns, lambda: self._sync(db))
+            db.capture = await trio.to_thread.run_sync(self._resume, db, gate, message)
+            db.gate = self._gates[message.name] = gate
         except (LiteFSError, OSError) as error:
             return str(error)
         finally:
             db.end_job()
         return None
 
-    def _resume(self, db: FsDatabase, message: Halt) -> HaltedCapture:
+    @staticmethod
+    async def _sync(db: FsDatabase) -> None:
+        await db.idle()
+        if db.capture is not None:
+            await db.run(db.capture.wal_sync())
+
+    def _resume(self, db: FsDatabase, gate: AnsweringGate, message: Halt) -> HaltedCapture:
         store = Database.open(db.dir, node_id=self._node_id)
-        gate = HaltGate(boottime_ns, message.deadline_ns)
         capture = HaltedCapture(db.name, store, gate, self._watcher, db.open_database)
         try:
             wal = os.open(db.dir.wal, os.O_RDONLY | os.O_CLOEXEC)
@@ -104,32 +179,34 @@ class Halts:
         except BaseException:
             capture.close()
             raise
-        store.forward = lambda position, body: self._forward(db, position, body)
+        store.forward = lambda position, body: self._forward(db, gate, position, body)
         return capture
 
     async def _end(self, name: str) -> None:
         """Let go of the log: the node process writes it from now on."""
-        if (capture := self._capture(name)) is None:
+        if (gate := self._gates.pop(name, None)) is None:
             return
-        capture.gate.lose()
-        if (waiting := self._answers.pop(name, None)) is not None:
+        gate.lose()
+        if gate.shipment is not None and not gate.shipment.answered:
             # it crossed the message: what the node process ships it answers before it ends the lock
-            waiting[1].append("the HALT lock is not held any more")
-            waiting[0].set()
+            gate.shipment.answer("the HALT lock is not held any more")
         db = self._databases.get(name)
-        assert db is not None
+        if db is None:
+            return
         await db.idle()
-        if db.capture is capture:
-            capture.close()
-            db.capture = None
+        if db.gate is gate and db.capture is not None:
+            db.capture.close()
+            db.capture = db.gate = None
 
-    def _forward(self, db: FsDatabase, position: Position, body: Iterable[bytes]) -> None:
+    def _forward(
+        self, db: FsDatabase, gate: AnsweringGate, position: Position, body: Iterable[bytes]
+    ) -> None:
         """Lay a record beside the log and have the node process ship it. In a worker thread. Raises
-        CommitRefused unless the primary has it."""
+        CommitRefused unless the primary's log has it."""
         try:
             with open(db.dir.staged, "wb") as file:
                 file.writelines(body)
-            refusal = trio.from_thread.run(self._ask, Staged(db.name, position.txid, position.checksum))
+            refusal = trio.from_thread.run(self._ask, gate, Staged(db.name, position.txid, position.checksum))
         except RuntimeError as error:  # not in a worker thread: a commit that may not wait
             raise CommitRefused(f"{db.name}: a commit that cannot be forwarded") from error
         finally:
@@ -137,17 +214,22 @@ class Halts:
         if refusal is not None:
             raise CommitRefused(f"{db.name}: not accepted by the primary: {refusal}")
 
-    async def _ask(self, message: Staged) -> str | None:
-        """The node process's answer: None if the primary has the transaction, else why it may not have it."""
-        capture = self._capture(message.name)
-        if capture is None or capture.gate.lost:
+    async def _ask(self, gate: AnsweringGate, message: Staged) -> str | None:
+        """None once the primary's log has the transaction, else why it may not have it."""
+        if gate.shipment is not None and not gate.lost:  # of an earlier commit of the same write
+            await gate.shipment.settled()
+            if gate.shipment.refusal is not None:
+                return gate.shipment.refusal
+        if gate.lost:
             return "the HALT lock is not held any more"
-        event, answer = self._answers[message.name] = trio.Event(), []
+        shipment = gate.shipment = Shipment(message.txid)
         self._post(message)
         with trio.move_on_after(FORWARD_SECONDS):
-            await event.wait()
-        self._answers.pop(message.name, None)
-        refusal = answer[0] if answer else "no answer: its outcome is not known"
-        if refusal is not None:
-            capture.gate.lose()
-        return refusal
+            while not (shipment.logged or shipment.answered):
+                await shipment.news.wait()
+        if not (shipment.logged or shipment.answered):
+            shipment.answer("no answer: its outcome is not known")
+        if shipment.refusal is not None and not shipment.logged:
+            gate.lose()
+            return shipment.refusal
+        return None

@@ -35,6 +35,7 @@ from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
     Accepted,
+    Alive,
     AnyMessage,
     Deadline,
     Dropped,
@@ -49,6 +50,7 @@ from litefs.link.messages import (
     HaltUntil,
     Holding,
     Lag,
+    Logged,
     Loose,
     Message,
     Mounted,
@@ -63,7 +65,6 @@ from litefs.link.messages import (
 )
 from litefs.store import fileops
 from litefs.store.damage import advice, mark_damaged
-from litefs.store.database import Unsynced
 from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
@@ -183,12 +184,9 @@ class FsProcess:
             await self._channel.send(Stopped())
 
     def _operations(self, databases: Databases) -> Operations:
-        root = os.stat(self._start.mountpoint)
-        owner = Ownership(
-            root.st_uid if self._start.uid is None else self._start.uid,
-            root.st_gid if self._start.gid is None else self._start.gid,
-            self._start.mode,
-        )
+        root, start = os.stat(self._start.mountpoint), self._start
+        uid = root.st_uid if start.uid is None else start.uid
+        owner = Ownership(uid, root.st_gid if start.gid is None else start.gid, start.mode)
         mode = stat.S_IMODE(root.st_mode)
         return Operations(
             self._data,
@@ -248,9 +246,10 @@ class FsProcess:
             case SetRole() | Freeze():
                 await self._changes.request(message)
             case Thaw():
-                self.role.thaw()
+                self._changes.thaw()
             case Deadline():
                 self.role.extend(message.deadline_ns)
+                self._post(Alive())
             case Replication():
                 if self.replicated.told(message):
                     self._post(Holding(message.hold))
@@ -265,7 +264,7 @@ class FsProcess:
                 with trio.move_on_after(2):
                     await trio.to_thread.run_sync(_drop_caches, inodes, abandon_on_cancel=True)
                 await self._channel.send(Forgotten(message.name))
-            case Halt() | HaltUntil() | HaltEnd() | Accepted():
+            case Halt() | HaltUntil() | HaltEnd() | Logged() | Accepted():
                 await self._halts.handle(message)
             case _:
                 log.error("unexpected message on the link: %r", message)
@@ -303,11 +302,13 @@ class FsProcess:
                     await db.run(capture.mend())
                     if db.capture is not capture or (txid := capture.begin_sync()) is None:
                         continue
+                except (LiteFSError, OSError):
+                    continue  # of the log, which says so itself
+                try:
                     await trio.to_thread.run_sync(fileops.fdatasync, db.open_database())
-                except (LiteFSError, OSError) as exc:
+                except OSError as exc:
                     if db.capture is capture:  # it may have been removed meanwhile
-                        capture.db.sums_file.distrust()
-                        capture.db.stop(f"{db.name}: could not be synced: {exc}", Unsynced.FILE)
+                        capture.db.file_unsynced(f"{db.name}: could not be synced: {exc}")
                     continue
                 if db.capture is capture:
                     capture.end_sync(txid)

@@ -319,6 +319,8 @@ class Operations(SuperRequests):
         else:
             await db.run(db.capture.journal_sync(handle.fd))
         await db.answerable()
+        if handle.inode.kind is Kind.WAL and not handle.applies and not db.halted:
+            self._role.confirm()  # the end of a COMMIT, whose last frame may have been answered long ago
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Names need no sync of their own: recovery makes journal and WAL follow the log."""

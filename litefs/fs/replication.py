@@ -8,6 +8,7 @@ OutcomeUnknown (docs/synchronous-replication.md).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
@@ -66,7 +67,8 @@ class Replicated:
         """Whether to wait a little before commits that need so many replicas are refused."""
         here = self._standing
         return (
-            not self.rules.degrade
+            self._role.writable()
+            and not self.rules.degrade
             and here.present < required
             and not here.settled
             and trio.current_time() < self._doubtful_since + self.rules.timeout
@@ -108,8 +110,29 @@ class Replicated:
                 await self._news.park()
 
 
+class AnswerGate(Protocol):
+    """A gate behind which a commit may have to wait before its client is told."""
+
+    @property
+    def owes_answer(self) -> bool:
+        """A commit is complete whose client must not be told before ``answerable`` returns."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether to wait for ``cleared_up`` before anything is written."""
+
+    def check(self) -> None:
+        """As of :class:`litefs.capture.commit.Gate`."""
+
+    async def cleared_up(self) -> None:
+        """Wait until it is known whether commits can be answered; bounded."""
+
+    async def answerable(self, txid: int) -> None:
+        """Wait until that transaction, the last one here, may be answered. Raises OutcomeUnknown."""
+
+
 class DatabaseGate:
-    """The commit gate of one database; implements :class:`litefs.capture.commit.Gate`."""
+    """The commit gate of one database; implements :class:`litefs.capture.commit.Gate` and ``AnswerGate``."""
 
     def __init__(self, role: RoleState, replicated: Replicated, name: str) -> None:
         self._role = role

@@ -43,12 +43,23 @@ class RoleChanges:
         self._send = send
         self._requested = trio.Event()
         self._scope = trio.CancelScope()
+        self._freezing = trio.CancelScope()
+        self._freeze = 0
+        """The freeze that is wanted, 0 if none is: one that waits in line may be out of date."""
         self._wanted = Role.NONE
         self._put, self._messages = trio.open_memory_channel[SetRole | Freeze](MAX_QUEUED)
 
     async def request(self, message: SetRole | Freeze) -> None:
         """Have ``run`` do what is asked, in the order of the calls."""
+        if isinstance(message, Freeze):
+            self._freeze = message.number
         await self._put.send(message)
+
+    def thaw(self) -> None:
+        """Let commits go on, at once: also when what froze them has not got that far, or has not begun."""
+        self._freeze = 0
+        self._freezing.cancel()
+        self._role.thaw()
 
     async def run(self) -> None:
         """Do what is requested, and hand logs over; until cancelled."""
@@ -57,9 +68,10 @@ class RoleChanges:
             async for message in self._messages:
                 if isinstance(message, SetRole):
                     await self.become(message)
-                else:
-                    await self.fence()
-                    await self._send(Frozen())
+                elif message.number == self._freeze:
+                    with trio.CancelScope() as self._freezing:
+                        await self.fence()
+                        await self._send(Frozen(message.number))
 
     async def become(self, message: SetRole) -> None:
         """Take that role; the answers are those of :class:`SetRole`."""

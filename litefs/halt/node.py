@@ -54,11 +54,6 @@ class Halts:
         else:
             await self.replica.unhalt(name, lock_id)
 
-    async def void(self) -> None:
-        """End all locks: the role changes."""
-        await self.replica.void()
-        await self.primary.void()
-
     async def unmounted(self) -> None:
         """The fs process is gone."""
         self.replica.unmounted()
@@ -67,4 +62,5 @@ class Halts:
     async def leave(self) -> None:
         """The node stops; bounded."""
         with trio.move_on_after(LEAVE_SECONDS):
-            await self.void()
+            await self.replica.leave()
+            await self.primary.void()

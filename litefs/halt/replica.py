@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 from urllib.parse import quote
@@ -16,7 +17,17 @@ from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import Peer, PeerSettings
 from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
 from litefs.halt.primary import ACQUIRE_SECONDS, HALT_SECONDS
-from litefs.link.messages import Accepted, Halt, HaltEnd, HaltEnded, HaltSet, HaltUntil, Message, Staged
+from litefs.link.messages import (
+    Accepted,
+    Halt,
+    HaltEnd,
+    HaltEnded,
+    HaltSet,
+    HaltUntil,
+    Logged,
+    Message,
+    Staged,
+)
 from litefs.server.view import HaltGrant
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
@@ -37,7 +48,7 @@ SHIP_SECONDS = 30.0
 class Lender(Protocol):
     """What applies the stream on this replica: :class:`litefs.apply.lending.LendingSink`."""
 
-    async def lend(self, name: str) -> Lent: ...
+    async def lend(self, name: str, echoed: Callable[[Position], None]) -> Lent: ...
     async def take_back(self, name: str) -> None: ...
 
 
@@ -64,9 +75,32 @@ class Taken:
     deadline: float = 0.0
     lent: bool = False
     ending: bool = False
-    ended: trio.Event = field(default_factory=trio.Event)
+    returned: trio.Event = field(default_factory=trio.Event)
+    """The database is this process's again."""
     busy: trio.Lock = field(default_factory=trio.Lock)
     """Held while it begins, while a transaction is shipped, and while it ends."""
+    expected: Position | None = None
+    """Where the transaction leads that is being shipped."""
+    asking: set[trio.CancelScope] = field(default_factory=set)
+
+    @contextmanager
+    def ask(self) -> Iterator[None]:
+        """Around requests to the primary. Raises HaltRefused if the lock is void meanwhile."""
+        if self.ending:
+            raise HaltRefused(f"{self.name}: the HALT lock is not held any more")
+        with trio.CancelScope() as scope:
+            self.asking.add(scope)
+            try:
+                yield
+            finally:
+                self.asking.discard(scope)
+        if scope.cancelled_caught:
+            raise HaltRefused(f"{self.name}: the primary changes; the outcome is not known")
+
+    def give_up(self) -> None:
+        """Wait for no answer of the primary any more."""
+        for scope in self.asking:
+            scope.cancel()
 
     def path(self, endpoint: str, parameter: str) -> str:
         return f"/{endpoint}?name={quote(self.name, safe='')}&{parameter}={self.lock_id}"
@@ -119,7 +153,7 @@ class ReplicaHalts:
             raise HaltRefused(f"{name}: the HALT lock is not held under this id")
         if taken is not None:
             with trio.move_on_after(ACQUIRE_SECONDS):
-                await taken.ended.wait()
+                await taken.returned.wait()
         if name in self._taken:
             raise DatabaseBusy(f"{name}: another client of this node has the HALT lock")
         return await self._acquire(name, lock_id)
@@ -133,11 +167,8 @@ class ReplicaHalts:
         try:
             grant = await self._ask(taken, renew=False)
             await self._catch_up(name, grant.position)
-            lender = self._links.lender()
-            if lender is None:
-                raise LiteFSError(f"{name}: nothing is mounted")
             with trio.CancelScope(shield=True):
-                await self._begin(taken, lender)
+                await self._begin(taken)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._end(taken)
@@ -145,31 +176,35 @@ class ReplicaHalts:
         log.info("%s: writable under HALT at %s", name, grant.position)
         return grant
 
-    async def _begin(self, taken: Taken, lender: Lender) -> None:
+    async def _begin(self, taken: Taken) -> None:
         """Have the fs process write the database. Raises LiteFSError, also if the lock is ended meanwhile."""
+        name, lender = taken.name, self._links.lender()
+        if lender is None:
+            raise LiteFSError(f"{name}: nothing is mounted")
         async with taken.busy:  # who ends it waits for that
             if not taken.ending:
-                lent = await lender.lend(taken.name)
+                lent = await lender.lend(name, lambda position: self._echoed(taken, position))
                 taken.lent = True
             if not taken.ending:
                 deadline_ns = self._deadline_ns(taken)
-                begun = Halt(taken.name, lent.salt1, lent.salt2, lent.frames, lent.backfilled, deadline_ns)
+                begun = Halt(name, lent.salt1, lent.salt2, lent.frames, lent.backfilled, deadline_ns)
                 answer = await self._answer(begun, HaltSet)
                 if answer is None or answer.error is not None:
                     reason = "no answer" if answer is None else answer.error
-                    raise LiteFSError(f"{taken.name}: cannot be written: {reason}")
+                    raise LiteFSError(f"{name}: cannot be written: {reason}")
             if taken.ending:
-                raise HaltRefused(f"{taken.name}: the HALT lock was given up meanwhile")
+                raise HaltRefused(f"{name}: the HALT lock was given up meanwhile")
 
     async def _ask(self, taken: Taken, *, renew: bool) -> HaltGrant:
-        """Ask the primary for the lock, or to keep it. Raises PeerError, Refused."""
+        """Ask the primary for the lock, or to keep it. Raises PeerError, Refused, HaltRefused."""
         asked = trio.current_time()
-        body = await taken.peer.ask(
-            "POST",
-            taken.path("halt", "id") + "&renew=1" * renew,
-            self._links.identity(),
-            seconds=ACQUIRE_SECONDS + ANSWER_SECONDS,
-        )
+        with taken.ask():
+            body = await taken.peer.ask(
+                "POST",
+                taken.path("halt", "id") + "&renew=1" * renew,
+                self._links.identity(),
+                seconds=ACQUIRE_SECONDS + ANSWER_SECONDS,
+            )
         grant = HaltGrant.parse(body)
         taken.deadline = asked + HALT_SECONDS
         self._changed.set()
@@ -225,25 +260,37 @@ class ReplicaHalts:
             return
         expected = Position(message.txid, message.checksum)
         async with taken.busy:
-            refusal = None
+            refusal, taken.expected = None, expected
             try:
                 staged = self._data.database_dir(message.name).staged
                 path, identity = taken.path("tx", "lockID"), self._links.identity()
-                answer = await taken.peer.ask("POST", path, identity, body=staged, seconds=SHIP_SECONDS)
+                with taken.ask():
+                    answer = await taken.peer.ask("POST", path, identity, body=staged, seconds=SHIP_SECONDS)
                 if Position.parse(answer.decode()) != expected:
                     refusal = f"the primary is at {answer.decode().strip()} instead of {expected}"
             except (LiteFSError, OSError, ValueError) as error:
                 refusal = str(error)
+            taken.expected = None
             self._links.post(Accepted(message.name, refusal))
         if refusal is not None:
             log.warning("%s: a transaction under HALT was not accepted: %s", message.name, refusal)
             await self._end(taken)
 
+    def _echoed(self, taken: Taken, position: Position) -> None:
+        """The primary's log has what leads there, and its answer waits for replicas: for this one, too."""
+        if position == taken.expected:
+            self._links.post(Logged(taken.name, position.txid))
+
     async def _end(self, taken: Taken) -> None:
         """Give one lock up: first here, then at the primary."""
         if taken.ending:
-            await taken.ended.wait()
+            await taken.returned.wait()
             return
+        await self._return(taken)
+        await self._forget(taken)
+
+    async def _return(self, taken: Taken) -> None:
+        """Have the fs process let go of the database, and take it back."""
         taken.ending = True
         try:
             async with taken.busy:  # what is on its way is answered first
@@ -256,7 +303,12 @@ class ReplicaHalts:
         except (LiteFSError, OSError) as error:
             log.error("%s: %s", taken.name, error)
         finally:
-            await self._forget(taken)
+            self._let_go(taken)
+
+    def _let_go(self, taken: Taken) -> None:
+        if self._taken.get(taken.name) is taken:
+            del self._taken[taken.name]
+        taken.returned.set()
 
     async def _forget(self, taken: Taken) -> None:
         try:
@@ -266,13 +318,23 @@ class ReplicaHalts:
             log.info("%s: the primary keeps the HALT lock until it expires: %s", taken.name, error)
         finally:
             await taken.peer.__aexit__(None, None, None)
-            if self._taken.get(taken.name) is taken:
-                del self._taken[taken.name]
-            taken.ended.set()
 
     async def void(self) -> None:
-        """End all of them: this node is about to stop, or to be no replica any more."""
+        """End all of them: the primary changes. Nothing is waited for that only the old one could say; it is
+        told later, if it can be."""
+        for taken in list(self._taken.values()):
+            taken.give_up()
+            if taken.ending:
+                await taken.returned.wait()
+                continue
+            await self._return(taken)
+            if self._nursery is not None:
+                self._nursery.start_soon(self._forget, taken)
+
+    async def leave(self) -> None:
+        """End all of them: the node stops. The primary is told."""
         for taken in self._live():
+            taken.give_up()
             await self._end(taken)
 
     def unmounted(self) -> None:
@@ -281,5 +343,7 @@ class ReplicaHalts:
             waiting.set()
         for taken in self._live():
             taken.lent, taken.ending = False, True
+            taken.give_up()
+            self._let_go(taken)
             if self._nursery is not None:
                 self._nursery.start_soon(self._forget, taken)

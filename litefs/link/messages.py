@@ -68,18 +68,20 @@ class SetRole(Message, frozen=True):
 
 
 class Deadline(Message, frozen=True):
-    """The commit deadline was moved by a lease renewal."""
+    """The commit deadline was moved by a lease renewal; answered by :class:`Alive`."""
 
     deadline_ns: int
 
 
 class Freeze(Message, frozen=True):
-    """Hold every commit that has not begun, for a handoff; answered by :class:`Frozen`, ended by
-    :class:`Thaw` or another role."""
+    """Hold every commit that has not begun, for a handoff; answered by :class:`Frozen` with the same number,
+    ended by :class:`Thaw`, also before that answer, or by another role. Numbers are above 0."""
+
+    number: int
 
 
 class Thaw(Message, frozen=True):
-    """Commits go on."""
+    """Commits go on; a :class:`Freeze` that was not answered yet is forgotten."""
 
 
 class Replication(Message, frozen=True):
@@ -158,6 +160,14 @@ class HaltEnd(Message, frozen=True):
     name: str
 
 
+class Logged(Message, frozen=True):
+    """The primary's log has the :class:`Staged` transaction that leads to ``txid``, and its client waits for
+    replicas, this one among them: log it durably; :class:`Accepted` follows."""
+
+    name: str
+    txid: int
+
+
 class Accepted(Message, frozen=True):
     """What became of a :class:`Staged` transaction: the primary has it, or ``refusal`` says why not."""
 
@@ -197,6 +207,12 @@ class Fenced(Message, frozen=True):
 
 class Frozen(Message, frozen=True):
     """No commit is under way: the positions stay as they are until :class:`Thaw`."""
+
+    number: int
+
+
+class Alive(Message, frozen=True):
+    """A :class:`Deadline` was heard: this process serves."""
 
 
 class HeldUp(Message, frozen=True):
@@ -301,6 +317,7 @@ AnyMessage = (
     | Failed
     | Fenced
     | Frozen
+    | Alive
     | HeldUp
     | RoleSet
     | ExposedAck
@@ -314,13 +331,14 @@ AnyMessage = (
     | Halt
     | HaltUntil
     | HaltEnd
+    | Logged
     | Accepted
     | HaltSet
     | HaltEnded
     | Staged
 )
 
-Halting = Halt | HaltUntil | HaltEnd | Accepted
+Halting = Halt | HaltUntil | HaltEnd | Logged | Accepted
 """What the node process says of HALT."""
 
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 from litefs.errors import LiteFSError
 from litefs.server.view import NodeView
 from litefs.stream.handshake import HEADER_CLUSTER_ID, HEADER_ID, format_node_id
+from litefs.stream.protocols import Identity
 from litefs.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -113,24 +114,30 @@ def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
     from litefs.server import admin, halt, metrics, positions, replication
     from litefs.server.access import TokenWall
 
-    app = LiteFSApp("litefs", static_folder=None, template_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=None, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)
-
-    @app.after_request
-    async def introduce(response: Response) -> Response:
-        identity = node.identity
-        response.headers.setdefault(HEADER_ID, format_node_id(identity.node_id))
-        if identity.cluster_id:
-            response.headers.setdefault(HEADER_CLUSTER_ID, identity.cluster_id)
-        return response
-
-    _handle_errors(app)
+    app = bare_app(lambda: node.identity)
     admin.register(app, node)
     halt.register(app, node)
     metrics.register(app, node)
     positions.register(app, node)
     replication.register(app, node)
     app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens())  # type: ignore[method-assign]
+    return app
+
+
+def bare_app(identity: Callable[[], Identity]) -> LiteFSApp:
+    """An application without endpoints: its answers name this node, its errors are ours."""
+    app = LiteFSApp("litefs", static_folder=None, template_folder=None)
+    app.config.update(MAX_CONTENT_LENGTH=None, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)
+
+    @app.after_request
+    async def introduce(response: Response) -> Response:
+        own = identity()
+        response.headers.setdefault(HEADER_ID, format_node_id(own.node_id))
+        if own.cluster_id:
+            response.headers.setdefault(HEADER_CLUSTER_ID, own.cluster_id)
+        return response
+
+    _handle_errors(app)
     return app
 
 

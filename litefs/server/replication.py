@@ -38,6 +38,7 @@ from litefs.stream.handshake import (
 from litefs.stream.protocols import Catalog, Identity
 from litefs.stream.sender import Sender
 from litefs.tokens import Access, matches
+from litefs.types import Position
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,11 @@ async def _read_body() -> bytes:
     return bytes(body)
 
 
+async def read_positions() -> dict[str, Position]:
+    """The position map that a replica opens a stream with. Raises FormatError."""
+    return decode_positions(await _read_body())
+
+
 def _stream_id() -> int:
     """Of the stream that a request opens, or speaks of; 0 if it gave none. Raises FormatError."""
     return parse_node_id(request.headers.get(HEADER_STREAM_ID, "0"), HEADER_STREAM_ID)
@@ -148,7 +154,8 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         if replica.cluster_id and replica.cluster_id == node.identity.cluster_id:
             node.saw_term(replica.term)
         check_replica(node.identity, node.is_primary, replica)
-        positions, stream_id = decode_positions(await _read_body()), _stream_id()
+        positions, stream_id = await read_positions(), _stream_id()
+        await node.before_stream()
         own, access = node.identity, current()
         catalog = visible(node.catalog, access, request.args.getlist(FILTER))
         sender = Sender(

@@ -130,6 +130,9 @@ class NodeView(Protocol):
     async def export_database(self, name: str) -> Export:
         """A copy of ``name``; raises DatabaseNotFound."""
 
+    async def before_stream(self) -> None:
+        """A replica is about to be sent what this node has. Raises OSError."""
+
     def saw_term(self, term: int) -> None:
         """Another node of the cluster named that term."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -51,13 +50,6 @@ class Prepared:
     """Of a full record: checksums of the new page size, for the pages to be put in."""
 
 
-class Unsynced(enum.Flag):
-    """What a stopped database could not sync; nothing else is wrong with it."""
-
-    LOG = enum.auto()
-    FILE = enum.auto()
-
-
 class Database:
     """The durable state of a database.
 
@@ -72,7 +64,7 @@ class Database:
         """Why nothing more can be committed here, once ``stop`` was called."""
         self.forward: Forward | None = None
         """Asked before each append."""
-        self._unsynced: Unsynced | None = None
+        self._until_synced = False
         self._file = sums
         self._log = log
         self._room = 0
@@ -132,34 +124,37 @@ class Database:
         """The last published transaction."""
         return self._file.position
 
-    def stop(self, reason: str, unsynced: Unsynced | None = None) -> None:
+    def stop(self, reason: str, *, until_synced: bool = False) -> None:
         """Refuse all commits from now on; the first reason stays.
 
-        ``unsynced``: a sync of that failed, so ``resume`` may end it; None: only the next start may.
+        ``until_synced``: nothing but a sync failed, so ``resume`` may end it; else only the next start may.
         """
-        if self.stopped is None:
-            self.stopped, self._unsynced = reason, unsynced
-        elif self._unsynced is not None:
-            self._unsynced = None if unsynced is None else self._unsynced | unsynced
+        self._until_synced = until_synced and (self.stopped is None or self._until_synced)
+        self.stopped = self.stopped or reason
+
+    def file_unsynced(self, reason: str) -> None:
+        """``stop`` because a sync of the database file failed."""
+        self._file.distrust()
+        self.stop(reason, until_synced=True)
 
     @property
     def can_resume(self) -> bool:
         """Whether nothing but failed syncs stopped it."""
-        return self._unsynced is not None
+        return self._until_synced
 
     def resume(self, lacks: Callable[[int], bool]) -> bool:
         """Whether all that could not be synced is durable now: then commits go on. ``lacks``: as of
         ``write_again``; nothing may write to the database meanwhile.
         """
-        if self._unsynced is None:
+        if not self._until_synced:
             return False
         try:
             self.sync()  # the log in a new segment
-            if Unsynced.FILE in self._unsynced:
+            if self._file.distrusted:
                 write_again(self.dir, self._file, lacks)
         except (LogSyncFailed, FormatError, OSError):
             return False
-        self.stopped = self._unsynced = None
+        self.stopped, self._until_synced = None, False
         return True
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import glob
 import re
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from litefs.errors import FormatError
 from litefs.store import fileops
 from litefs.store.paths import DataDir, encode_name
+from litefs.store.reader import LogReader
 from litefs.types import Position
 
 _DROPPED = re.compile(r"-(\d{8}T\d{6})Z-dropped(-\d+)?\Z")
@@ -135,6 +137,22 @@ def tombstone(data: DataDir, name: str) -> Position | None:
         return Position.parse(_path(data, name).read_text("ascii", errors="replace").strip())
     except (FileNotFoundError, FormatError, ValueError):
         return None
+
+
+def was_removed(data: DataDir, name: str, position: Position) -> bool:
+    """Whether a database of that name was at ``position`` when it was removed here, or before.
+
+    As far as its log tells, which is kept for the time of retention. Raises FormatError, OSError.
+    """
+    last = tombstone(data, name)
+    if last is None or last.txid <= position.txid:
+        return last == position
+    for path in (data.path / "lost").glob(glob.escape(encode_name(name)) + "-*"):
+        if _DROPPED.fullmatch(path.name.removeprefix(encode_name(name))):
+            with LogReader(path / "log") as log:
+                if log.position_at(position.txid) == position:
+                    return True
+    return False
 
 
 def reap_dropped(data: DataDir, max_age: float) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from litefs.store.segments import (
     record_end,
     record_hash,
 )
-from litefs.types import Position
+from litefs.types import ZERO, Position
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -205,6 +206,15 @@ class LogReader:
             if not self._scan(_BIG_READ, txid, strict=False):
                 return None
         return self.position if self.position.txid == txid else None
+
+    def tip(self) -> Position:
+        """The position after the last whole record; ZERO without a log. Moves the cursor."""
+        segments = list_segments(self.directory)
+        if not segments or not self._open_segment(segments[-1][0]):
+            return ZERO
+        while self._scan(_BIG_READ, sys.maxsize, strict=False):
+            pass
+        return self.position
 
     def read(self, upto_txid: int, max_bytes: int = 1 << 20) -> list[Entry]:
         """The next records, up to ``upto_txid``, which must be published: about ``max_bytes`` of bodies, at

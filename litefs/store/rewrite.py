@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from litefs._core.pagesums import page_checksums
 from litefs.errors import FormatError
 from litefs.store import fileops
 from litefs.store.paths import DatabaseDir
-from litefs.store.sums import SumsFile, differing_pages
+from litefs.store.sums import SumsFile, read_pages
 
 CHUNK = 1 << 20
 """Bytes read and written at a time."""
@@ -31,16 +30,12 @@ def write_again(directory: DatabaseDir, file: SumsFile, lacks: Callable[[int], b
     fd = fileops.open_file(directory.database, os.O_RDWR)
     sums = file.sums
     try:
-        size = sums.page_size
-        step = max(1, CHUNK // size)
+        step = max(1, CHUNK // sums.page_size)
         for first in range(1, sums.page_count + 1, step):
-            count = min(step, sums.page_count - first + 1)
-            data = fileops.pread_all(fd, count * size, (first - 1) * size)
-            found = page_checksums(first, memoryview(data)[: len(data) // size * size], size)
-            wrong = [first + at - 1 for at in differing_pages(sums.array(first, count), found)]
+            data, wrong = read_pages(fd, sums, first, min(step, sums.page_count - first + 1))
             if lost := [pgno for pgno in wrong if not lacks(pgno)]:
                 raise FormatError(f"{directory.database}: page {lost[0]} was lost by a sync that failed")
-            fileops.pwrite_all(fd, data, (first - 1) * size)
+            fileops.pwrite_all(fd, data, (first - 1) * sums.page_size)
         fileops.fdatasync(fd)
         file.trust()
     finally:

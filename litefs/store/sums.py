@@ -6,7 +6,7 @@ import mmap
 import os
 from pathlib import Path
 
-from litefs._core.pagesums import HEADER_SIZE, PageSums
+from litefs._core.pagesums import HEADER_SIZE, PageSums, page_checksums
 from litefs.errors import DatabaseNotFound, FormatError
 from litefs.store import fileops
 from litefs.types import Position
@@ -151,6 +151,15 @@ class SumsFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def read_pages(fd: int, sums: PageSums, first: int, count: int) -> tuple[bytes, list[int]]:
+    """``count`` pages of a database file from page ``first`` on, fewer at its end; and the numbers of those
+    that are not what their checksums say, or are missing. Raises OSError."""
+    size = sums.page_size
+    data = fileops.pread_all(fd, count * size, (first - 1) * size)
+    found = page_checksums(first, memoryview(data)[: len(data) // size * size], size)
+    return data, [first + at - 1 for at in differing_pages(sums.array(first, count), found)]
 
 
 def differing_pages(old: bytes, new: bytes) -> list[int]:

@@ -27,6 +27,8 @@ HEADER_CLUSTER_ID = "Litefs-Cluster-Id"
 HEADER_TERM = "Litefs-Term"
 HEADER_LIMITED = "Litefs-Limited"
 """In a response: the name of the replica's token, if that is not for all databases."""
+HEADER_TAILS = "Litefs-Tails"
+"""In a refusal (503): the body is a position map, of databases whose tail the primary has lost."""
 FILTER = "filter"
 
 MAX_DATABASES = 0xFFFF

@@ -21,6 +21,8 @@ class Life:
 
     durable: dict[str, int]
     connected: bool = False
+    told: dict[str, int] | None = None
+    """What it acknowledged in this stream; it does so again only when there is more."""
     acks: deque[dict[str, int]] = field(default_factory=deque)
 
 
@@ -77,8 +79,10 @@ class World:
             self.lives[node].durable = dict(self.tips)
 
     def send_ack(self, node: int) -> None:
-        if self.lives[node].connected:
-            self.lives[node].acks.append(dict(self.lives[node].durable))
+        life = self.lives[node]
+        if life.connected and life.told != life.durable:
+            life.told = dict(life.durable)
+            life.acks.append(life.told)
 
     def deliver_ack(self, node: int) -> None:
         if self.lives[node].acks:
@@ -87,7 +91,7 @@ class World:
 
     def connect(self, node: int) -> None:
         if not self.lives[node].connected:
-            self.lives[node].connected = True
+            self.lives[node].connected, self.lives[node].told = True, None
             self.machine.connected(node, self.lives[node].durable, self.now)
             self._tell()
 
@@ -123,7 +127,7 @@ class World:
         self.store = record
         self.flying.clear()  # compare-and-set: what was asked for before comes too late
         if outcome == "done":
-            self.machine.confirmed(wanted)
+            self.machine.confirmed(wanted, self.now)
             self._tell()
 
     def write_slowly(self, events: list[tuple[str, int]]) -> None:
@@ -135,7 +139,7 @@ class World:
         for event in events:
             self.step(*event)
             self.check()
-        self.machine.confirmed(wanted)
+        self.machine.confirmed(wanted, self.now)
         self._tell()
 
     def arrive(self) -> None:
@@ -204,12 +208,12 @@ class World:
         self.wait(20.0)  # who joined then is given up
         self.wait(20.0)  # and may join again
         for _ in range(12):
-            for node in list(self.lives):
+            for node, life in list(self.lives.items()):
                 self.connect(node)
-                self.lives[node].acks.clear()
                 self.catch_up(node)
                 self.send_ack(node)
-                self.deliver_ack(node)
+                while life.acks:
+                    self.deliver_ack(node)
             self.write("done")
             while self.link or self.replies:
                 self.link_one()
@@ -230,6 +234,58 @@ class World:
             self.link_one()
         assert not self.held
         assert self.answered == self.tips
+
+
+@pytest.mark.parametrize("degrade", [False, True], ids=["refuse", "degrade"])
+def test_members_that_left_while_the_primary_slept_come_back_without_a_new_commit(degrade: bool) -> None:
+    """It takes them for late, and they are out when their acknowledgements have been heard. No other ones
+    follow, as commits are refused."""
+    world = World(1, degrade)
+    world.calm_down()
+    world.commit("a")
+    for node in world.lives:
+        world.catch_up(node)
+        world.send_ack(node)
+    world.now += TIMEOUT + 0.1
+    world.write_slowly([("deliver_ack", node) for node in range(len(world.lives))])
+    assert not world.machine.stored
+    for _ in range(3):
+        while world.link or world.replies:
+            world.link_one()
+            world.reply()
+        world.write("done")
+    assert world.machine.stored == world.lives.keys()
+
+
+@pytest.mark.parametrize("degrade", [False, True], ids=["refuse", "degrade"])
+def test_who_did_not_keep_up_may_join_later_without_a_new_commit(degrade: bool) -> None:
+    world = World(1, degrade)
+    for node in world.lives:
+        world.connect(node)
+        world.send_ack(node)
+        world.deliver_ack(node)
+    world.standing = Standing(present=1)  # as if somebody else were in sync
+    world.commit("a")
+    for node in world.lives:
+        world.catch_up(node)
+        world.send_ack(node)
+        world.deliver_ack(node)
+    world.commit("a")
+    world.wait(TIMEOUT + 0.1)
+    for node in world.lives:
+        world.catch_up(node)
+        world.send_ack(node)
+        world.deliver_ack(node)
+    assert not world.machine.waited_for
+    due = world.machine.next_look()
+    assert due is not None
+    world.wait(due - world.now)
+    for _ in range(3):
+        while world.link or world.replies:
+            world.link_one()
+            world.reply()
+        world.write("done")
+    assert world.machine.stored == world.lives.keys()
 
 
 STEPS = {

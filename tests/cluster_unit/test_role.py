@@ -133,6 +133,28 @@ def test_a_holder_that_publishes_no_beat_is_never_taken_over() -> None:
     assert rig.tell(steps.Tick(), after=3600 * SECOND) == []
 
 
+def test_a_store_that_lost_its_record_is_waited_for_like_a_primary_that_renewed_just_before() -> None:
+    for view in (NONE, View("2", Beat(3, OTHER, OTHERS, released=True), held=False)):
+        rig = Rig()
+        rig.tell(steps.Observed(LIVE))
+        assert rig.tell(steps.Observed(view), after=SECOND)[1:] == []
+        assert rig.tell(steps.Tick(), after=TERM_NS + MARGIN_NS - 1) == []
+        assert rig.tell(steps.Tick(), after=1) == [steps.Weigh(view)]
+        assert rig.weighed(view) == [steps.Take(view, 5, False)]
+
+
+def test_an_empty_store_is_waited_for_by_who_belongs_to_a_cluster() -> None:
+    rig = Rig()
+    assert rig.tell(steps.Observed(NONE))[1:] == [steps.Weigh(NONE)]
+    assert rig.weighed(NONE, replace(FINE, joined=True)) == []
+    assert rig.tell(steps.Tick(), after=TERM_NS + MARGIN_NS - 1) == []
+    assert rig.tell(steps.Tick(), after=1) == [steps.Weigh(NONE)]
+    assert rig.weighed(NONE, replace(FINE, joined=True)) == [steps.Take(NONE, 1, False)]
+    rig = Rig()
+    rig.tell(steps.Observed(NONE))
+    assert rig.weighed(NONE) == [steps.Take(NONE, 1, False)], "it founds one"
+
+
 def test_one_that_is_behind_waits_and_says_so_once() -> None:
     rig = Rig()
     rig.tell(steps.Observed(RELEASED))
@@ -194,7 +216,7 @@ def test_a_lost_race_is_tried_again_soon_if_nothing_changes() -> None:
 def test_terms_grow_beyond_whatever_was_seen() -> None:
     rig = Rig()
     rig.tell(steps.SawTerm(9))
-    assert rig.tell(steps.Observed(LIVE)) == [steps.Follow(None, 9)], "not a primary of a term that is over"
+    assert rig.tell(steps.Observed(LIVE)) == [steps.Follow(OTHERS, 9)], "which so hears of it"
     rig.tell(steps.Tick(), after=TERM_NS + MARGIN_NS)
     assert rig.weighed(LIVE) == [steps.Take(LIVE, 10, False)]
 

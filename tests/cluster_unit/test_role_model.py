@@ -75,6 +75,10 @@ class Elections(RuleBasedStateMachine):
     def mount(self, index: int, back: bool) -> None:
         self.world.feed(self.world.nodes[index], steps.MountUp() if back else steps.MountGone())
 
+    @rule()
+    def lose(self) -> None:
+        self.world.lose()
+
     @rule(index=NODES, to=NODES)
     def hand_off(self, index: int, to: int) -> None:
         self.world.hand_off(self.world.nodes[index], self.world.nodes[to])
@@ -120,6 +124,41 @@ TestElections.settings = settings(
 )
 
 
+def test_a_store_that_goes_back_leaves_nobody_behind() -> None:
+    """A node that was restarted just then wins with a term that others know to be over."""
+    world = World()
+
+    def settled() -> bool:
+        (primary,) = [node for node in world.nodes if node.serving] or [None]
+        return primary is not None and all(
+            node is primary or (node.following == primary.index and node.machine.term == primary.term)
+            for node in world.nodes
+        )
+
+    def go_on(*indexes: int, seconds: float = 20) -> None:
+        for _ in range(int(seconds / 0.1)):
+            for index in indexes:
+                serve(world, index)
+            world.advance(0.1)
+            world.check()
+
+    for _ in range(4):
+        go_on(0, 1, 2)
+        world.kill(next(node for node in world.nodes if node.serving))
+    go_on(0, 1, 2)
+    assert settled()
+    high = world.winners[-1][1]
+    restarted = next(node for node in world.nodes if not node.serving)
+    world.lose()
+    world.kill(restarted)
+    go_on(restarted.index, seconds=6)
+    assert restarted.serving
+    assert restarted.term < high
+    go_on(0, 1, 2)
+    assert settled()
+    assert world.winners[-1][1] > high
+
+
 def run_schedule(seed: int, moves: int, *, sync: bool = False) -> World:
     """A long run in which most goes well, so that terms change often and commits go on between."""
     rng = random.Random(seed)
@@ -149,6 +188,8 @@ def run_schedule(seed: int, moves: int, *, sync: bool = False) -> World:
             world.advance(rng.choice([3.0, 3.6, 8.0]))
         elif move < 0.96:
             world.feed(node, rng.choice([steps.MountUp(), steps.MountGone()]))
+        elif move < 0.961 and not sync:  # its positions are lost with it
+            world.lose()
         elif move < 0.99:
             while world.commit(node) and rng.random() < 0.8:
                 pass

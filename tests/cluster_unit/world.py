@@ -8,7 +8,7 @@ each step of a node succeed or fail, pauses and kills. Each node's clock runs at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from litefs.cluster import steps
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo, Timing, View
@@ -24,6 +24,11 @@ RATES = (930, 1000, 1080)
 def position(history: Sequence[int]) -> Position:
     """Where a database is after these transactions."""
     return Position(len(history), hash(tuple(history)) & 0xFFFFFFFF | 1 << 63) if history else ZERO
+
+
+def _never(_name: str, _position: Position) -> bool:
+    """Nobody removes the database."""
+    return False
 
 
 @dataclass
@@ -254,6 +259,8 @@ class World:
         if node.following is None or node.paused or node.serving:
             return
         source = self.nodes[node.following]
+        if source.serving and not source.paused and node.machine.term > source.term:
+            self.feed(source, steps.SawTerm(node.machine.term))
         if not source.serving or source.term != node.machine.term:
             return
         common = 0
@@ -273,6 +280,11 @@ class World:
         node.work, node.following = [], None
         self.feed(node, steps.MountUp())
 
+    def lose(self) -> None:
+        """The store loses what it held, as after a restart without its disk."""
+        self.version += 1
+        self.beat, self.held = None, False
+
     def hand_off(self, node: Node, target: Node) -> None:
         if not node.paused and node is not target:
             self.feed(node, steps.HandoffAsked(target.life))
@@ -284,7 +296,8 @@ class World:
         for action in node.machine.handle(event, self.local(node)):
             match action:
                 case steps.Weigh(view):
-                    standing = weigh(view.beat, node.life, self._positions(node), node.holds)
+                    standing = weigh(view.beat, node.life, self._positions(node), node.holds, _never)
+                    standing = replace(standing, joined=bool(self.winners))
                     self.feed(node, steps.Weighed(view.version, standing))
                 case steps.Take():
                     node.published = self._positions(node)

@@ -19,7 +19,7 @@ from litefs.fs.role import RoleState
 from litefs.link.messages import FOREVER
 from litefs.sqlite.journal import MAGIC
 from litefs.store import fileops
-from litefs.store.database import Database, Unsynced
+from litefs.store.database import Database
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.recovery import recover
 from litefs.types import Role
@@ -184,7 +184,7 @@ def test_a_database_file_that_could_not_be_synced_is_written_again(
     primary.end()
     primary.begin(2)
     primary.write(versions[1])
-    primary.capture.db.stop("the log could not be synced", Unsynced.LOG)
+    primary.capture.db.stop("the log could not be synced", until_synced=True)
     failing(monkeypatch, lambda path: path.endswith("/database"))
     with pytest.raises(OSError, match="Input/output"):
         primary.sync()

@@ -14,6 +14,7 @@ from litefs.store.paths import DataDir
 from litefs.types import Role
 from tests.fs.harness import Fs, serving
 from tests.fs.replay import rebuilt
+from tests.support.clients.failing import LATE_SECONDS
 from tests.support.processes import Client, ClientError, ClientStuck
 
 COUNT = "SELECT count(*) FROM t"
@@ -94,7 +95,7 @@ def test_a_role_that_comes_back_while_the_logs_wait_to_change_hands(tmp_path: Pa
 def test_a_commit_waits_while_the_lease_is_handed_over(tmp_path: Path, mode: str) -> None:
     with serving(tmp_path, grace=GRACE) as fs, Client("sql", "sqlite3") as client:
         begun(client, fs, mode, INSERT)
-        fs.send(Freeze())
+        fs.send(Freeze(1))
         fs.expect(Frozen)
         client.send("execute", statement="COMMIT")
         with pytest.raises(ClientStuck):
@@ -111,7 +112,7 @@ def test_a_commit_waits_while_the_lease_is_handed_over(tmp_path: Path, mode: str
 def test_a_commit_that_waited_is_refused_at_last(tmp_path: Path, mode: str, end: Message | None) -> None:
     with serving(tmp_path, grace=GRACE) as fs, Client("sql", "sqlite3") as client:
         begun(client, fs, mode, INSERT)
-        fs.send(Freeze())
+        fs.send(Freeze(1))
         fs.expect(Frozen)
         client.send("execute", statement="COMMIT")
         if end is not None:
@@ -145,4 +146,30 @@ def test_a_commit_after_the_deadline_waits_for_it_to_move(tmp_path: Path, late: 
             fs.become(Role.PRIMARY)
         client.close()
         as_logged(fs, tmp_path, rows=3 if late < GRACE else 2)
+        fs.stop()
+
+
+@pytest.mark.parametrize("end", ["demoted", "deadline", "moved"])
+def test_a_sync_after_the_role_does_not_confirm_a_commit(tmp_path: Path, end: str) -> None:
+    """The last frame was answered in time, but COMMIT returns only after the sync that follows."""
+    with serving(tmp_path, grace=GRACE) as fs, Client("failing") as client:
+        client.call("open", path=str(fs.mount / "a.db"))
+        script = ["PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "CREATE TABLE t(a)", INSERT]
+        client.call("script", statements=[*script, "BEGIN IMMEDIATE", INSERT])
+        client.call("break_next", cause="late")
+        client.send("execute", statement="COMMIT")
+        time.sleep(LATE_SECONDS / 2)
+        if end == "demoted":
+            fs.send(SetRole(Role.REPLICA, term=1))
+        else:
+            fs.become(Role.PRIMARY, boottime_ns())
+        if end == "moved":
+            time.sleep(LATE_SECONDS)
+            fs.send(Deadline(boottime_ns() + 10**11))
+            client.answer()
+        else:
+            with pytest.raises(ClientError, match="disk I/O error"):
+                client.answer()
+        client.close()
+        as_logged(fs, tmp_path, rows=2)  # it is in the log: its outcome was open
         fs.stop()

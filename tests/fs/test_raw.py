@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -408,6 +409,24 @@ db.execute("INSERT INTO t(a) VALUES(0)")
         assert len(agree(fs, tmp_path, "other.db").splitlines()) == 51
 
 
+@contextmanager
+def client(script: str, *args: object, says: str) -> Iterator[None]:
+    """A client that has said so, and waits; killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, args)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == says + "\n"
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
 NEXT_WRITER = """
 import sqlite3, sys, time
 first, second = (sqlite3.connect(sys.argv[1], isolation_level=None) for _ in range(2))
@@ -429,18 +448,11 @@ def test_a_commit_is_logged_while_the_next_transaction_is_open(tmp_path: Path, m
     """Its pages are not kept back for the record of the transaction that begins before the sweep."""
     log = DataDir(tmp_path / "data").database_dir("a.db").log
     with serving(tmp_path) as fs:
-        command = [sys.executable, "-c", NEXT_WRITER, str(fs.mount / "a.db"), mode]
-        client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            assert client.stdout is not None
-            assert client.stdout.readline() == b"open\n"
+        with client(NEXT_WRITER, fs.mount / "a.db", mode, says="open"):
             time.sleep(0.2)  # some sweeps
             with rebuilt(log, tmp_path / "rebuilt.db") as db:
                 assert db.execute("SELECT a FROM t").fetchall() == [(1,)]
             db.close()
-        finally:
-            client.kill()
-            client.communicate()
         fs.stop()
 
 
@@ -475,13 +487,6 @@ def test_a_commit_that_nothing_follows_is_logged_though_nobody_syncs_or_closes(
             return found
 
     with serving(tmp_path) as fs:
-        command = [sys.executable, "-c", IDLE_WRITER, str(fs.mount / "a.db"), mode]
-        client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            assert client.stdout is not None
-            assert client.stdout.readline() == b"done\n"
+        with client(IDLE_WRITER, fs.mount / "a.db", mode, says="done"):
             wait_for(lambda: rows() == [(1,)], 10, "the sweep")
-        finally:
-            client.kill()
-            client.communicate()
         fs.stop()

@@ -83,6 +83,21 @@ def test_a_commit_waits_until_it_is_released_by_enough() -> None:
     run(main)
 
 
+def test_what_was_released_in_another_role_counts_for_nothing() -> None:
+    """Its transactions may have gone to lost/ since."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.tell(1, released=9)
+        assert await scene.waited(9) == 0
+        scene.replicated.begin()
+        scene.tell(1)
+        with pytest.raises(OutcomeUnknown, match="did not acknowledge"):
+            await scene.waited(9)
+
+    run(main)
+
+
 def test_a_logged_commit_is_never_refused_only_unknown() -> None:
     async def main() -> None:
         scene = Scene()
@@ -164,6 +179,23 @@ def test_a_lost_connection_is_waited_for_once() -> None:
         await scene.gate.cleared_up()
         await scene.gate.cleared_up()
         assert trio.current_time() - begun == pytest.approx(RULES.timeout)
+
+    run(main)
+
+
+def test_nobody_waits_for_replicas_once_the_role_has_ended() -> None:
+    async def main() -> None:
+        scene = Scene()
+        scene.tell(1, present=0, settled=False)
+        assert scene.gate.doubtful
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scene.gate.cleared_up)
+            await trio.testing.wait_all_tasks_blocked()
+            begun = trio.current_time()
+            scene.role.become(Role.REPLICA, 2, 0, None)
+            scene.replicated.begin()
+        assert trio.current_time() == begun
+        assert not scene.gate.doubtful
 
     run(main)
 

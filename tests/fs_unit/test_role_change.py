@@ -11,7 +11,7 @@ import trio.testing
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.role import RoleState
 from litefs.fs.rolechange import RoleChanges
-from litefs.link.messages import FOREVER, Fenced, Message, RoleSet, SetRole
+from litefs.link.messages import FOREVER, Fenced, Freeze, Frozen, Message, RoleSet, SetRole
 from litefs.store.paths import DataDir
 from litefs.types import Role
 
@@ -60,3 +60,42 @@ def test_a_commit_that_begins_while_another_is_waited_for_is_waited_for_too(tmp_
 
     trio.run(main)
     assert told == [Fenced(2), RoleSet(2, Role.REPLICA)]
+
+
+def test_a_freeze_that_was_given_up_is_forgotten(tmp_path: Path) -> None:
+    """Handoffs that fail because a long commit is under way leave no freeze behind, begun or not."""
+    told: list[Message] = []
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    async def main() -> None:
+        role = RoleState()
+        role.become(Role.PRIMARY, 1, FOREVER, None)
+        databases = TwoDatabases(DataDir(tmp_path), role)
+        changes = RoleChanges(role, databases, send)
+        async with trio.open_nursery() as nursery:
+            await changes.request(Freeze(1))
+            changes.thaw()
+            databases.both[0].begin_job()
+            nursery.start_soon(changes.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not role.must_wait(), "it had not begun"
+            for number in (2, 3):
+                await changes.request(Freeze(number))
+                await trio.testing.wait_all_tasks_blocked()
+                assert role.must_wait()
+                changes.thaw()
+                assert not role.must_wait()
+            databases.both[0].end_job()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not role.must_wait(), "nobody would thaw it any more"
+            assert told == [], "nobody waits for these"
+            role.check()
+            await changes.request(Freeze(4))
+            await trio.testing.wait_all_tasks_blocked()
+            assert told == [Frozen(4)]
+            assert role.must_wait()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)

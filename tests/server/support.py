@@ -55,6 +55,9 @@ class FakeNode:
             for name, source in self.catalog.sources().items()
         ]
 
+    async def before_stream(self) -> None:
+        pass
+
     def saw_term(self, term: int) -> None:
         self.seen_term = max(self.seen_term, term)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,20 @@ from pathlib import Path
 import pytest
 
 from litefs.store import fileops, paths
-from litefs.store.dropped import complete_replacing, drop, reap_dropped, rename, replace, tombstone
+from litefs.store.database import Database
+from litefs.store.dropped import (
+    complete_replacing,
+    drop,
+    reap_dropped,
+    rename,
+    replace,
+    tombstone,
+    was_removed,
+)
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.types import CHECKSUM_FLAG, ZERO, Position
+
+PGNO_1 = struct.pack("=I", 1)
 
 
 def made(data: DataDir, name: str) -> DatabaseDir:
@@ -42,6 +54,25 @@ def test_a_removal_leaves_a_tombstone_and_the_log(tmp_path: Path) -> None:
     kept = drop(data, "dir/a.db", at(3), keep_file=True)
     assert (kept / "database").read_bytes() == b"content"
     assert tombstone(data, "dir/a.db") == at(7), "a replica that missed both removals must believe in one"
+
+
+def test_what_was_removed_is_known_by_its_whole_history(tmp_path: Path) -> None:
+    data = DataDir(tmp_path)
+    at_each = {}
+    for name in ("a.db", "a.db-x"):
+        directory = data.database_dir(name)
+        directory.create()
+        db = Database.open(directory)
+        at_each[name] = [db.commit(PGNO_1, os.urandom(512), 1, 0, page_size=512) for _ in range(3)]
+        db.close()
+    first, second, third = at_each["a.db"]
+    assert not was_removed(data, "a.db", third)
+    drop(data, "a.db", third, keep_file=True)
+    assert all(was_removed(data, "a.db", position) for position in (first, second, third))
+    assert not was_removed(data, "a.db", at(second.txid)), "another history"
+    assert not was_removed(data, "a.db", at(4)), "it has the name now, or had it then"
+    drop(data, "a.db-x", at_each["a.db-x"][-1], keep_file=True)
+    assert not was_removed(data, "a.db", at_each["a.db-x"][0])
 
 
 def test_a_damaged_tombstone_proves_nothing(tmp_path: Path) -> None:

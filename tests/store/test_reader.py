@@ -54,6 +54,15 @@ def test_seek_finds_every_position(writer: Log, after: int) -> None:
         assert source.position_at(after) == Position(after, checksum(after))
 
 
+def test_the_tip_is_the_last_whole_record(writer: Log) -> None:
+    with LogReader(writer.directory) as source:
+        assert source.tip() == writer.tip
+        append(writer, 50)
+        assert source.tip() == Position(60, checksum(60))
+    with LogReader(writer.directory / "none") as source:
+        assert source.tip() == ZERO
+
+
 @pytest.mark.parametrize(
     "position", [Position(9, checksum(9)), Position(37, 5), Position(61, checksum(61)), Position(10, 0), ZERO]
 )

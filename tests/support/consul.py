@@ -7,11 +7,12 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.netns import Host
 from tests.support.node import free_port
 from tests.support.processes import end, spawn, wait_until
 
@@ -36,8 +37,8 @@ class Consul:
     """A server with its data below ``root``; it can be stopped, killed, started again and paused.
 
     ``acl_token``: access needs a token, this one may do everything. ``tls``: it also serves ``https_url``, to
-    clients with a certificate of its authority, as there is one in ``certificates``. ``bind``: the address it
-    listens on, and ``prefix``: the words before its command, for one in a network namespace.
+    clients with a certificate of its authority, as there is one in ``certificates``. ``host``: where it runs,
+    None on the loopback of the tests.
     """
 
     def __init__(
@@ -46,14 +47,13 @@ class Consul:
         *,
         acl_token: str = "",
         tls: bool = False,
-        bind: str = "127.0.0.1",
-        prefix: Sequence[str] = (),
+        host: Host | None = None,
     ) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
         self._ports = {name: free_port() for name in ("http", "server", "serf-lan")}
-        self._bind = bind
-        self._prefix = prefix
+        self._host = host
+        self._bind = bind = host.address if host is not None else "127.0.0.1"
         self._token = acl_token
         settings = _SETTINGS
         if acl_token:
@@ -81,10 +81,12 @@ class Consul:
     def start(self) -> Consul:
         """Start, and wait until it leads and answers."""
         assert self._process is None, "already running"
-        command = [*self._prefix, consul_binary(), "agent", "-server", "-bootstrap-expect=1", "-node=test"]
+        command = [consul_binary(), "agent", "-server", "-bootstrap-expect=1", "-node=test"]
         command += [f"-bind={self._bind}", f"-client={self._bind}", f"-data-dir={self._root / 'data'}"]
         command += [f"-config-file={self._settings}"]
         command += [f"-{name}-port={port}" for name, port in self._ports.items()]
+        if self._host is not None:
+            command = self._host.command(command)
         with (self._root / "consul.log").open("ab") as log:
             self._process = spawn(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         wait_until(self._leads, START_SECONDS, f"consul leads\n{self.log_tail()}", 0.05)
@@ -114,6 +116,11 @@ class Consul:
 
     def request(self, method: str, path: str, body: bytes | None = None, timeout: float = 5) -> Any:
         """One request of Consul's HTTP API; the decoded answer, None for "no such key". Raises OSError."""
+        if self._host is not None:
+            return self._host.call(self._request, method, path, body, timeout)
+        return self._request(method, path, body, timeout)
+
+    def _request(self, method: str, path: str, body: bytes | None, timeout: float) -> Any:
         request = urllib.request.Request(self.url + path, body, method=method)
         if self._token:
             request.add_header("X-Consul-Token", self._token)

@@ -46,7 +46,7 @@ class SmallMember:
         self.calls: list[str] = []
         self.tokens: list[bytes] = []
         self._sums: list[int] = []
-        self.serving = self.frozen = False
+        self.serving = self.frozen = self.stuck = False
         self.deadline: float = 0
         self.term = 0
         self.cluster = ""
@@ -105,6 +105,9 @@ class SmallMember:
     def holds(self, name: str, position: Position) -> bool:
         return self._position(position.txid) == position
 
+    def was_removed(self, name: str, position: Position) -> bool:
+        return False
+
     def published(self) -> Mapping[str, Position]:
         replicas = self._replicas()
         length = replicas[-1][1] if replicas else len(self.tokens)
@@ -135,6 +138,9 @@ class SmallMember:
         await trio.sleep(self.slow.get(name, 0))
         if name in self.fail:
             raise LiteFSError(f"{name} fails")
+
+    def is_stuck(self) -> bool:
+        return self.stuck
 
     async def promote(self, grant: Grant) -> None:
         self.following = None

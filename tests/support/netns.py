@@ -198,6 +198,12 @@ def reap() -> list[str]:
     return found
 
 
+def own() -> list[str]:
+    """The namespaces of this process that are there."""
+    stem = f"{PREFIX}-{os.getpid()}-{_start_time(os.getpid())}-"
+    return [name for name in (os.listdir(NAMES) if NAMES.is_dir() else []) if name.startswith(stem)]
+
+
 def remove(namespace: str) -> None:
     """End the processes in a namespace of ours and remove it, with its interfaces; harmless if it is gone."""
     if not (NAMES / namespace).exists():

@@ -5,6 +5,7 @@ written whole; then, by cause,
 
 kill: the process dies;
 fsync: the sync of the WAL fails with EIO;
+late: the sync of the WAL begins LATE_SECONDS later;
 padding: a write behind the commit frame fails, for want of space (SQLite repeats that frame up to a
 sector's end with ``synchronous=FULL`` and ``psow=0``);
 shm: the wal-index cannot grow, for want of space (its first region holds 4062 frames, each further one 4096:
@@ -17,6 +18,7 @@ import ctypes
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +28,7 @@ import apsw
 from tests.support.clients.protocol import serve
 
 FRAME_HEADER = 24
+LATE_SECONDS = 1.0
 _PWRITE = ctypes.CFUNCTYPE(
     ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, use_errno=True
 )
@@ -90,6 +93,8 @@ class Wal(apsw.VFSFile):
     def xSync(self, flags: int) -> None:
         if self._breaker.is_due("fsync"):
             raise apsw.IOError("the sync failed")
+        if self._breaker.is_due("late"):
+            time.sleep(LATE_SECONDS)
         super().xSync(flags)
 
 

@@ -1,0 +1,36 @@
+"""Reads while a role changes, by who was told that the node is where another one was."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.cluster.test_roles import COUNT, INSERT, Pair, create, pair, sql
+from tests.support.clients.failing import LATE_SECONDS
+from tests.support.processes import Client, ClientError, wait_until
+
+__all__ = ["pair"]
+
+
+def test_who_waited_for_a_commit_that_nobody_announced_sees_it(request: pytest.FixtureRequest) -> None:
+    """The role ends between a commit's last frame and its announcement in the wal-index."""
+    two: Pair = request.getfixturevalue("pair")
+    create(two, "WAL")
+    node = two.primary
+    with Client("failing") as writer, Client("session") as waiter:
+        writer.call("open", path=node.path("a.db"))
+        writer.call("execute", statement="PRAGMA synchronous=FULL")
+        before = node.position("a.db")
+        assert before is not None
+        writer.call("break_next", cause="late")
+        writer.send("execute", statement=INSERT)
+        wait_until(lambda: node.position("a.db") != before, 5, "the commit is in the log", 0.005)
+        begun = time.monotonic()
+        node.steer("demote")
+        assert time.monotonic() - begun < LATE_SECONDS, "the commit was announced before the wait began"
+        waiter.call("wait", path=node.path("a.db"), txid=before.txid + 1, seconds=8)
+        with sql(node, readonly=True) as reader:
+            assert reader.call("execute", statement=COUNT) == [[2]]
+        with pytest.raises(ClientError, match="disk I/O error"):
+            writer.answer()
