@@ -45,8 +45,11 @@ LONGEST_WAIT = 60.0
 HALT_SECONDS = 30.0
 """How long getting, renewing or giving up a HALT lock may take, beyond ANSWER_SECONDS."""
 
+LOCK_SECONDS = 30.0
+"""How long a HALT lock lasts from its last renewal."""
+
 RENEW_SECONDS = 5.0
-"""Between two renewals of a HALT lock, which lasts 30 s."""
+"""Between two renewals of a HALT lock."""
 
 _FIRST_POLL, _LONGEST_POLL = 0.001, 0.02
 """Seconds between two looks at ``NAME-pos``."""
@@ -172,12 +175,17 @@ def halt(path: StrPath) -> Iterator[None]:
     stop, lost = threading.Event(), list[LiteFSError]()
 
     def renew() -> None:
+        renewed = time.monotonic()
         while not stop.wait(RENEW_SECONDS):
+            asked = time.monotonic()
             try:
                 _request(place, "POST", f"{url}&renew=1", HALT_SECONDS)
+                renewed = asked
+                lost.clear()
             except LiteFSError as error:
-                lost.append(error)
-                return
+                lost[:] = [error]  # for now: whatever is not a refusal (status 409) may pass
+                if isinstance(error, PositionMismatch) or time.monotonic() - renewed > LOCK_SECONDS:
+                    return
 
     renewer = threading.Thread(target=renew, name="litefs-halt", daemon=True)
     renewer.start()
