@@ -6,24 +6,21 @@ the follower with its applier (replica).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterable
 from pathlib import Path
 
 import trio
 
-from litefs.apply.publish import is_published
+from litefs.answers import Answers, Parts
 from litefs.client import SOCKET
 from litefs.cluster.follow import Callbacks
 from litefs.cluster.replicas import Replicas, sync_rules
 from litefs.config import Config
-from litefs.copies import Copies
-from litefs.errors import LiteFSError, NotPrimary
+from litefs.errors import LiteFSError
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
 from litefs.housekeeping import Primary, Retention, raise_file_limit
@@ -53,11 +50,10 @@ from litefs.rolechange import RoleChanges
 from litefs.security import Security
 from litefs.server.app import create_app
 from litefs.server.serve import bind, bind_local, serve
-from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.handshake import Hello
-from litefs.stream.protocols import Entry, Identity
+from litefs.stream.protocols import Identity
 from litefs.supervise import Supervisor, commands_of
 from litefs.takeback import TakeBack
 from litefs.types import ZERO, Position, Role
@@ -75,7 +71,7 @@ WAKE_PACE_SECONDS = 0.001
 
 
 class Node:
-    """One node; implements :class:`litefs.server.view.NodeView`."""
+    """One node."""
 
     def __init__(self, config: Config, data: DataDir, lock_fd: int) -> None:
         self._config = config
@@ -122,7 +118,6 @@ class Node:
         self._take_back = TakeBack(data, self._security, lambda: self.identity, timeout)
         watched = self._guard.mount_guard
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
-        self._copies = Copies(data, self._mount, self._catalog)
         self._halts = Halts(
             data,
             self._mount,
@@ -137,6 +132,11 @@ class Node:
             ),
         )
         self._replica.end_loans = self._halts.replica.void
+
+    @property
+    def identity(self) -> Identity:
+        hostname = self._config.lease.hostname or os.environ.get("HOSTNAME", "")
+        return Identity(self._node_id, self._data.cluster_id() or "", self.roles.term, hostname)
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Node:
                 return 0
             if grant:
                 await self.roles.settled()
-            app = create_app(self, self._security.tokens)
+            app = create_app(self._answers(), self._security.tokens)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
             for task in tasks:
@@ -237,6 +237,22 @@ class Node:
         self._watch.close()
         self._guard.stop()
         await gone.wait()
+
+    def _answers(self) -> Answers:
+        parts = Parts(
+            self._data,
+            self._mount,
+            self._config.lease.candidate,
+            lambda: self.identity,
+            self._catalog,
+            self.roles,
+            self._replica,
+            self.replicas,
+            self._leading,
+            self._halts,
+            self._take_back,
+        )
+        return Answers(parts)
 
     def _bind_local(self) -> socket.socket:
         """The socket of litefs.client: for those who may write the databases, since it lets them do so."""
@@ -369,99 +385,6 @@ class Node:
                 shown = now
                 self._guard.post(Lag(*now))
             await trio.sleep(LAG_SECONDS)
-
-    # -- NodeView -------------------------------------------------------------------------------------
-
-    @property
-    def identity(self) -> Identity:
-        hostname = self._config.lease.hostname or os.environ.get("HOSTNAME", "")
-        return Identity(self._node_id, self._data.cluster_id() or "", self.roles.term, hostname)
-
-    @property
-    def is_primary(self) -> bool:
-        return self.roles.leads
-
-    @property
-    def candidate(self) -> bool:
-        return self._config.lease.candidate
-
-    @property
-    def mountpoint(self) -> str:
-        return str(self._mount)
-
-    @property
-    def primary_hostname(self) -> str | None:
-        return self.roles.primary
-
-    @property
-    def held_up(self) -> list[str]:
-        return self.roles.held_up
-
-    def lacks(self) -> list[str]:
-        return self._leading.lacks()
-
-    @property
-    def catalog(self) -> StoreCatalog:
-        return self._catalog
-
-    @property
-    def lag_seconds(self) -> float:
-        lag = None if self.is_primary else self._replica.lag()
-        return lag[0] / 1000 if lag is not None else 0.0
-
-    def databases(self) -> list[DatabaseInfo]:
-        found = []
-        for name, source in self._catalog.sources().items():
-            position, damaged = source.position(), self._catalog.damaged(name)
-            sizes = []
-            for path in self._data.database_dir(name).log.glob("*.seg"):
-                with contextlib.suppress(FileNotFoundError):  # retention was quicker
-                    sizes.append(path.stat().st_size)
-            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
-        return found
-
-    async def before_stream(self) -> None:
-        if self._leading.grant() is not None:  # an elected primary that lost its tail cannot win
-            await self._take_back.before_stream()
-
-    def saw_term(self, term: int) -> None:
-        self._leading.saw_term(term)
-
-    async def handoff(self, node_id: int | None) -> None:
-        await self._leading.handoff(node_id)
-
-    async def promote(self, *, force: bool) -> str:
-        return await self._leading.promote(force=force)
-
-    async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
-        return await self._halts.halt(name, lock_id, peer, renew, self.is_primary)
-
-    async def unhalt(self, name: str, lock_id: int, peer: Identity | None) -> None:
-        await self._halts.unhalt(name, lock_id, peer)
-
-    async def forward(
-        self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
-    ) -> Entry:
-        return await self._halts.primary.forward(name, lock_id, peer, chunks, size)
-
-    async def readers_see(self, name: str) -> bool:
-        if not self.is_primary and not self.roles.is_settled:
-            # Whoever was primary may have logged a commit that was not announced; the applier does that when
-            # it has the logs.
-            return False
-        sums = self._data.database_dir(name).sums
-        return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
-
-    async def holds(self, name: str, position: Position) -> bool:
-        return await trio.to_thread.run_sync(self.roles.holds_position, name, position)
-
-    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
-        if not self.is_primary:
-            raise NotPrimary("lease expired")
-        await self._copies.import_database(name, chunks)
-
-    async def export_database(self, name: str) -> Export:
-        return await self._copies.export_database(name)
 
 
 async def _main(config: Config, command: list[str] | None) -> int:

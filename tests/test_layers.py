@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"copies", "guard", "halt", "housekeeping", "replica", "security"}),
     frozenset({"rolechange", "takeback"}),
     frozenset({"leading"}),
+    frozenset({"answers"}),
     frozenset({"node"}),
     frozenset({"cli"}),
 )

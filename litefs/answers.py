@@ -1,0 +1,145 @@
+"""What the node answers to those who ask its HTTP server; implements :class:`litefs.server.view.NodeView`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from litefs.apply.publish import is_published
+from litefs.cluster.replicas import Replicas
+from litefs.copies import Copies
+from litefs.errors import NotPrimary
+from litefs.halt.node import Halts
+from litefs.leading import Leading
+from litefs.replica import Replica
+from litefs.rolechange import RoleChanges
+from litefs.server.view import DatabaseInfo, Export, HaltGrant
+from litefs.store.paths import DataDir
+from litefs.store.reader import Entry
+from litefs.stream.catalog import StoreCatalog
+from litefs.stream.protocols import Identity
+from litefs.takeback import TakeBack
+from litefs.types import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the answers come from; ``mount`` and ``candidate`` as configured."""
+
+    data: DataDir
+    mount: Path
+    candidate: bool
+    identity: Callable[[], Identity]
+    catalog: StoreCatalog
+    roles: RoleChanges
+    replica: Replica
+    replicas: Replicas
+    leading: Leading
+    halts: Halts
+    take_back: TakeBack
+
+
+class Answers:
+    """The node as its HTTP server sees it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._copies = Copies(parts.data, parts.mount, parts.catalog)
+
+    @property
+    def identity(self) -> Identity:
+        return self._parts.identity()
+
+    @property
+    def replicas(self) -> Replicas:
+        return self._parts.replicas
+
+    @property
+    def is_primary(self) -> bool:
+        return self._parts.roles.leads
+
+    @property
+    def candidate(self) -> bool:
+        return self._parts.candidate
+
+    @property
+    def mountpoint(self) -> str:
+        return str(self._parts.mount)
+
+    @property
+    def primary_hostname(self) -> str | None:
+        return self._parts.roles.primary
+
+    @property
+    def held_up(self) -> list[str]:
+        return self._parts.roles.held_up
+
+    def lacks(self) -> list[str]:
+        return self._parts.leading.lacks()
+
+    @property
+    def catalog(self) -> StoreCatalog:
+        return self._parts.catalog
+
+    @property
+    def lag_seconds(self) -> float:
+        lag = None if self.is_primary else self._parts.replica.lag()
+        return lag[0] / 1000 if lag is not None else 0.0
+
+    def databases(self) -> list[DatabaseInfo]:
+        found = []
+        for name, source in self._parts.catalog.sources().items():
+            position, damaged = source.position(), self._parts.catalog.damaged(name)
+            sizes = []
+            for path in self._parts.data.database_dir(name).log.glob("*.seg"):
+                with contextlib.suppress(FileNotFoundError):  # retention was quicker
+                    sizes.append(path.stat().st_size)
+            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
+        return found
+
+    async def before_stream(self) -> None:
+        if self._parts.leading.grant() is not None:  # an elected primary that lost its tail cannot win
+            await self._parts.take_back.before_stream()
+
+    def saw_term(self, term: int) -> None:
+        self._parts.leading.saw_term(term)
+
+    async def handoff(self, node_id: int | None) -> None:
+        await self._parts.leading.handoff(node_id)
+
+    async def promote(self, *, force: bool) -> str:
+        return await self._parts.leading.promote(force=force)
+
+    async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
+        return await self._parts.halts.halt(name, lock_id, peer, renew, self.is_primary)
+
+    async def unhalt(self, name: str, lock_id: int, peer: Identity | None) -> None:
+        await self._parts.halts.unhalt(name, lock_id, peer)
+
+    async def forward(
+        self, name: str, lock_id: int, peer: Identity, chunks: AsyncIterable[bytes], size: int
+    ) -> Entry:
+        return await self._parts.halts.primary.forward(name, lock_id, peer, chunks, size)
+
+    async def readers_see(self, name: str) -> bool:
+        if not self.is_primary and not self._parts.roles.is_settled:
+            # Whoever was primary may have logged a commit that was not announced; the applier does that when
+            # it has the logs.
+            return False
+        sums = self._parts.data.database_dir(name).sums
+        return await trio.to_thread.run_sync(is_published, self._parts.mount / name, sums)
+
+    async def holds(self, name: str, position: Position) -> bool:
+        return await trio.to_thread.run_sync(self._parts.roles.holds_position, name, position)
+
+    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
+        if not self.is_primary:
+            raise NotPrimary("lease expired")
+        await self._copies.import_database(name, chunks)
+
+    async def export_database(self, name: str) -> Export:
+        return await self._copies.export_database(name)
