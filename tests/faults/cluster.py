@@ -20,7 +20,22 @@ from tests.support.node import Node, pages_equal, wait_equal, wait_present
 from tests.support.processes import Client, wait_until
 
 NAMES = ("a", "b", "c")
-DATABASES = ("wal", "delete", "register", "session")
+_ROWS = "CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT, data BLOB)"
+DATABASES = {
+    "wal": ["PRAGMA journal_mode=WAL", _ROWS],
+    "delete": ["PRAGMA journal_mode=DELETE", _ROWS],
+    "register": [
+        "PRAGMA journal_mode=WAL",
+        "CREATE TABLE register(value TEXT)",
+        "INSERT INTO register VALUES('')",
+    ],
+    "session": [
+        "PRAGMA journal_mode=WAL",
+        "CREATE TABLE session(node TEXT PRIMARY KEY, number INTEGER, value TEXT)",
+        *(f"INSERT INTO session VALUES('{name}',0,'')" for name in NAMES),
+    ],
+}
+"""By workload what makes its database (tests/faults/application.py)."""
 RESUME_SECONDS = 60.0
 """Bound of the wait for acknowledged writes of every kind after a fault was healed. What is promised is less;
 this machine is shared, and what was killed has to recover and catch up."""
@@ -74,18 +89,9 @@ class Cluster:
         primary = self.nodes[self.await_primary()]
         self.await_in_sync()
         sql = self._make_client("sql", "sqlite3")
-        rows = ",".join(f"('{name}',0,'')" for name in sorted(NAMES))
-        for name in DATABASES:
+        for name, statements in DATABASES.items():
             sql.call("open", path=primary.path(f"{name}.db"))
-            statements = {
-                "register": ["CREATE TABLE register(value TEXT)", "INSERT INTO register VALUES('')"],
-                "session": [
-                    "CREATE TABLE session(node TEXT PRIMARY KEY, number INTEGER, value TEXT)",
-                    f"INSERT INTO session VALUES {rows}",
-                ],
-            }.get(name, ["CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT, data BLOB)"])
-            mode = "DELETE" if name == "delete" else "WAL"
-            sql.call("script", STATEMENT_SECONDS, statements=[f"PRAGMA journal_mode={mode}", *statements])
+            sql.call("script", STATEMENT_SECONDS, statements=statements)
         sql.close()
         for node in self.nodes.values():
             for name in DATABASES:
@@ -96,17 +102,17 @@ class Cluster:
             self._applications.append(self._make_client("tests.faults.application", *arguments))
         self.await_writes()
 
-    def rest(self) -> None:
+    def end_writes(self) -> None:
         """Have the applications end what they do."""
         for application in self._applications:
-            application.send("pause")
+            application.send("stop")
         for application in self._applications:
             application.answer(90)
 
     def converge(self) -> dict[str, list[str]]:
         """Wait until all nodes are alike, byte for byte; returns every row of every database."""
         primary = self.nodes[self.await_primary()]
-        contents = {}
+        contents: dict[str, list[str]] = {}
         sql = self._make_client("sql", "sqlite3")
         for name in DATABASES:
             file = f"{name}.db"
@@ -118,7 +124,8 @@ class Cluster:
                 assert sql.call("execute", STATEMENT_SECONDS, statement="PRAGMA integrity_check") == [["ok"]]
                 table = "t" if name in ("wal", "delete") else name
                 rows = sql.call("execute", STATEMENT_SECONDS, statement=f"SELECT value FROM {table}")
-                contents[name] = [row[0] for row in rows]
+                values = [row[0] for row in rows]
+                assert contents.setdefault(name, values) == values
                 sql.call("close")
         return contents
 
