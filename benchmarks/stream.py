@@ -51,6 +51,7 @@ class BenchNode:
         self.candidate = True
         self.mountpoint = ""
         self.primary_hostname = None
+        self.held_up: list[str] = []
         self.catalog = catalog
         self.lag_seconds = 0.0
         self.replicas = Replicas(catalog, SyncRules(), lambda: self.identity, lambda message: None)
@@ -60,6 +61,9 @@ class BenchNode:
 
     async def before_stream(self) -> None:
         pass
+
+    def lacks(self) -> Sequence[str]:
+        return []
 
     def saw_term(self, term: int) -> None:
         raise NotImplementedError
@@ -80,6 +84,9 @@ class BenchNode:
         raise NotImplementedError
 
     async def readers_see(self, name: str) -> bool:
+        raise NotImplementedError
+
+    async def holds(self, name: str, position: Position) -> bool:
         raise NotImplementedError
 
     async def import_database(self, name: str, chunks: Any) -> None:

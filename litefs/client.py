@@ -106,7 +106,8 @@ def wait(path: StrPath, target: Position | int, timeout: float = 5.0) -> Positio
     what came after it; returns the position then.
 
     ``timeout``: seconds, at most 60 where the node is asked. Raises WaitTimeout, DatabaseNotFound,
-    PositionMismatch if the database has that TXID with another checksum: another history.
+    PositionMismatch if the node's history is another one: it has that TXID with another checksum, as far as
+    the node's log tells.
     """
     deadline = time.monotonic() + timeout
     txid = target.txid if isinstance(target, Position) else target

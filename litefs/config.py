@@ -32,7 +32,6 @@ _UNIMPLEMENTED = (
     "strict-verify",
     "data.compress",
     "http.snapshot-timeout",
-    "lease.promote",
     "proxy",
     "backup",
     "tracing",

@@ -62,6 +62,7 @@ class LeaseConfig(Section, frozen=True):
     advertise_url: str = ""
     candidate: bool = True
     promote: bool = False
+    """A candidate that has caught up after its start asks the primary for its role. Not with ``static``."""
     reconnect_delay: Duration = Duration(1)
     demote_delay: Duration = Duration(10)
     databases: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from litefs.apply.ownprocess import call
 from litefs.apply.transfer import export_file, import_file
 from litefs.errors import DatabaseNotFound
 from litefs.server.view import Export
@@ -44,7 +45,7 @@ class Copies:
             async with await trio.open_file(scratch, "wb") as file:
                 async for chunk in chunks:
                     await file.write(chunk)
-            await trio.to_thread.run_sync(import_file, scratch, target, limiter=self._limiter)
+            await trio.to_thread.run_sync(call, import_file, scratch, target, limiter=self._limiter)
 
     async def export_database(self, name: str) -> Export:
         """A consistent copy of *name*, of any node. Raises DatabaseNotFound, InvalidName, LiteFSError."""
@@ -54,7 +55,7 @@ class Copies:
 
     def _export(self, name: str) -> Export:
         with self._scratch() as scratch:
-            export_file(self._mount / name, scratch)
+            call(export_file, self._mount / name, scratch)
             file = scratch.open("rb")
         return Export(file, os.fstat(file.fileno()).st_size)
 

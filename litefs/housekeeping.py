@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from litefs.apply.ownprocess import call
 from litefs.apply.publish import Publisher
 from litefs.apply.retire import MountGuard
 from litefs.apply.transfer import empty_wal
@@ -34,6 +35,14 @@ BLOCKED_SECONDS = 10.0
 
 REFRESH_LOOKS = 5
 """Looks between two checks for ``-wal`` and ``-shm`` files that came or went."""
+
+
+def _is_emptied(database: Path) -> bool:
+    try:
+        return call(empty_wal, database)
+    except (LiteFSError, OSError) as error:
+        log.debug("%s: %s", database.name, error)
+        return False
 
 
 def raise_file_limit() -> None:
@@ -154,7 +163,7 @@ class Primary:
     def _mend_loose(self) -> None:
         """Empty WALs that SQLite could not recover; if clients died on one, have the log rebuild it."""
         for name, failures in list(self._loose.items()):
-            if empty_wal(self._mountpoint / name):
+            if _is_emptied(self._mountpoint / name):
                 log.info("%s: emptied a WAL in which SQLite had left commits unsealed", name)
                 self._loose.pop(name, None)  # unless ``dropped`` did
                 self._blocked.pop(name, None)

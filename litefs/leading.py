@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -13,11 +14,17 @@ from litefs.cluster.lease import Grant, PrimaryInfo, StaticLease
 from litefs.cluster.leases import make_lease
 from litefs.cluster.peer import Peer, PeerSettings
 from litefs.config import Config
-from litefs.errors import HandoffFailed
+from litefs.errors import HandoffFailed, LiteFSError
 from litefs.rolechange import RoleChanges
 from litefs.stream.handshake import format_node_id
 from litefs.stream.protocols import Identity
 from litefs.types import Role
+
+log = logging.getLogger("litefs.node")
+
+PROMOTE_ATTEMPTS = 5
+PROMOTE_PAUSE_SECONDS = 2.0
+"""How often a node asks for the role after its start, and the pause in between."""
 
 
 class Leading:
@@ -36,6 +43,7 @@ class Leading:
             )
         else:
             self._election = Election(make_lease(config), roles, node_id, info, candidate=lease.candidate)
+        self._promote = lease.promote and lease.candidate
         self._machine = MachineRole.of_environment(os.environ)
 
     def grant(self) -> Grant | None:
@@ -89,6 +97,26 @@ class Leading:
         if self._election is None:
             raise HandoffFailed("static lease does not support handoff")
         await self._election.handoff(node_id)
+
+    def lacks(self) -> list[str]:
+        """What this node would lose if it became primary now, and what else is in its way; in lines."""
+        return self._election.lacks() if self._election is not None else []
+
+    async def promote_at_start(self) -> None:
+        """Once this node has caught up: ask the primary for its role, if ``lease.promote`` says so. Returns
+        when this node is primary, or the primary keeps its role."""
+        if not self._promote or self._election is None:
+            return
+        for attempt in range(PROMOTE_ATTEMPTS):
+            if attempt:
+                await trio.sleep(PROMOTE_PAUSE_SECONDS)
+            try:
+                await self._election.promote()
+            except LiteFSError as error:
+                log.warning("lease.promote: %s", error)
+            else:
+                return
+        log.error("lease.promote: this node goes on as a replica")
 
     async def promote(self, *, force: bool) -> str:
         """Become primary; returns what was lost. Raises NotEligible, HandoffFailed, PeerError."""

@@ -143,7 +143,10 @@ class Node:
     async def run(self, command: list[str] | None) -> int:
         """Run until told to stop or until the supervised command ends; returns the exit code."""
         sockets = bind(self._config.http.addr)
-        self._supervisor = supervisor = Supervisor(commands_of(self._config.commands, command))
+        self._supervisor = supervisor = Supervisor(
+            commands_of(self._config.commands, command),
+            role=lambda: Role.PRIMARY if self.roles.leads else Role.REPLICA,
+        )
         prepare_mountpoint(str(self._mount))
         remote = list(sockets)
         sockets.append(self._bind_local())
@@ -187,8 +190,10 @@ class Node:
 
             async def run() -> None:
                 nonlocal code
-                if not self._config.skip_sync:
-                    await self._ready.wait()
+                if self._config.skip_sync:
+                    nursery.start_soon(self._caught_up)
+                else:
+                    await self._caught_up()
                 log.info("ready as %s", self.roles.role)
                 code = await supervisor.run(self._config.lease.candidate)
                 if code and not self._config.exit_on_error:
@@ -202,6 +207,11 @@ class Node:
             if not self._ready.is_set():
                 nursery.cancel_scope.cancel()
         return code
+
+    async def _caught_up(self) -> None:
+        """Wait until all that the primary has is here; then take its role, if the configuration says so."""
+        await self._ready.wait()
+        await self._leading.promote_at_start()
 
     async def _signals(self, supervisor: Supervisor) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -385,6 +395,13 @@ class Node:
         return self.roles.primary
 
     @property
+    def held_up(self) -> list[str]:
+        return self.roles.held_up
+
+    def lacks(self) -> list[str]:
+        return self._leading.lacks()
+
+    @property
     def catalog(self) -> StoreCatalog:
         return self._catalog
 
@@ -429,12 +446,15 @@ class Node:
         return await self._halts.primary.forward(name, lock_id, peer, chunks, size)
 
     async def readers_see(self, name: str) -> bool:
-        if not self.is_primary:
-            # A replica's position moves when its readers see it. But whoever was primary may have logged a
-            # commit that was not announced; the applier does that when it has the logs.
-            return self.roles.is_settled
+        if not self.is_primary and not self.roles.is_settled:
+            # Whoever was primary may have logged a commit that was not announced; the applier does that when
+            # it has the logs.
+            return False
         sums = self._data.database_dir(name).sums
         return await trio.to_thread.run_sync(is_published, self._mount / name, sums)
+
+    async def holds(self, name: str, position: Position) -> bool:
+        return await trio.to_thread.run_sync(self.roles.holds, name, position)
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         if not self.is_primary:

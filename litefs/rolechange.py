@@ -14,13 +14,14 @@ from typing import TypeVarTuple, Unpack
 
 import trio
 
+from litefs.clock import boottime_ns
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo
 from litefs.cluster.replicas import Replicas
 from litefs.errors import LiteFSError
-from litefs.fs.role import boottime_ns
 from litefs.guard import FsGuard
 from litefs.link.messages import (
     FOREVER,
+    Alive,
     AnyMessage,
     Deadline,
     Fenced,
@@ -44,6 +45,8 @@ log = logging.getLogger("litefs.node")
 FENCE_SECONDS = 5.0
 """How long the fs process may take to end commits that are under way; then it is ended."""
 
+STUCK_SECONDS = 3.0
+"""How long the fs process of a primary may leave a renewal unanswered; it takes one each second."""
 
 _Args = TypeVarTuple("_Args")
 
@@ -90,6 +93,9 @@ class RoleChanges:
         self._fenced, self._frozen, self._set = trio.Event(), trio.Event(), trio.Event()
         self._changing = trio.Lock()
         """Held while the sink is made or let go of."""
+        self._asked: float | None = None
+        """When the fs process was told the first deadline that it has not answered yet."""
+        self._said_stuck = False
         self._life = 0
         """Counts mounts."""
         self._fresh = False
@@ -128,12 +134,13 @@ class RoleChanges:
     def mounted(self) -> None:
         """A mount serves whose databases were recovered."""
         self._life += 1
+        self._asked = None
         self._fresh = self._mounted = True
         self._post_role()
 
     async def unmounted(self) -> None:
         """The fs process is gone, and with it whatever it could have committed."""
-        self.held_up, self._mounted = [], False
+        self.held_up, self._mounted, self._asked = [], False, None
         self._fenced.set()
         async with self._changing:
             self._attached = False
@@ -145,6 +152,8 @@ class RoleChanges:
             case Fenced():
                 if message.term >= self.term:
                     self._fenced.set()
+            case Alive():
+                self._asked = None
             case Frozen():
                 if message.number == self._freezes:
                     self._frozen.set()
@@ -276,8 +285,18 @@ class RoleChanges:
     def extend(self, deadline_ns: float) -> None:
         """Commits may be acknowledged until then (CLOCK_BOOTTIME, ns; ``math.inf``: for ever)."""
         self._deadline_ns = deadline_ns
-        if self.role is Role.PRIMARY:
+        if self.role is Role.PRIMARY and self._mounted:
+            if self._asked is None:
+                self._asked = trio.current_time()
             self._guard.post(Deadline(_message_ns(deadline_ns)))
+
+    def is_stuck(self) -> bool:
+        """Whether the fs process does not answer: it is stopped, or hangs in a disk."""
+        stuck = self._asked is not None and trio.current_time() > self._asked + STUCK_SECONDS
+        if stuck and not self._said_stuck:
+            log.error("the fs process does not answer: the lease is not renewed until it does")
+        self._said_stuck = stuck
+        return stuck
 
     async def promote(self, grant: Grant) -> None:
         """Return when this node serves as primary; whatever keeps a log from changing hands in place costs a
@@ -325,7 +344,7 @@ class RoleChanges:
             self._guard.restart(f"no replica after {self._demote_delay:g} s because of {held}")
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
-        """Replicate from ``primary``, which leads ``term``; from nobody if it is None."""
+        """Replicate from ``primary``, or from nobody; ``term`` is the highest that is known."""
         if term > self.term or primary != self._replica.primary:
             await self._replica.end_loans()  # before another history is followed
         self.term = max(self.term, term)

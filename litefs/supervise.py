@@ -60,8 +60,18 @@ def notice_of(text: str) -> signal.Signals | list[str] | None:
 class Supervisor:
     """Runs ``commands`` once. At most one of them lives at a time, and none outlives :meth:`run`."""
 
-    def __init__(self, commands: Sequence[ExecCommand], *, grace: float = STOP_GRACE) -> None:
-        """``grace``: seconds a command has to end after a signal. Raises ConfigError for a bad command."""
+    def __init__(
+        self,
+        commands: Sequence[ExecCommand],
+        *,
+        grace: float = STOP_GRACE,
+        role: Callable[[], Role] = lambda: Role.NONE,
+    ) -> None:
+        """``grace``: seconds a command has to end after a signal. ``role``: the node's, with which a command
+        starts. Raises ConfigError for a bad command."""
+        self._role = role
+        self._known = Role.NONE
+        """The role that the command started with, or was told last."""
         self._commands = [(split_command(command.cmd), command.if_candidate) for command in commands]
         self._notices = [
             {Role.PRIMARY: notice_of(command.on_promote), Role.REPLICA: notice_of(command.on_demote)}
@@ -113,10 +123,12 @@ class Supervisor:
         self._limit.deadline = min(self._limit.deadline, trio.current_time() + self._grace)
 
     async def tell(self, role: Role) -> None:
-        """Tell the command that runs now of a change of role, as its entry says; one change after another."""
+        """Tell the command that runs now of a change of role, as its entry says, but not of what it started
+        with; one change after another."""
         async with self._telling:
-            if self._child is None or self._stopping:
+            if self._child is None or self._stopping or role is self._known:
                 return
+            self._known = role
             notice = self._notices[self._number].get(role)
             if isinstance(notice, signal.Signals):
                 log.info("now %s: sending %s to the command", role, notice.name)
@@ -146,6 +158,7 @@ class Supervisor:
     async def _run_one(self, argv: list[str]) -> int:
         """Start one command and wait for it; never leaves it running."""
         log.info("starting command: %s", shlex.join(argv))
+        self._known = self._role()
         self._child = child = _start(argv)
         self._limit = trio.CancelScope()
         try:

@@ -19,7 +19,7 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
-from litefs.cli import transfer
+from litefs.cli import connection
 from litefs.cli.connection import Connection
 from litefs.cli.flags import Flag, UsageError, parse_flags
 from litefs.cli.main import main
@@ -66,6 +66,10 @@ def test_wrong_flags(argv: list[str]) -> None:
         (["mount", "--"], 2, "no command after '--'"),
         (["mount", "-config", "a", "-dir", "b"], 2, "exclude each other"),
         (["mount", "-config", "/nonexistent/litefs.yml"], 2, "ERROR: config file not found"),
+        (["promote", "b"], 2, "too many arguments"),
+        (["promote", "--help"], 2, "-force"),
+        (["handoff"], 2, "required: the node that is to become primary"),
+        (["handoff", "b", "c"], 2, "required: the node that is to become primary"),
         (["import", "f"], 2, "database name required"),
         (["import", "-name", "a"], 2, "path required"),
         (["export", "-name", "a", "b", "c"], 2, "too many arguments"),
@@ -285,7 +289,7 @@ def test_no_node_there(database: Path) -> None:
 
 def test_something_else_answers(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that speaks no HTTP/2, and keeps the connection open."""
-    monkeypatch.setattr(transfer, "GREETING_TIMEOUT", 0.5)
+    monkeypatch.setattr(connection, "GREETING_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

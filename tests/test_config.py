@@ -119,7 +119,6 @@ def test_only_keys_that_are_set_are_named_as_unimplemented() -> None:
     assert unimplemented_keys(parse(text, "f", None)[1]) == [
         "strict-verify",
         "backup.type",
-        "lease.promote",
     ]
     assert unimplemented_keys(parse(STATIC, "f", None)[1]) == []
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "litefs"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
-    frozenset({"types", "errors", "mountinfo"}),
+    frozenset({"clock", "types", "errors", "mountinfo"}),
     frozenset({"client"}),
     frozenset({"config_types"}),
     frozenset({"config_yaml"}),

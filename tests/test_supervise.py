@@ -247,6 +247,26 @@ def test_the_command_that_runs_is_told_of_a_change_of_role(tmp_path: Path, notic
     assert trio.run(main).strip() == "told"
 
 
+def test_a_command_is_not_told_the_role_that_it_started_with(tmp_path: Path) -> None:
+    """A signal that it does not expect yet would end it."""
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    note = f"sh -c 'echo told >> {told}'"
+    command = ExecCommand(cmd=f"sh -c 'echo yes > {ready}; exec sleep 60'", on_promote=note, on_demote=note)
+
+    async def main() -> str:
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                supervisor = Supervisor([command], role=lambda: Role.PRIMARY)
+                nursery.start_soon(supervisor.run, True)
+                await appears(ready)
+                for role in (Role.PRIMARY, Role.REPLICA, Role.REPLICA):
+                    await supervisor.tell(role)
+                supervisor.terminate(signal.SIGKILL)
+        return told.read_text()
+
+    assert trio.run(main) == "told\n"
+
+
 def test_a_notice_is_a_signal_or_a_command() -> None:
     assert notice_of("usr1") == notice_of("SIGUSR1") == signal.SIGUSR1
     assert notice_of("sv restart 'the app'") == ["sv", "restart", "the app"]

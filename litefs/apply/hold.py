@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 from litefs.apply import locks
+from litefs.apply.ownprocess import call
 from litefs.apply.records import page_sums, wrong_sum
 from litefs.apply.shm import follow_owner
+from litefs.apply.transfer import recover
 from litefs.apply.wal import WalWriter, empty_wal
 from litefs.errors import (
     CommitRefused,
@@ -51,7 +51,7 @@ class WriteHold:
         self._sums = SumsFile(sums)
         self._writer: WalWriter | None = None
         try:
-            _recover(path, timeout)
+            call(recover, path, timeout)
             with _with_wal(path, timeout):
                 self._writer = writer = WalWriter(path, applies=False)
             locks.wait_exclusive(writer.shm.fd, SHM_WRITE, timeout=timeout)
@@ -127,11 +127,8 @@ class WriteHold:
             rollback = self._is_rollback(writer)
             writer.close()
             if rollback:
-                with (
-                    contextlib.suppress(sqlite3.Error),
-                    contextlib.closing(_connect(self._path, 0.1)) as client,
-                ):
-                    _read(client)  # who is the last to close it ends the WAL
+                with contextlib.suppress(LiteFSError):
+                    call(recover, self._path, 0.1)  # who is the last to close it ends the WAL
         self._sums.close()
 
     def _is_rollback(self, writer: WalWriter) -> bool:
@@ -139,24 +136,6 @@ class WriteHold:
             return not DatabaseHeader.parse(writer.read_page(1)[:DATABASE_HEADER]).is_wal
         except (LiteFSError, OSError):
             return False
-
-
-def _connect(path: Path, timeout: float) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=timeout)
-
-
-def _read(client: sqlite3.Connection) -> None:
-    client.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-
-
-def _recover(path: Path, timeout: float) -> None:
-    """Have SQLite roll back what a dead client left in a journal. Raises DatabaseBusy, LiteFSError."""
-    try:
-        with contextlib.closing(_connect(path, timeout)) as client:
-            _read(client)
-    except sqlite3.Error as error:
-        busy = error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        raise (DatabaseBusy if busy else LiteFSError)(f"{path.name}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -117,8 +117,9 @@ class Publisher:
 def is_published(path: Path, sums: Path) -> bool:
     """Whether a transaction that begins now at the mount's database *path* sees all that is logged.
 
-    *sums*: the database's ``sums`` file. False for a moment at each commit, and after one whose client died
-    before it published it. Blocking. Raises DatabaseNotFound, FormatError, OSError.
+    *sums*: the database's ``sums`` file. False for a moment at each commit of this node's clients, and after
+    one whose client died before it published it; a replica's applier publishes before it moves the position.
+    Blocking. Raises DatabaseNotFound, FormatError, OSError.
     """
     with contextlib.closing(SumsFile(sums)) as shared:
         if not shared.sums.wal()[2]:

@@ -1,7 +1,8 @@
-"""Import, export and checkpoint of whole databases, as an ordinary SQLite client of the mount.
+"""Import, export, checkpoint and recovery of whole databases, as an ordinary SQLite client of the mount.
 
 An import is SQLite's backup API writing through the mount, so it is captured like any transaction and
-connected clients see it as one. Blocking: call in a worker thread.
+connected clients see it as one. Blocking, and for processes that do nothing else with the mount:
+:mod:`litefs.apply.ownprocess`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from litefs.errors import DatabaseNotFound, FormatError, LiteFSError
+from litefs.errors import DatabaseBusy, DatabaseNotFound, FormatError, LiteFSError
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 
@@ -96,6 +97,18 @@ def empty_wal(target: Path) -> bool:
             return row[0] == 0
     except sqlite3.Error:
         return False
+
+
+def recover(target: Path, timeout: float) -> None:
+    """Have SQLite roll back what a dead client left in a journal of *target* on the mount; who is the last to
+    close it ends its WAL. Raises DatabaseBusy after ``timeout`` seconds, LiteFSError.
+    """
+    try:
+        with closing(sqlite3.connect(_uri(target, "mode=rw"), uri=True, timeout=timeout)) as mounted:
+            mounted.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.Error as exc:
+        busy = exc.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        raise (DatabaseBusy if busy else LiteFSError)(f"{target.name}: {exc}") from exc
 
 
 def _uri(path: Path, query: str) -> str:

@@ -29,10 +29,20 @@ class HaltGate:
     def __init__(self, clock_ns: Callable[[], int], deadline_ns: int) -> None:
         """``deadline_ns``: by ``clock_ns``, until which the primary keeps the lock at least."""
         self._clock_ns = clock_ns
-        self.deadline_ns = deadline_ns
+        self._deadline_ns = deadline_ns
+        self.lost = False
+
+    def extend(self, deadline_ns: int) -> None:
+        """The lock was renewed; that brings no lost one back."""
+        self._deadline_ns = deadline_ns
+
+    def lose(self) -> None:
+        """Nothing may follow, for good: the lock is given up, or the primary may have a transaction that is
+        not in the log here."""
+        self.lost = True
 
     def writable(self) -> bool:
-        return self._clock_ns() < self.deadline_ns
+        return not self.lost and self._clock_ns() < self._deadline_ns
 
     def admits(self) -> bool:
         return self.writable()

@@ -44,6 +44,28 @@ FLAGS = (
 )
 
 
+class RefusedByNode(PeerError):
+    """The node answered with an error: ``status`` and its own words, ``reason``."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"invalid response: code={status}{f': {reason}' if reason else ''}")
+        self.status = status
+        self.reason = reason
+
+
+class Primary(msgspec.Struct):
+    """Of :class:`Info`."""
+
+    hostname: str = ""
+
+
+class Info(msgspec.Struct, rename="camel"):
+    """What ``GET /info`` says of the node's role; other keys are not ours."""
+
+    is_primary: bool
+    primary: Primary = msgspec.field(default_factory=Primary)
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """How to reach one node; ``url`` has no slash at its end."""
@@ -96,7 +118,7 @@ class Connection:
         """One request, about the database ``name``; yields the open response of a success.
 
         ``timeout``: seconds without a byte. Raises DatabaseNotFound for 404, NotTrusted for 401 and what is
-        wrong with certificates, AccessDenied for 403, PeerError for any other status and failure.
+        wrong with certificates, AccessDenied for 403, RefusedByNode for any other status, PeerError.
         """
         try:
             request = client.build_request(
@@ -113,6 +135,14 @@ class Connection:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._failure(error) from None
 
+    def greet(self, client: httpx.Client) -> Info:
+        """Make sure, within seconds, that a LiteFS node answers. Raises PeerError if not."""
+        with self.exchange(client, "GET", "/info", timeout=GREETING_TIMEOUT) as response:
+            try:
+                return msgspec.json.decode(response.read(), type=Info)
+            except msgspec.MsgspecError as error:
+                raise PeerError(f"{self.url} is not a LiteFS node: {error}") from None
+
     def _check(self, response: httpx.Response, name: str | None) -> None:
         status = response.status_code
         if status == httpx.codes.NOT_FOUND:
@@ -125,7 +155,7 @@ class Connection:
             subject = f"database {name}" if name else "this"
             raise AccessDenied(f"{self.url}: our token is not for {subject} (status 403)")
         if status != httpx.codes.OK:
-            raise PeerError(f"invalid response: code={status}{_reason(response)}")
+            raise RefusedByNode(status, _reason(response))
 
     def _failure(self, error: Exception) -> PeerError:
         """The error that says most of why an exchange failed."""
@@ -148,11 +178,10 @@ def own_url(config: configuration.Config) -> str:
 
 
 def _reason(response: httpx.Response) -> str:
-    """The node's own words, bounded, to append to the status."""
+    """The node's own words, bounded, in one line."""
     text = b""
     for chunk in response.iter_bytes(MAX_ERROR_TEXT):
         text += chunk
         if len(text) >= MAX_ERROR_TEXT:
             break
-    words = " ".join(text[:MAX_ERROR_TEXT].decode("utf-8", "replace").split())
-    return f": {words}" if words else ""
+    return " ".join(text[:MAX_ERROR_TEXT].decode("utf-8", "replace").split())

@@ -33,6 +33,8 @@ _COMMANDS = (
     _Command("import", "send a SQLite database file into a cluster", "litefs.cli.transfer", "import_command"),
     _Command("export", "fetch a database from a node into a file", "litefs.cli.transfer", "export_command"),
     _Command("run", "run a command, also one that writes on a replica", "litefs.cli.run", "run"),
+    _Command("promote", "make a node the primary", "litefs.cli.roles", "promote"),
+    _Command("handoff", "have the primary pass its role to a node", "litefs.cli.roles", "handoff"),
     _Command("version", "print the version", "litefs.cli.version", "version"),
 )
 

@@ -9,10 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import httpx
-import msgspec
-
-from litefs.cli.connection import FLAGS, GREETING_TIMEOUT, Connection
+from litefs.cli.connection import FLAGS, Connection
 from litefs.cli.flags import Arguments, Flag, UsageError, describe, parse_flags
 from litefs.config_types import Duration
 from litefs.errors import FormatError, LiteFSError, PeerError
@@ -38,17 +35,6 @@ USAGE = {
     "Writes a consistent copy of the database NAME to PATH, replacing PATH when all of it has arrived.\n\n"
     f"Arguments:\n\n{describe(_FLAGS)}",
 }
-
-
-class _Primary(msgspec.Struct):
-    hostname: str = ""
-
-
-class _Info(msgspec.Struct, rename="camel"):
-    """What ``GET /info`` says of the node's role; other keys are not ours."""
-
-    is_primary: bool
-    primary: _Primary = msgspec.field(default_factory=_Primary)
 
 
 def import_command(argv: Sequence[str]) -> int:
@@ -85,7 +71,7 @@ def import_database(node: Connection, name: str, path: Path) -> None:
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         content = _chunks(file, size, path)
         with node.client() as client:
-            info = _greet(node, client)
+            info = node.greet(client)
             if not info.is_primary:
                 # Said before gigabytes are sent for nothing.
                 primary = info.primary.hostname or "not known there"
@@ -105,7 +91,7 @@ def export_database(node: Connection, name: str, path: Path) -> None:
     try:
         with temporary.open("wb") as file:
             with node.client() as client:
-                _greet(node, client)
+                node.greet(client)
                 with node.exchange(client, "GET", "/export", name) as response:
                     for chunk in response.iter_bytes(CHUNK):
                         file.write(chunk)
@@ -176,12 +162,3 @@ def _chunks(file: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
             raise FormatError(f"{path} became shorter while it was read")
         left -= len(chunk)
         yield chunk
-
-
-def _greet(node: Connection, client: httpx.Client) -> _Info:
-    """Make sure, within seconds, that a LiteFS node answers. Raises PeerError if not."""
-    with node.exchange(client, "GET", "/info", timeout=GREETING_TIMEOUT) as response:
-        try:
-            return msgspec.json.decode(response.read(), type=_Info)
-        except msgspec.MsgspecError as error:
-            raise PeerError(f"{node.url} is not a LiteFS node: {error}") from None

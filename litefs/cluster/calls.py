@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
@@ -16,11 +15,6 @@ Ts = TypeVarTuple("Ts")
 
 MAX_THREADS = 8
 """Of one lease, with those that were given up and still wait for their answer."""
-
-
-def boottime_ns() -> int:
-    """CLOCK_BOOTTIME, ns: the clock of commit deadlines."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Calls:

@@ -23,8 +23,9 @@ from typing import Any
 import msgspec
 import trio
 
+from litefs.clock import boottime_ns
 from litefs.cluster.beats import Record, decode, encode
-from litefs.cluster.calls import Calls, boottime_ns
+from litefs.cluster.calls import Calls
 from litefs.cluster.consul_client import (
     ERRORS,
     Client,
@@ -133,8 +134,14 @@ class ConsulLease:
 
     async def renew(self, grant: Grant, beat: Beat) -> Grant:
         """See the protocol."""
-        with self._calls.bounded():
-            renewed = await self._write(grant, beat, check_session(self._key, grant.token))
+        try:
+            with self._calls.bounded():
+                renewed = await self._write(grant, beat, check_session(self._key, grant.token))
+        except LeaseLost:
+            # Nobody may displace a session that no beat names, as when the beat was deleted.
+            with contextlib.suppress(LeaseUnavailable), self._calls.bounded():
+                await self._end_session(grant.token)
+            raise
         if trio.current_time() - self._session_renewed >= self._ttl / 2:
             # Best effort: the next transaction tells whether it still holds the lock.
             with contextlib.suppress(LeaseUnavailable), self._calls.bounded():

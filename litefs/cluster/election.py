@@ -14,8 +14,8 @@ from functools import partial
 
 import trio
 
+from litefs.clock import boottime_ns
 from litefs.cluster import steps
-from litefs.cluster.calls import boottime_ns
 from litefs.cluster.lease import Lease, LeaseUnavailable, PrimaryInfo, View
 from litefs.cluster.member import Member
 from litefs.cluster.role import SECOND, RoleMachine, State
@@ -101,6 +101,15 @@ class Election:
         """Why this candidate does not win, with what would be lost; empty if nothing is in its way."""
         return "" if self._machine.leading else self._tenure.obstacle
 
+    def lacks(self) -> list[str]:
+        """What this node lacks of what a primary must have, by the store as it was read last; in lines. None
+        while a primary lives, which hands over all that it has."""
+        view = self._view
+        if view is None or self._machine.leading or self._machine.primary_lives(boottime_ns()):
+            return []
+        standing = self._tenure.weigh(view).standing
+        return [*([standing.barred] if standing.barred else []), *map(str, standing.losses)]
+
     def mounted(self) -> None:
         """The fs process serves: this node may become primary."""
         self._feed(steps.MountUp())
@@ -181,7 +190,7 @@ class Election:
             self._feed(steps.Forced(False))
         if not self._machine.serving:
             raise NotEligible(self._tenure.obstacle or f"not primary within {PROMOTE_WAIT_SECONDS:g} s")
-        return self._tenure.obstacle
+        return self._tenure.given_up if force else ""
 
     async def _win(self, force: bool) -> None:
         """Return when this node serves, or something is in its way; ask whoever is primary meanwhile: a lease

@@ -52,6 +52,9 @@ class Member(Protocol):
     def extend(self, deadline_ns: float) -> None:
         """Commits may be acknowledged until this time, CLOCK_BOOTTIME in ns, ``math.inf`` for ever."""
 
+    def is_stuck(self) -> bool:
+        """Whether this primary can serve nobody at the moment: then its lease is left to run out."""
+
     async def promote(self, grant: Grant) -> None:
         """Return when this node serves as primary. Raises LiteFSError, OSError: the lease is given up."""
 
@@ -60,7 +63,8 @@ class Member(Protocol):
         takes too long, it is called again, and only the commit deadline fences until then."""
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
-        """Replicate from ``primary``, which leads ``term``; from nobody if it is None. Returns at once."""
+        """Replicate from ``primary``, from nobody if it is None. Returns at once. ``term`` is the highest one
+        known: a primary of a lower one is told, and not followed."""
 
     async def freeze(self) -> None:
         """Return when no commit can be acknowledged before :meth:`thaw`: they wait. Raises LiteFSError."""

@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 
 import trio
 
+from litefs.clock import boottime_ns
 from litefs.cluster.beats import Record, decode, encode, new_token
-from litefs.cluster.calls import Calls, boottime_ns
+from litefs.cluster.calls import Calls
 from litefs.cluster.lease import Beat, Grant, LeaseLost, LeaseUnavailable, Timing, View
 
 MAX_TRIES = 3

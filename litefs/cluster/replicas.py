@@ -162,7 +162,7 @@ class Replicas:
             for name, source in self._catalog.sources().items()
             if (position := _position(source)) is not None
         }
-        self._sessions[replica.node_id] = Session(stream_id, offered, sources, begun, whole)
+        self._sessions[replica.node_id] = Session(stream_id, replica.hostname, offered, sources, begun, whole)
 
     def left(self, replica: Identity, stream_id: int) -> None:
         """That stream ended."""
@@ -284,7 +284,7 @@ class Replicas:
     def connected(self) -> list[ReplicaInfo]:
         """The replicas whose streams are open."""
         return [
-            ReplicaInfo(node, session.candidate, node in self._members)
+            ReplicaInfo(node, session.candidate, node in self._members, session.hostname)
             for node, session in list(self._sessions.items())  # at once: /metrics asks in a thread
         ]
 

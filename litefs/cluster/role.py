@@ -189,7 +189,9 @@ class RoleMachine:
 
     def _follow(self, view: View) -> None:
         beat, primary = view.beat, None
-        if beat is not None and not beat.released and beat.term >= self.term and beat.primary != self._info:
+        # Also one of a lower term than this node knows, in a store that was restored: it hears of the higher
+        # one by that, and is not followed for all that (``check_primary``).
+        if beat is not None and not beat.released and beat.primary != self._info:
             primary = beat.primary
         if self._following != (primary, self.term):
             self._following = primary, self.term
@@ -271,7 +273,7 @@ class RoleMachine:
                 return
             self._wake(self._gone_ns + MOUNT_NS)
         if now >= self._grant.deadline_ns:
-            self._say("the lease could not be renewed in time: commits wait until its store answers")
+            self._say("the lease was not renewed in time: commits wait until it is")
         else:
             self._wake(self._grant.deadline_ns)
         if self._renewing:

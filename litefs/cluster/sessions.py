@@ -15,6 +15,7 @@ class Session:
     ``whole``: the replica is sent every database."""
 
     stream_id: int
+    hostname: str
     offered: Mapping[str, Position]
     sources: Mapping[int, Source]
     begun: Mapping[str, int]

@@ -34,6 +34,8 @@ class Tenure:
         """The member is primary: what it publishes counts."""
         self.obstacle = ""
         """What stood in the way when this node was weighed last."""
+        self.given_up = ""
+        """What stood in the way of the takeover that was asked for last, by force."""
 
     def weigh(self, view: View) -> steps.Weighed:
         """Compare what this node holds with the view's beat."""
@@ -53,6 +55,7 @@ class Tenure:
         Until the member serves, positions alone decide who may win next: it holds every acknowledged commit,
         and acknowledges no other one. So whoever is where it is now will do, in sync before or not.
         """
+        self.given_up = self.obstacle if action.forced else ""
         self._published, self._in_sync = dict(self._member.positions()), None
         beat = self._beat(action.term)
         take = self._lease.claim if action.view.held else self._lease.acquire
@@ -70,7 +73,10 @@ class Tenure:
         return steps.Won(grant)
 
     async def renew(self, action: steps.Renew) -> steps.Event:
-        """Publish anew and move the deadline."""
+        """Publish anew and move the deadline; not while the member is stuck, which holds up its clients as
+        long as nobody else is primary."""
+        if self.serving and self._member.is_stuck():
+            return steps.Unanswered()
         if self.serving:
             self._published = advance(self._published, self._member.published(), self._member.positions())
             self._in_sync = self._member.in_sync()

@@ -10,9 +10,10 @@ import trio
 
 from litefs.capture.commit import Watcher
 from litefs.capture.halted import HaltedCapture, HaltGate
+from litefs.clock import boottime_ns
 from litefs.errors import CommitRefused, LiteFSError, OutcomeUnknown
 from litefs.fs.databases import Databases, FsDatabase
-from litefs.fs.role import RoleState, boottime_ns
+from litefs.fs.role import RoleState
 from litefs.link.messages import (
     Accepted,
     Halt,
@@ -121,7 +122,7 @@ class Halts:
                 self._post(HaltSet(message.name, await self._begin(message)))
             case HaltUntil():
                 if (gate := self._gates.get(message.name)) is not None:
-                    gate.deadline_ns = message.deadline_ns
+                    gate.extend(message.deadline_ns)
             case HaltEnd():
                 await self._end(message.name)
                 self._post(HaltEnded(message.name))
@@ -186,7 +187,7 @@ class Halts:
         """Let go of the log: the node process writes it from now on."""
         if (gate := self._gates.pop(name, None)) is None:
             return
-        gate.deadline_ns = 0
+        gate.lose()
         if gate.shipment is not None and not gate.shipment.answered:
             # it crossed the message: what the node process ships it answers before it ends the lock
             gate.shipment.answer("the HALT lock is not held any more")
@@ -203,9 +204,9 @@ class Halts:
     ) -> None:
         """Lay a record beside the log and have the node process ship it. In a worker thread. Raises
         CommitRefused unless the primary's log has it."""
-        with open(db.dir.staged, "wb") as file:
-            file.writelines(body)
         try:
+            with open(db.dir.staged, "wb") as file:
+                file.writelines(body)
             refusal = trio.from_thread.run(self._ask, gate, Staged(db.name, position.txid, position.checksum))
         except RuntimeError as error:  # not in a worker thread: a commit that may not wait
             raise CommitRefused(f"{db.name}: a commit that cannot be forwarded") from error
@@ -216,11 +217,11 @@ class Halts:
 
     async def _ask(self, gate: AnsweringGate, message: Staged) -> str | None:
         """None once the primary's log has the transaction, else why it may not have it."""
-        if gate.shipment is not None:  # of an earlier commit of the same write
+        if gate.shipment is not None and not gate.lost:  # of an earlier commit of the same write
             await gate.shipment.settled()
             if gate.shipment.refusal is not None:
                 return gate.shipment.refusal
-        if not gate.deadline_ns:
+        if gate.lost:
             return "the HALT lock is not held any more"
         shipment = gate.shipment = Shipment(message.txid)
         self._post(message)
@@ -230,6 +231,6 @@ class Halts:
         if not (shipment.logged or shipment.answered):
             shipment.answer("no answer: its outcome is not known")
         if shipment.refusal is not None and not shipment.logged:
-            gate.deadline_ns = 0  # the primary may be ahead, or the lock lost: nothing may follow
+            gate.lose()
             return shipment.refusal
         return None

@@ -22,6 +22,7 @@ import trio
 
 from litefs import logs
 from litefs.apply.wal import seed_wal
+from litefs.clock import boottime_ns
 from litefs.errors import FormatError, LiteFSError, MountError
 from litefs.fs.databases import Databases
 from litefs.fs.halting import Halts
@@ -29,12 +30,13 @@ from litefs.fs.inodes import Kind
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
 from litefs.fs.replication import Replicated
-from litefs.fs.role import RoleState, boottime_ns
+from litefs.fs.role import RoleState
 from litefs.fs.rolechange import RoleChanges
 from litefs.fs.session import Session
 from litefs.link.channel import Channel, LinkClosed, Wake
 from litefs.link.messages import (
     Accepted,
+    Alive,
     AnyMessage,
     Deadline,
     Dropped,
@@ -183,12 +185,9 @@ class FsProcess:
             await self._channel.send(Stopped())
 
     def _operations(self, databases: Databases) -> Operations:
-        root = os.stat(self._start.mountpoint)
-        owner = Ownership(
-            root.st_uid if self._start.uid is None else self._start.uid,
-            root.st_gid if self._start.gid is None else self._start.gid,
-            self._start.mode,
-        )
+        root, start = os.stat(self._start.mountpoint), self._start
+        uid = root.st_uid if start.uid is None else start.uid
+        owner = Ownership(uid, root.st_gid if start.gid is None else start.gid, start.mode)
         mode = stat.S_IMODE(root.st_mode)
         return Operations(
             self._data,
@@ -251,6 +250,7 @@ class FsProcess:
                 self._changes.thaw()
             case Deadline():
                 self.role.extend(message.deadline_ns)
+                self._post(Alive())
             case Replication():
                 if self.replicated.told(message):
                     self._post(Holding(message.hold))

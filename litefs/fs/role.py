@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import trio
 
+from litefs.clock import boottime_ns
 from litefs.errors import CommitRefused, OutcomeUnknown
 from litefs.types import Role
 
 MAX_WAITING = 64
 """Requests that may wait for the deadline to move; each keeps a worker of the request loop from reads."""
-
-
-_BOOTTIME = time.CLOCK_BOOTTIME
-_clock_ns = time.clock_gettime_ns
-
-
-def boottime_ns() -> int:
-    """CLOCK_BOOTTIME: the clock of commit deadlines; goes on while the machine sleeps."""
-    return _clock_ns(_BOOTTIME)
 
 
 class RoleState:
@@ -73,7 +63,7 @@ class RoleState:
 
     def must_wait(self) -> bool:
         """Whether a client's change has to ``wait`` before it is looked at. One look at the clock."""
-        return self.role is Role.PRIMARY and (self.frozen or _clock_ns(_BOOTTIME) >= self.deadline_ns)
+        return self.role is Role.PRIMARY and (self.frozen or boottime_ns() >= self.deadline_ns)
 
     async def wait(self) -> None:
         """Until changes may go on, the role ends, or grace is over; what comes then is the gate's to say."""

@@ -58,6 +58,8 @@ class PrimaryHalts:
         self._identity = identity
         self._held: dict[str, Held] = {}
         self._taking: set[str] = set()
+        self._voided = 0
+        """How often all locks were given up."""
         self._changed = trio.Event()
 
     async def run(self) -> None:
@@ -68,8 +70,7 @@ class PrimaryHalts:
                 await self._changed.wait()
             for held in list(self._held.values()):
                 if held.deadline <= trio.current_time():
-                    log.warning("%s: the HALT lock was not renewed in time", held.name)
-                    await self._give_up(held)
+                    await self._expire(held)
 
     async def halt(self, name: str, lock_id: int, peer: Identity, *, renew: bool) -> HaltGrant:
         """Take the lock for a replica, or renew it; with ``renew`` it must be held.
@@ -93,12 +94,21 @@ class PrimaryHalts:
         if name in self._held or name in self._taking:
             raise DatabaseBusy(f"{name}: another node has the HALT lock")
         self._taking.add(name)
+        voided = self._voided
         try:
             sums = self._data.database_dir(name).sums
             hold = await trio.to_thread.run_sync(WriteHold, self._mount / name, sums, ACQUIRE_SECONDS)
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()  # nobody waits for it any more
+                self._check_peer(peer)
+                if voided != self._voided:
+                    raise HaltRefused(f"{name}: the role has changed meanwhile")
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(hold.close)
+                raise
             deadline = trio.current_time() + HALT_SECONDS
-            held = Held(name, lock_id, peer.node_id, self._identity().term, hold, deadline)
-            self._held[name] = held
+            held = self._held[name] = Held(name, lock_id, peer.node_id, peer.term, hold, deadline)
         finally:
             self._taking.discard(name)
             self._tell()
@@ -124,14 +134,24 @@ class PrimaryHalts:
 
     async def _give_up(self, held: Held) -> None:
         async with held.busy:  # a commit under way is completed
-            if self._held.get(held.name) is held:
-                del self._held[held.name]
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(held.hold.close)
+            await self._release(held)
+
+    async def _expire(self, held: Held) -> None:
+        async with held.busy:
+            if held.deadline <= trio.current_time():  # a renewal may have come while a commit was completed
+                log.warning("%s: the HALT lock was not renewed in time", held.name)
+                await self._release(held)
+
+    async def _release(self, held: Held) -> None:
+        if self._held.get(held.name) is held:
+            del self._held[held.name]
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(held.hold.close)
         self._tell()
 
     async def void(self) -> None:
         """Give all of them up: this node is not primary any more, or its mount is gone."""
+        self._voided += 1
         for held in list(self._held.values()):
             await self._give_up(held)
 
@@ -144,6 +164,7 @@ class PrimaryHalts:
         OutcomeUnknown and other errors: it may have been committed; the lock is given up then.
         """
         self._check_peer(peer)
+        self._holder(name, lock_id, peer)  # nobody else has room taken up
         spool = Spool(size, self._data.path)
         try:
             async for chunk in chunks:

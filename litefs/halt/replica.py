@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 from urllib.parse import quote
 
 import trio
 
 from litefs.apply.lending import Lent
+from litefs.clock import boottime_ns
 from litefs.cluster.lease import PrimaryInfo
 from litefs.cluster.peer import Peer, PeerSettings
 from litefs.errors import DatabaseBusy, DatabaseNotFound, HaltRefused, LiteFSError, NotPrimary
@@ -35,6 +35,8 @@ from litefs.stream.protocols import Identity
 from litefs.types import Position
 
 log = logging.getLogger("litefs.node")
+
+_Answer = TypeVar("_Answer", HaltSet, HaltEnded)
 
 ANSWER_SECONDS = 10.0
 """How long the fs process may take to begin or end."""
@@ -75,8 +77,8 @@ class Taken:
     ending: bool = False
     returned: trio.Event = field(default_factory=trio.Event)
     """The database is this process's again."""
-    changing: trio.Lock = field(default_factory=trio.Lock)
-    """Held while the database is lent, or a transaction is shipped."""
+    busy: trio.Lock = field(default_factory=trio.Lock)
+    """Held while it begins, while a transaction is shipped, and while it ends."""
     expected: Position | None = None
     """Where the transaction leads that is being shipped."""
     asking: set[trio.CancelScope] = field(default_factory=set)
@@ -112,7 +114,7 @@ class ReplicaHalts:
         self._catalog = catalog
         self._links = links
         self._taken: dict[str, Taken] = {}
-        self._answers: dict[str, tuple[trio.Event, list[Message]]] = {}
+        self._answers: dict[tuple[str, type[Message]], tuple[trio.Event, list[Message]]] = {}
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
 
@@ -166,8 +168,7 @@ class ReplicaHalts:
             grant = await self._ask(taken, renew=False)
             await self._catch_up(name, grant.position)
             with trio.CancelScope(shield=True):
-                async with taken.changing:
-                    await self._lend(taken)
+                await self._begin(taken)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._end(taken)
@@ -175,20 +176,24 @@ class ReplicaHalts:
         log.info("%s: writable under HALT at %s", name, grant.position)
         return grant
 
-    async def _lend(self, taken: Taken) -> None:
-        """Have the fs process write the database. Raises LiteFSError, OSError."""
+    async def _begin(self, taken: Taken) -> None:
+        """Have the fs process write the database. Raises LiteFSError, also if the lock is ended meanwhile."""
         name, lender = taken.name, self._links.lender()
-        if taken.ending:
-            raise HaltRefused(f"{name}: the primary changes")
         if lender is None:
             raise LiteFSError(f"{name}: nothing is mounted")
-        lent = await lender.lend(name, lambda position: self._echoed(taken, position))
-        taken.lent = True
-        deadline_ns = self._deadline_ns(taken)
-        begun = Halt(name, lent.salt1, lent.salt2, lent.frames, lent.backfilled, deadline_ns)
-        answer = await self._answer(begun)
-        if not isinstance(answer, HaltSet) or answer.error is not None:
-            raise LiteFSError(f"{name}: cannot be written: {getattr(answer, 'error', 'no answer')}")
+        async with taken.busy:  # who ends it waits for that
+            if not taken.ending:
+                lent = await lender.lend(name, lambda position: self._echoed(taken, position))
+                taken.lent = True
+            if not taken.ending:
+                deadline_ns = self._deadline_ns(taken)
+                begun = Halt(name, lent.salt1, lent.salt2, lent.frames, lent.backfilled, deadline_ns)
+                answer = await self._answer(begun, HaltSet)
+                if answer is None or answer.error is not None:
+                    reason = "no answer" if answer is None else answer.error
+                    raise LiteFSError(f"{name}: cannot be written: {reason}")
+            if taken.ending:
+                raise HaltRefused(f"{name}: the HALT lock was given up meanwhile")
 
     async def _ask(self, taken: Taken, *, renew: bool) -> HaltGrant:
         """Ask the primary for the lock, or to keep it. Raises PeerError, Refused, HaltRefused."""
@@ -210,7 +215,7 @@ class ReplicaHalts:
     @staticmethod
     def _deadline_ns(taken: Taken) -> int:
         left = taken.deadline - trio.current_time()
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(left * 1e9)
+        return boottime_ns() + int(left * 1e9)
 
     async def _catch_up(self, name: str, position: Position) -> None:
         with trio.move_on_after(ACQUIRE_SECONDS):
@@ -233,19 +238,20 @@ class ReplicaHalts:
     def message(self, message: Staged | HaltSet | HaltEnded) -> None:
         """What the fs process says."""
         if not isinstance(message, Staged):
-            if (waiting := self._answers.pop(message.name, None)) is not None:
+            if (waiting := self._answers.pop((message.name, type(message)), None)) is not None:
                 waiting[1].append(message)
                 waiting[0].set()
         elif self._nursery is not None:
             self._nursery.start_soon(self._ship, message)
 
-    async def _answer(self, message: Halt | HaltEnd) -> Message | None:
-        """Post and wait for the answer; None if there is none."""
-        event, answer = self._answers[message.name] = trio.Event(), []
+    async def _answer(self, message: Halt | HaltEnd, kind: type[_Answer]) -> _Answer | None:
+        """Post and wait for the answer, which is of that kind; None if there is none."""
+        event, answer = self._answers[message.name, kind] = trio.Event(), []
         self._links.post(message)
         with trio.move_on_after(ANSWER_SECONDS):
             await event.wait()
-        return answer[0] if answer else None
+        self._answers.pop((message.name, kind), None)
+        return cast("_Answer", answer[0]) if answer else None
 
     async def _ship(self, message: Staged) -> None:
         taken = self._taken.get(message.name)
@@ -253,7 +259,7 @@ class ReplicaHalts:
             self._links.post(Accepted(message.name, "the HALT lock is not held any more"))
             return
         expected = Position(message.txid, message.checksum)
-        async with taken.changing:
+        async with taken.busy:
             refusal, taken.expected = None, expected
             try:
                 staged = self._data.database_dir(message.name).staged
@@ -287,9 +293,11 @@ class ReplicaHalts:
         """Have the fs process let go of the database, and take it back."""
         taken.ending = True
         try:
-            async with taken.changing:  # what is on its way is answered first
-                if taken.lent and await self._answer(HaltEnd(taken.name)) is None:
+            async with taken.busy:  # what is on its way is answered first
+                if taken.lent and await self._answer(HaltEnd(taken.name), HaltEnded) is None:
+                    # it may still write the log: nobody else does before it is gone
                     self._links.restart(f"{taken.name}: the fs process does not end a HALT")
+                    taken.lent = False
             if taken.lent and (lender := self._links.lender()) is not None:
                 await lender.take_back(taken.name)
         except (LiteFSError, OSError) as error:

@@ -68,7 +68,7 @@ class SetRole(Message, frozen=True):
 
 
 class Deadline(Message, frozen=True):
-    """The commit deadline was moved by a lease renewal."""
+    """The commit deadline was moved by a lease renewal; answered by :class:`Alive`."""
 
     deadline_ns: int
 
@@ -211,6 +211,10 @@ class Frozen(Message, frozen=True):
     number: int
 
 
+class Alive(Message, frozen=True):
+    """A :class:`Deadline` was heard: this process serves."""
+
+
 class HeldUp(Message, frozen=True):
     """Who keeps the logs from changing hands, one line for each; empty if nobody does."""
 
@@ -313,6 +317,7 @@ AnyMessage = (
     | Failed
     | Fenced
     | Frozen
+    | Alive
     | HeldUp
     | RoleSet
     | ExposedAck

@@ -14,7 +14,7 @@ from litefs.server import access
 from litefs.server.app import LiteFSApp, text
 from litefs.server.view import Export, NodeView
 from litefs.store.paths import validate_name
-from litefs.stream.handshake import format_node_id, parse_node_id
+from litefs.stream.handshake import format_node_id
 
 EXPORT_CHUNK = 256 << 10
 
@@ -46,6 +46,7 @@ class ExportBody(ResponseBody):
 def info_text(node: NodeView) -> str:
     """The body of /info: JSON with two spaces, ``clusterID`` and ``primary`` only while known. A primary with
     replicas lists their node ids in ``replicas``, and in ``inSync`` of those that have all that was answered.
+    ``heldUp`` names, to whom may see every database, who keeps a demotion from being complete.
     """
     info: dict[str, object] = {}
     if node.identity.cluster_id:
@@ -56,6 +57,8 @@ def info_text(node: NodeView) -> str:
     if node.is_primary and (replicas := node.replicas.connected()):
         info["replicas"] = [format_node_id(one.node_id) for one in replicas]
         info["inSync"] = [format_node_id(one.node_id) for one in replicas if one.in_sync]
+    if node.held_up and not access.current().limited:
+        info["heldUp"] = list(node.held_up)
     return json.dumps(info, indent=2) + "\n"
 
 
@@ -88,17 +91,6 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         response = Response(ExportBody(copy), content_type="application/octet-stream")
         response.content_length = copy.size
         return response
-
-    @app.post("/promote", provide_automatic_options=False)
-    async def promote() -> Response:
-        lost = await node.promote(force=request.args.get("force", "") in ("1", "true"))
-        return text(lost) if lost else Response(b"", content_type="text/plain; charset=utf-8")
-
-    @app.post("/handoff", provide_automatic_options=False)
-    async def handoff() -> Response:
-        target = request.args.get("nodeID")
-        await node.handoff(parse_node_id(target, "nodeID") if target else None)
-        return Response(b"", content_type="text/plain; charset=utf-8")
 
     @app.get("/", provide_automatic_options=False)
     async def root() -> Response:

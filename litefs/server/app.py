@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
 from quart import Request, Response
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers.request import TrioBody, TrioRequest
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestTimeout
 
 from litefs.errors import LiteFSError
 from litefs.server.view import NodeView
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 BODY_BUFFER = 1 << 20
 """Bytes of a request body that wait for the handler; beyond it the connection is not read."""
+BODY_IDLE_SECONDS = 300.0
+"""How long the next piece of a request body may take; then the request is over (408)."""
 
 
 class BoundedBody(TrioBody):
@@ -36,7 +38,10 @@ class BoundedBody(TrioBody):
 
     async def __anext__(self) -> bytes:
         try:
-            return await super().__anext__()
+            with trio.fail_after(BODY_IDLE_SECONDS):
+                return await super().__anext__()
+        except trio.TooSlowError:
+            raise RequestTimeout from None
         finally:
             self._taken.unpark_all()
 
@@ -53,12 +58,27 @@ class BoundedRequest(TrioRequest):
 
 
 class BoundedConnection(TrioASGIHTTPConnection):
-    """Quart reads request bodies as fast as they come; an import of 10 GB would be held in memory."""
+    """Quart reads request bodies as fast as they come; an import of 10 GB would be held in memory. And it
+    takes the end of its own answer for the client's leaving: cancelled there, Hypercorn would never close a
+    connection whose request had more to come.
+    """
+
+    _is_answered = False
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """As of Quart."""
+
+        async def noted(message: ASGISendEvent) -> None:
+            self._is_answered = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        await super().__call__(receive, noted)
 
     async def handle_messages(  # type: ignore[override]
         self, nursery: trio.Nursery, request: Request, receive: ASGIReceiveCallable
     ) -> None:
-        """Pass the body on at the handler's pace, and cancel the handler when the client goes away."""
+        """Pass the body on at the handler's pace, and cancel the handler when the client goes away before it
+        has answered."""
         body = request.body
         assert isinstance(body, BoundedBody)
         while True:
@@ -70,7 +90,8 @@ class BoundedConnection(TrioASGIHTTPConnection):
                 await body.room()
             elif message["type"] == "http.disconnect":
                 break
-        nursery.cancel_scope.cancel()
+        if not self._is_answered:
+            nursery.cancel_scope.cancel()
 
 
 class LiteFSApp(QuartTrio):
@@ -88,9 +109,10 @@ def text(message: str, status: int = 200) -> Response:
 
 
 def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
-    """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db and /metrics, for those with a
+    """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db, /promote, /handoff and
+    /metrics, for those with a
     token if one is required."""
-    from litefs.server import admin, halt, metrics, positions, replication
+    from litefs.server import admin, halt, metrics, positions, replication, roles
     from litefs.server.access import TokenWall
 
     app = bare_app(lambda: node.identity)
@@ -99,6 +121,7 @@ def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
     metrics.register(app, node)
     positions.register(app, node)
     replication.register(app, node)
+    roles.register(app, node)
     app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens())  # type: ignore[method-assign]
     return app
 

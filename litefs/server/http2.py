@@ -1,19 +1,23 @@
 """Hypercorn's HTTP/2 sending, corrected and made faster for streams that never end.
 
-Three reasons to replace parts of :mod:`hypercorn.protocol.h2` (0.18): an answer before the end of the
+Reasons to replace parts of :mod:`hypercorn.protocol.h2` (0.18): an answer before the end of the
 request's body ends the connection with a KeyError; with a flow-control window of
 zero its buffer counts an empty read as progress and lets the application go on, so a replica that stops
-reading would make the primary collect the whole stream in memory; and it makes one system call for each
-frame of 16 KiB.
+reading would make the primary collect the whole stream in memory; it makes one system call for each
+frame of 16 KiB; a connection by prior knowledge that never asks anything is never closed; and a CONNECT,
+which has no path, ends the connection with a traceback in the log.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import h2.events
 import h2.exceptions
 import hypercorn.protocol
 import hypercorn.protocol.h2
+from h2.errors import ErrorCodes
+from hypercorn.events import Closed, Updated
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 
 HIGH_WATER = 256 << 10
@@ -66,11 +70,27 @@ class _Streams(dict[int, Any]):
 
 
 class BurstProtocol(H2Protocol):
-    """Sends several frames of a stream in one system call, and outlives an early answer."""
+    """Sends several frames of a stream in one system call, and outlives early answers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.streams = _Streams()
+
+    async def initiate(
+        self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None
+    ) -> None:
+        """Begin, with a request if the connection was upgraded for it; else time runs for the first one."""
+        await super().initiate(headers, settings)
+        if headers is None:
+            await self.send(Updated(idle=True))
+
+    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        if any(name == b":path" for name, _ in request.headers):
+            await super()._create_stream(request)
+        else:  # CONNECT, RFC 9113 §8.5: there is nothing to connect to
+            self.connection.close_connection(ErrorCodes.CONNECT_ERROR)
+            await self._flush()
+            await self.send(Closed())
 
     async def _send_data(self, stream_id: int) -> None:
         buffer = self.stream_buffers.get(stream_id)

@@ -19,7 +19,9 @@ DEFAULT_WAIT = 5.0
 """Seconds that a request waits which names no ``timeout``."""
 
 PUBLISH_SECONDS = 0.002
-"""Between two looks whether the client that committed has published its commit, which nothing tells of."""
+LONGEST_PUBLISH_SECONDS = 0.05
+"""Between two looks whether the client that committed has published its commit, which nothing tells of: at
+first, and at last."""
 
 _TARGET = re.compile(r"([0-9a-fA-F]{1,16})(?:/([0-9a-fA-F]{16}))?")
 
@@ -45,21 +47,34 @@ def parse_timeout(value: str) -> float:
 async def reached(node: NodeView, name: str, txid: int, checksum: int | None, seconds: float) -> Position:
     """Wait until readers of the mount see ``name`` at ``txid`` or beyond; returns the position then.
 
-    Raises DatabaseNotFound, PositionMismatch if it is at ``txid`` with another checksum, WaitTimeout.
+    Looks once at least, also if ``seconds`` is 0. Raises DatabaseNotFound, WaitTimeout, PositionMismatch if
+    the transaction ``txid`` left another ``checksum`` here, as far as the log tells.
     """
-    with trio.move_on_after(seconds):
-        while True:
-            seen = node.catalog.revision
-            position = position_of(node, name)
-            if position.txid < txid:
+    deadline, pause = trio.current_time() + seconds, PUBLISH_SECONDS
+    while True:
+        seen = node.catalog.revision
+        position = position_of(node, name)
+        reached = position.txid >= txid
+        if (
+            reached
+            and checksum is not None
+            and not await _holds(node, name, position, Position(txid, checksum))
+        ):
+            raise PositionMismatch(f"{name}: at {position}, which is another history")
+        if reached and await node.readers_see(name):
+            return position
+        with trio.move_on_at(deadline) as scope:
+            if reached:
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PUBLISH_SECONDS)
+            else:
                 await node.catalog.wait_change(seen)
-                continue
-            if checksum is not None and position.txid == txid and position.checksum != checksum:
-                raise PositionMismatch(f"{name}: at {position}, which is another history")
-            if await node.readers_see(name):
-                return position
-            await trio.sleep(PUBLISH_SECONDS)
-    raise WaitTimeout(f"{name}: at {position_of(node, name)} after {seconds:g} s, not at {txid:016x}")
+        if scope.cancelled_caught:
+            raise WaitTimeout(f"{name}: at {position} after {seconds:g} s, not at {txid:016x}")
+
+
+async def _holds(node: NodeView, name: str, position: Position, target: Position) -> bool:
+    return position == target if position.txid == target.txid else await node.holds(name, target)
 
 
 def position_of(node: NodeView, name: str) -> Position:

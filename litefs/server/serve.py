@@ -30,6 +30,8 @@ GRACE_SECONDS = 0.5
 """Requests in flight have this long to finish after the server was told to stop."""
 PEER_TIMEOUT_MS = 15_000
 """A connection whose data stays unacknowledged for this long is dead (TCP_USER_TIMEOUT)."""
+IDLE_SECONDS = 60
+"""A connection without a request for this long is closed."""
 BACKLOG = 128
 
 logger = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ def hypercorn_config() -> Config:
     config = Config()
     config.accesslog = None
     config.errorlog = logging.getLogger("litefs.http")
-    config.keep_alive_timeout = 60
+    config.keep_alive_timeout = IDLE_SECONDS
     config.keep_alive_max_requests = 1 << 62
     config.max_app_queue_size = 4
     config.include_server_header = False

@@ -105,6 +105,14 @@ class NodeView(Protocol):
         """Hostname of the primary while connected to another one."""
 
     @property
+    def held_up(self) -> Sequence[str]:
+        """Who keeps this node from being a replica, a line for each."""
+
+    def lacks(self) -> Sequence[str]:
+        """What stands between this node and the role of the primary, a line for each database that it is
+        behind in; nothing while another primary lives, which would hand over all that it has."""
+
+    @property
     def catalog(self) -> Catalog: ...
 
     @property
@@ -118,7 +126,11 @@ class NodeView(Protocol):
 
     async def readers_see(self, name: str) -> bool:
         """Whether a transaction that begins now on the mount sees ``name`` at its position: not for a moment
-        at a commit on the primary. Raises DatabaseNotFound, OSError."""
+        at a commit of this node's clients. Raises DatabaseNotFound, OSError."""
+
+    async def holds(self, name: str, position: Position) -> bool:
+        """Whether ``position`` is in the history of ``name`` here; true also if the log does not reach so far
+        back."""
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         """Replace or create ``name`` by the SQLite database in ``chunks``; raises LiteFSError."""

@@ -64,6 +64,7 @@ class ReplicaInfo:
     node_id: int
     candidate: bool
     in_sync: bool
+    hostname: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()

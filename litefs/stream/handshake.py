@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from litefs.errors import FormatError, InvalidName, ProtocolMismatch
 from litefs.store.paths import validate_name
@@ -25,6 +26,8 @@ HEADER_STREAM = "LiteFS-Stream"
 HEADER_ID = "Litefs-Id"
 HEADER_CLUSTER_ID = "Litefs-Cluster-Id"
 HEADER_TERM = "Litefs-Term"
+HEADER_HOSTNAME = "Litefs-Hostname"
+"""Of a request: the replica's name for people, percent-encoded."""
 HEADER_LIMITED = "Litefs-Limited"
 """In a response: the name of the replica's token, if that is not for all databases."""
 HEADER_TAILS = "Litefs-Tails"
@@ -33,6 +36,8 @@ FILTER = "filter"
 
 MAX_DATABASES = 0xFFFF
 MAX_NAME = 1024
+MAX_HOSTNAME = 255
+"""Characters."""
 MAX_POSITION_MAP = 16 << 20
 """Bytes of a position map that a primary reads before it refuses the request."""
 
@@ -73,6 +78,8 @@ def request_headers(identity: Identity) -> dict[str, str]:
     }
     if identity.cluster_id:
         headers[HEADER_CLUSTER_ID] = identity.cluster_id
+    if identity.hostname:
+        headers[HEADER_HOSTNAME] = quote(identity.hostname[:MAX_HOSTNAME], errors="replace")
     return headers
 
 
@@ -96,7 +103,8 @@ def parse_headers(get: Callable[[str], str | None]) -> Identity:
     cluster_id = get(HEADER_CLUSTER_ID) or ""
     if cluster_id:
         check_cluster_id(cluster_id)
-    return Identity(parse_node_id(get(HEADER_ID) or ""), cluster_id, int(term))
+    hostname = unquote((get(HEADER_HOSTNAME) or "")[: 12 * MAX_HOSTNAME])[:MAX_HOSTNAME]
+    return Identity(parse_node_id(get(HEADER_ID) or ""), cluster_id, int(term), hostname)
 
 
 def check_cluster_id(cluster_id: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from litefs.cluster.calls import boottime_ns
+from litefs.clock import boottime_ns
 from litefs.cluster.lease import Timing
 from tests.support.consul import Consul, running
 from tests.support.leases import TIMING

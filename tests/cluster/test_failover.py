@@ -7,6 +7,7 @@ row; ``benchmarks/failover.py`` gives percentiles of many.
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import statistics
 import time
@@ -80,3 +81,22 @@ def test_a_removal_right_before_a_kill_keeps_nobody_from_winning(cluster: Electe
         wait_until(lambda node=node: not os.path.exists(node.path("gone.db")), 5, "the removal", 0.005)
     assert cluster.change(lambda: primary.kill("both")).seconds <= KILLED_SECONDS
     assert not any(os.path.exists(node.path("gone.db")) for node in others)
+
+
+@pytest.mark.parametrize("cluster", ["directory"], indirect=True)
+def test_a_primary_whose_fs_process_hangs_is_followed_by_another(cluster: Elected) -> None:
+    name = cluster.await_following()
+    stuck = cluster.nodes.pop(name)
+    pid = stuck.fs_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        cluster.await_primary()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    cluster.nodes[name] = stuck
+    cluster.await_following()
+    assert cluster.await_primary() != name
+    cluster.write()
+    cluster.await_rows()
+    cluster.check()

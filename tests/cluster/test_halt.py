@@ -209,6 +209,29 @@ def test_a_holder_that_was_paused_beyond_its_lock(
     assert rows == [["primary", 0], ["replica", 1], ["primary", 1]]
 
 
+def test_who_stays_in_a_transaction_loses_its_connection(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    """The lock is given up, the transaction is not: it must not keep the replica from following for ever."""
+    primary, replica = primary_and_replica
+    sql = prepared(primary, replica, "WAL", make_client)
+    halting = make_client("halting")
+    halting.call("halt", 30, path=replica.path("app.db"))
+    halting.call("open", path=replica.path("app.db"))
+    halting.call("execute", statement="BEGIN IMMEDIATE")
+    halting.call("execute", statement="INSERT INTO t(who, value) VALUES('never', 1)")
+    halting.call("unhalt", 30)
+    sql.call("execute", statement="INSERT INTO t(who, value) VALUES('primary', 1)")
+    wait_equal(primary, replica, "app.db", 45)
+    with pytest.raises(ClientError):
+        halting.call("execute", statement="COMMIT")
+    reader = make_client("sql", "sqlite3")
+    reader.call("open", path=replica.path("app.db"), readonly=True)
+    rows = [["primary", 0], ["primary", 1]]
+    assert reader.call("execute", statement="SELECT who, value FROM t ORDER BY id") == rows
+    pages_equal(primary, replica, "app.db")
+
+
 @pytest.mark.parametrize("mode", ["WAL", "DELETE"])
 def test_a_long_session_under_halt(
     mode: str, primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]

@@ -179,7 +179,8 @@ def test_a_transaction_that_is_open_at_a_demotion_fails_and_leaves_nothing(pair:
         old = pair.primary
         pair.swap()
         wait_until(lambda: bool(old.steer("status")["held_up"]), 5, "somebody is named")
-        assert str(client.process.pid) in old.steer("status")["held_up"][0]
+        assert f"process {client.process.pid}" in (old.info() or {})["heldUp"][0]
+        assert f"waits for a.db: process {client.process.pid}" in old.log.read_text()
         with pytest.raises(ClientError, match="disk I/O error"):
             client.call("execute", statement="COMMIT")
         old.wait_settled()
@@ -187,6 +188,7 @@ def test_a_transaction_that_is_open_at_a_demotion_fails_and_leaves_nothing(pair:
             writer.call("execute", statement=INSERT)
         pair.check(2)
         assert client.call("execute", statement=COUNT) == [[2]]
+        assert "heldUp" not in (old.info() or {})
         assert old.steer("status")["restarts"] == 0
 
 

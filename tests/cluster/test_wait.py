@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.support.node import Node, wait_present
+from litefs.types import Position
+from tests.support.node import Node, wait_equal, wait_present
 from tests.support.processes import Client, ClientError, wait_until
 
 SESSIONS = 3
@@ -158,3 +160,55 @@ def test_the_socket_is_made_anew_after_a_kill(
     node.start()
     assert helper.call("look", path=node.path("app.db"))["is_primary"] is True
     assert helper.call("wait", path=node.path("app.db"), txid=1, seconds=5).startswith("0000000000000001/")
+
+
+def test_a_commit_under_halt_that_readers_do_not_see_yet(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    """The replica's log moves before its client publishes, here never: that one is killed between the two."""
+    primary, replica = primary_and_replica
+    sql, reader, halting = (
+        make_client("sql", "sqlite3"),
+        make_client("sql", "sqlite3"),
+        make_client("halting"),
+    )
+    sql.call("open", path=primary.path("app.db"))
+    for statement in ("PRAGMA journal_mode=WAL", "CREATE TABLE t(a)", "INSERT INTO t VALUES('before')"):
+        sql.call("execute", statement=statement)
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    reader.call("open", path=replica.path("app.db"), readonly=True)
+    halting.call("halt", 30, path=replica.path("app.db"))
+    victim = make_client("failing")
+    victim.call("open", path=replica.path("app.db"))
+    victim.call("break_next", cause="kill")
+    with pytest.raises(ClientError, match="Ended"):
+        victim.call("execute", statement="INSERT INTO t VALUES('killed')")
+    position = replica.position("app.db")
+    assert position is not None
+    assert position == primary.position("app.db")
+    url = f"{replica.url}/db/app.db/wait?txid={position}"
+    assert reader.call("execute", statement="SELECT a FROM t") == [["before"]]
+    assert httpx.get(f"{url}&timeout=0.5").status_code == 504
+    halting.call("unhalt", 30)
+    assert httpx.get(f"{url}&timeout=10", timeout=15).status_code == 200
+    assert reader.call("execute", statement="SELECT a FROM t") == [["before"], ["killed"]]
+
+
+def test_a_position_of_another_history(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    primary, replica = primary_and_replica
+    sql = make_client("sql", "sqlite3")
+    sql.call("open", path=primary.path("app.db"))
+    sql.call("execute", statement="CREATE TABLE t(a)")
+    first = primary.position("app.db")
+    assert first is not None
+    sql.call("execute", statement="INSERT INTO t VALUES(1)")
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    for node in (primary, replica):
+        url = f"{node.url}/db/app.db/wait?timeout=0&txid="
+        assert httpx.get(f"{url}{first}").status_code == 200
+        assert httpx.get(f"{url}{first.txid:x}").status_code == 200
+        assert httpx.get(f"{url}{Position(first.txid, first.checksum ^ 1)}").status_code == 409

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any, cast
 
 import trio
+import trio.testing
 
 from litefs.cluster.acknowledge import LAZY_SECONDS, Acknowledger
 from litefs.cluster.follow import Callbacks, follow
 from litefs.cluster.replicas import Replicas
 from litefs.link.messages import Replication
 from litefs.link.rules import SyncRules
+from litefs.stream.acks import Ack, AckAnswer
 from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
 from litefs.stream.protocols import Identity
 from litefs.types import ZERO, Position
@@ -98,6 +101,37 @@ def test_a_member_syncs_and_acknowledges_each_commit_at_once() -> None:
                 assert pair.holdings.durable["a"] == at
             assert trio.current_time() - begun < 20 * LAZY_SECONDS
             assert connections(url) == 1
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+class Ear:
+    """A primary that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.acks: list[Ack] = []
+
+    async def acknowledge(self, identity: Identity, ack: Ack) -> AckAnswer:
+        self.acks.append(ack)
+        return AckAnswer(SyncRules(1))
+
+
+def test_only_what_came_in_this_stream_is_told_as_its_history() -> None:
+    async def main() -> None:
+        ear, holdings = Ear(), Holdings()
+        at = Position(7, 1 << 63 | 7)
+        holdings.durable["a"] = at
+        holdings.positions = lambda: {"a": at}  # type: ignore[method-assign]
+        acknowledger = Acknowledger(cast(Any, ear), lambda: REPLICA, holdings, candidate=True)
+        acknowledger.begins(1, "a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acknowledger.run)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert {held.chained for ack in ear.acks for held in ack.held} == {False}
+            acknowledger.holds(1)
+            await trio.sleep(2 * LAZY_SECONDS)
+            assert ear.acks[-1].held[0].chained
             nursery.cancel_scope.cancel()
 
     run(main)

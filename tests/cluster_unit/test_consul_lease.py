@@ -119,6 +119,23 @@ def test_a_renewal_fails_once_the_session_is_destroyed(keys: Keys) -> None:
     trio.run(run)
 
 
+def test_a_holder_whose_beat_is_gone_leaves_no_lock_behind(keys: Keys) -> None:
+    """Nobody may take over a lock that no beat explains, before the TTL has passed twice."""
+
+    async def run() -> None:
+        lease, other = keys.lease(), keys.lease()
+        grant = await acquire(lease)
+        keys.consul.request("DELETE", f"/v1/kv/{keys.key}/beat")
+        view = await other.observe()
+        assert (view.beat, view.held) == (None, True)
+        with pytest.raises(LeaseLost, match="nobody has the lease"):
+            await lease.renew(grant, beat_of("a", 1))
+        view = await other.observe()
+        assert (view.beat, view.held) == (None, False)
+
+    trio.run(run)
+
+
 def test_a_claim_waits_the_lock_delay_and_a_release_makes_nobody_wait(keys: Keys) -> None:
     async def run() -> None:
         first, second = keys.lease(), keys.lease()

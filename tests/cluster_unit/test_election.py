@@ -261,6 +261,20 @@ async def test_one_that_is_cut_off_is_fenced_before_the_other_takes_over(tmp_pat
 
 
 @in_trio
+async def test_one_that_is_stuck_leaves_the_role_to_another(tmp_path: Path) -> None:
+    a, b = pair(tmp_path)
+    async with running(a, b):
+        await until(lambda: b.member.following == "a")
+        a.member.stuck = True
+        renewals = a.lease.renewals
+        await until(lambda: b.state is State.PRIMARY)
+        assert a.lease.renewals <= renewals + 1, "one may have been under way"
+        assert not a.member.commit()
+        a.member.stuck = False
+        await until(lambda: a.member.following == "b")
+
+
+@in_trio
 async def test_a_slow_promotion_delays_no_renewal(tmp_path: Path) -> None:
     a = Node(tmp_path, "a", 1)
     a.member.slow["promote"] = 2 * TIMING.term

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import trio
 
-from tests.support.leases import TIMING
+from litefs.cluster.calls import Calls, boottime_ns
+from litefs.cluster.lease import Beat, PrimaryInfo
+from tests.support.leases import TIMING, open_lease
 from tests.support.processes import Client, ClientError, ClientStuck
 
 Contender = Callable[[str], Client]
@@ -54,6 +58,30 @@ def test_a_renewal_moves_the_deadline_and_the_version(contender: Contender) -> N
     after = replica.call("observe")
     assert after["version"] != before["version"]
     assert (after["term"], after["held"], after["hostname"]) == (1, True, "primary")
+
+
+def test_a_deadline_counts_from_before_the_request(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the answer comes."""
+    late = 0.2
+    run = Calls.run
+
+    async def slowly(calls: Calls, *arguments: Any) -> Any:
+        result = await run(calls, *arguments)
+        await trio.sleep(late)
+        return result
+
+    async def main() -> None:
+        lease = open_lease(store, "key")
+        beat = Beat(1, 1, PrimaryInfo("a", "http://a"))
+        grant = await lease.acquire(await lease.observe(), beat)
+        for _ in range(2):
+            assert grant is not None
+            assert grant.deadline_ns - TIMING.term * 1e9 <= boottime_ns() - late * 1e9
+            grant = await lease.renew(grant, beat)
+        await lease.aclose()
+
+    monkeypatch.setattr(Calls, "run", slowly)
+    trio.run(main)
 
 
 def test_a_beat_that_went_on_cannot_be_claimed(contender: Contender) -> None:

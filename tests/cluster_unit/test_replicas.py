@@ -146,6 +146,49 @@ def test_what_may_be_another_history_does_not_count() -> None:
     run(main)
 
 
+def test_what_was_durable_of_another_history_does_not_count() -> None:
+    """In the middle of a snapshot a replica may name where it is now, and what it had durably before."""
+
+    async def main() -> None:
+        scene = Scene()
+        at = scene.a.position()
+        scene.join(1, a=Position(at.txid + 5, 77))
+        scene.ack(1, (1, at, Position(at.txid + 5, 77)), chained=False)
+        assert scene.write() is None
+        scene.ack(1, (1, at, at), chained=False)
+        assert scene.write() == (1,)
+
+    run(main)
+
+
+def test_what_a_replica_had_of_a_removed_database_does_not_count_for_another_of_its_name() -> None:
+    async def main() -> None:
+        scene = Scene()
+        scene.join(1)
+        old = scene.commit()
+        anew = MemorySource("a")
+        first = anew.commit({1: PAGE})
+        scene.catalog.remove("a")
+        scene.replicas.dropped("a")
+        scene.catalog.add(anew)
+        scene.ack(1, (1, old, old))
+        assert scene.write() is None
+        assert scene.replicas.published()["a"] == first
+
+    run(main)
+
+
+def test_a_replica_that_is_not_sent_everything_is_no_member() -> None:
+    async def main() -> None:
+        scene = Scene()
+        at = scene.a.position()
+        scene.replicas.joined(Identity(1, term=3), 10, {}, {1: scene.a}, whole=False)
+        scene.ack(1, (1, at, at))
+        assert scene.write() is None
+
+    run(main)
+
+
 def test_acknowledgements_of_another_stream_or_term_are_refused() -> None:
     async def main() -> None:
         scene = Scene()
@@ -248,6 +291,21 @@ def test_what_is_published_is_what_one_candidate_has() -> None:
     run(main)
 
 
+def test_who_has_not_caught_up_with_all_is_not_gone_by() -> None:
+    async def main() -> None:
+        scene = Scene(SyncRules())
+        a, off = scene.a.position(), scene.off.position()
+        for node in (1, 2):
+            scene.join(node)
+        scene.ack(2, (1, a, ZERO), (2, off, ZERO))
+        for _ in range(5):
+            further = scene.commit()
+        scene.ack(1, (1, further, ZERO))
+        assert scene.replicas.published() == {"a": a, "off": off}
+
+    run(main)
+
+
 def test_a_database_without_a_transaction_is_published_as_such() -> None:
     async def main() -> None:
         scene = Scene(SyncRules())
@@ -293,6 +351,21 @@ def test_what_was_answered_stays_published_when_its_members_are_gone() -> None:
             await trio.sleep(2 * RULES.timeout)
             nursery.cancel_scope.cancel()
         assert scene.write() is None
+        assert scene.replicas.published()["a"] == at
+
+    run(main)
+
+
+def test_what_was_answered_alone_is_published_once_commits_wait() -> None:
+    async def main() -> None:
+        scene = Scene(SyncRules(1, (), timeout=2.0, degrade=True))
+        at = scene.commit()
+        scene.join(1)
+        durable = ((1, at, at), (2, scene.off.position(), scene.off.position()))
+        scene.ack(1, *durable)
+        assert (scene.told[-1].waiting, scene.told[-1].hold) == (True, 1)
+        at = scene.commit()  # and answered, before the fs process heard of it
+        scene.replicas.holding(1)
         assert scene.replicas.published()["a"] == at
 
     run(main)

@@ -216,7 +216,7 @@ def test_a_lost_race_is_tried_again_soon_if_nothing_changes() -> None:
 def test_terms_grow_beyond_whatever_was_seen() -> None:
     rig = Rig()
     rig.tell(steps.SawTerm(9))
-    assert rig.tell(steps.Observed(LIVE)) == [steps.Follow(None, 9)], "not a primary of a term that is over"
+    assert rig.tell(steps.Observed(LIVE)) == [steps.Follow(OTHERS, 9)], "which so hears of it"
     rig.tell(steps.Tick(), after=TERM_NS + MARGIN_NS)
     assert rig.weighed(LIVE) == [steps.Take(LIVE, 10, False)]
 

@@ -124,6 +124,41 @@ TestElections.settings = settings(
 )
 
 
+def test_a_store_that_goes_back_leaves_nobody_behind() -> None:
+    """A node that was restarted just then wins with a term that others know to be over."""
+    world = World()
+
+    def settled() -> bool:
+        (primary,) = [node for node in world.nodes if node.serving] or [None]
+        return primary is not None and all(
+            node is primary or (node.following == primary.index and node.machine.term == primary.term)
+            for node in world.nodes
+        )
+
+    def go_on(*indexes: int, seconds: float = 20) -> None:
+        for _ in range(int(seconds / 0.1)):
+            for index in indexes:
+                serve(world, index)
+            world.advance(0.1)
+            world.check()
+
+    for _ in range(4):
+        go_on(0, 1, 2)
+        world.kill(next(node for node in world.nodes if node.serving))
+    go_on(0, 1, 2)
+    assert settled()
+    high = world.winners[-1][1]
+    restarted = next(node for node in world.nodes if not node.serving)
+    world.lose()
+    world.kill(restarted)
+    go_on(restarted.index, seconds=6)
+    assert restarted.serving
+    assert restarted.term < high
+    go_on(0, 1, 2)
+    assert settled()
+    assert world.winners[-1][1] > high
+
+
 def run_schedule(seed: int, moves: int, *, sync: bool = False) -> World:
     """A long run in which most goes well, so that terms change often and commits go on between."""
     rng = random.Random(seed)

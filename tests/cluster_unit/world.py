@@ -259,6 +259,8 @@ class World:
         if node.following is None or node.paused or node.serving:
             return
         source = self.nodes[node.following]
+        if source.serving and not source.paused and node.machine.term > source.term:
+            self.feed(source, steps.SawTerm(node.machine.term))
         if not source.serving or source.term != node.machine.term:
             return
         common = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from litefs.fs.role import boottime_ns
+from litefs.clock import boottime_ns
 from litefs.store.paths import DataDir
 from litefs.types import Position, Role
 from tests.fs.harness import Fs, python, serving, wait_for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from litefs.fs.role import boottime_ns
+from litefs.clock import boottime_ns
 from litefs.link.messages import Deadline, Freeze, Frozen, HeldUp, Message, RoleSet, SetRole, Thaw
 from litefs.store.paths import DataDir
 from litefs.types import Role

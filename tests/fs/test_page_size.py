@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from litefs.fs.role import boottime_ns
+from litefs.clock import boottime_ns
 from litefs.types import Role
 from tests.fs.harness import Fs, python, serving, wait_for
 from tests.fs.replay import replay

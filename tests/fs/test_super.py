@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from litefs.fs.role import boottime_ns
+from litefs.clock import boottime_ns
 from litefs.types import Role
 from tests.fs.attached import MAKE, MODES, OPEN, SUM, log_of, make, sums_in_logs, txid
 from tests.fs.harness import python, serving

@@ -83,6 +83,21 @@ def test_a_commit_waits_until_it_is_released_by_enough() -> None:
     run(main)
 
 
+def test_what_was_released_in_another_role_counts_for_nothing() -> None:
+    """Its transactions may have gone to lost/ since."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.tell(1, released=9)
+        assert await scene.waited(9) == 0
+        scene.replicated.begin()
+        scene.tell(1)
+        with pytest.raises(OutcomeUnknown, match="did not acknowledge"):
+            await scene.waited(9)
+
+    run(main)
+
+
 def test_a_logged_commit_is_never_refused_only_unknown() -> None:
     async def main() -> None:
         scene = Scene()

@@ -42,6 +42,7 @@ class FakeNode:
         self.lag_seconds = 0.25
         self.seen_term = 0
         self.unpublished = False
+        self.unknown: set[Position] = set()
         self.imported: dict[str, bytes] = {}
         self.import_gate = trio.Event()
         self.import_gate.set()
@@ -53,6 +54,11 @@ class FakeNode:
             DatabaseInfo(name, source.position(), commits=7, log_segments=2, log_bytes=4096)
             for name, source in self.catalog.sources().items()
         ]
+
+    held_up: Sequence[str] = ()
+
+    def lacks(self) -> Sequence[str]:
+        return []
 
     async def before_stream(self) -> None:
         pass
@@ -78,7 +84,11 @@ class FakeNode:
         raise NotImplementedError
 
     async def readers_see(self, name: str) -> bool:
+        await trio.lowlevel.checkpoint()
         return not self.unpublished
+
+    async def holds(self, name: str, position: Position) -> bool:
+        return position not in self.unknown
 
     async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         await self.import_gate.wait()

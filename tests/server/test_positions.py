@@ -43,6 +43,7 @@ def test_position_of_a_database() -> None:
         ("txid=1", 200),
         ("txid=0000000000000001", 200),
         ("txid=0", 200),
+        ("txid=1&timeout=0", 200),
         ("txid=1/8000000000000001", 409),
         ("txid=0/0000000000000000", 200),
         ("txid=2&timeout=0", 504),
@@ -108,5 +109,20 @@ def test_a_wait_ends_when_the_database_is_removed() -> None:
 
             nursery.start_soon(remove)
             assert (await http.get(f"{url}/db/a.db/wait?txid=2")).status_code == 404
+
+    run(main)
+
+
+def test_a_wait_for_what_another_history_replaced() -> None:
+    """The transaction was lost in a failover; what came in its place must not be taken for it."""
+
+    async def main() -> None:
+        node, (source,) = sources("a.db")
+        lost = Position(1, 1 << 63)
+        node.unknown.add(lost)
+        source.commit({1: b"b" * 512})
+        async with serving(node) as url, client() as http:
+            assert (await http.get(f"{url}/db/a.db/wait?txid=1")).status_code == 200
+            assert (await http.get(f"{url}/db/a.db/wait?txid={lost}")).status_code == 409
 
     run(main)

@@ -286,4 +286,4 @@ def test_hellos_and_headers_round_trip(node_id: int, term: int, hostname: str, k
     assert decode_hello(data + b"more") == (Hello(identity, 5), len(data))
     assert all(decode_hello(data[:size]) is None for size in range(len(data)))
     headers = parse_headers(request_headers(identity).get)
-    assert headers == Identity(node_id, identity.cluster_id, term)
+    assert headers == identity

@@ -65,18 +65,18 @@ class Elected:
         make_node: Callable[..., Node],
         lease: Mapping[str, Any],
         names: Sequence[str] = NAMES,
-        commands: Mapping[str, Sequence[str]] | None = None,
+        own: Callable[[str], Mapping[str, Any]] = lambda name: {},
         **sections: Any,
     ) -> None:
-        """``commands``: what a node supervises; ``sections``: of litefs.yml, for all nodes."""
+        """``sections``: of litefs.yml, for all nodes; ``own``: those of a node."""
         self.nodes: dict[str, Node] = {}
         self._writer: Client | None = None
         self._rows: list[Acknowledged] = []
         for name in names:
-            node = self.nodes[name] = make_node(name, **sections)
+            node = self.nodes[name] = make_node(name, **sections, **own(name))
             settings = {"hostname": name, "advertise-url": node.url, "candidate": True, **lease}
             node.configure("lease", settings)
-            node.launch(*(commands or {}).get(name, ()))
+            node.launch()
         for node in self.nodes.values():
             node.wait_ready()
         first = self.nodes[self.await_primary()]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import trio
 
-from litefs.cluster.calls import boottime_ns
+from litefs.clock import boottime_ns
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo
 from litefs.errors import LiteFSError, PeerError
 from litefs.types import ZERO, Position
@@ -46,7 +46,7 @@ class SmallMember:
         self.calls: list[str] = []
         self.tokens: list[bytes] = []
         self._sums: list[int] = []
-        self.serving = self.frozen = False
+        self.serving = self.frozen = self.stuck = False
         self.deadline: float = 0
         self.term = 0
         self.cluster = ""
@@ -138,6 +138,9 @@ class SmallMember:
         await trio.sleep(self.slow.get(name, 0))
         if name in self.fail:
             raise LiteFSError(f"{name} fails")
+
+    def is_stuck(self) -> bool:
+        return self.stuck
 
     async def promote(self, grant: Grant) -> None:
         self.following = None

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import trio
 
-from litefs.cluster.calls import boottime_ns
+from litefs.clock import boottime_ns
 from litefs.cluster.lease import Beat, Grant, Lease, LeaseLost, LeaseUnavailable, PrimaryInfo, View
 from litefs.types import Position
 from tests.support.clients.protocol import serve
