@@ -16,7 +16,7 @@ from tests.faults.schedule import Fault, Strike
 from tests.faults.terms import Reign, reigns
 from tests.support.consul import Consul
 from tests.support.netns import Host, Network
-from tests.support.node import Node, pages_equal, wait_equal, wait_present
+from tests.support.node import Node, pages_equal, wait_equal
 from tests.support.processes import Client, wait_until
 
 NAMES = ("a", "b", "c")
@@ -86,16 +86,13 @@ class Cluster:
             node.launch()
         for node in self.nodes.values():
             node.wait_ready()
-        primary = self.nodes[self.await_primary()]
-        self.await_in_sync()
+        primary = self.await_following()
         sql = self._make_client("sql", "sqlite3")
         for name, statements in DATABASES.items():
             sql.call("open", path=primary.path(f"{name}.db"))
             sql.call("script", STATEMENT_SECONDS, statements=statements)
         sql.close()
-        for node in self.nodes.values():
-            for name in DATABASES:
-                wait_present(node, f"{name}.db")
+        self.await_recovered()
         mounts = [f"{name}={node.mount}" for name, node in self.nodes.items()]
         for name in NAMES:
             arguments = (name, self.history, self._seed, *mounts)
@@ -111,7 +108,7 @@ class Cluster:
 
     def converge(self) -> dict[str, list[str]]:
         """Wait until all nodes are alike, byte for byte; returns every row of every database."""
-        primary = self.nodes[self.await_primary()]
+        primary = self.await_following()
         contents: dict[str, list[str]] = {}
         sql = self._make_client("sql", "sqlite3")
         for name in DATABASES:
@@ -148,25 +145,34 @@ class Cluster:
                 return name
         return None
 
-    def await_primary(self, seconds: float = 40) -> str:
+    def await_following(self) -> Node:
+        """Until both replicas follow, and are in sync if replication is synchronous; the primary."""
+        key = "inSync" if self._synchronous else "replicas"
         found: list[str] = []
 
         def look() -> bool:
             found[:] = [name for name in (self.primary(),) if name is not None]
-            return bool(found)
-
-        wait_until(look, seconds, f"a primary\n{self.logs()}", 0.1)
-        return found[0]
-
-    def await_in_sync(self) -> None:
-        """Until both replicas follow, and are in sync if replication is synchronous."""
-        key = "inSync" if self._synchronous else "replicas"
-
-        def look() -> bool:
-            name = self.primary()
-            return name is not None and len((self.nodes[name].info() or {}).get(key, ())) == len(NAMES) - 1
+            return bool(found) and len((self.nodes[found[0]].info() or {}).get(key, ())) == len(NAMES) - 1
 
         wait_until(look, RESUME_SECONDS, f"both replicas follow\n{self.logs()}", 0.1)
+        return self.nodes[found[0]]
+
+    def await_recovered(self) -> None:
+        """Until both replicas also have what is there now."""
+        tips: list[int] = []
+
+        def look() -> bool:
+            if not tips or not all(tips):
+                tips[:] = self._txids(self.await_following())
+            found = [self._txids(node) for node in self.nodes.values()]
+            return all(have >= tip > 0 for one in found for have, tip in zip(one, tips, strict=True))
+
+        wait_until(look, RESUME_SECONDS, f"all nodes reach {tips}\n{self.logs()}", 0.1)
+
+    def _txids(self, node: Node) -> list[int]:
+        """The last transaction of each database; 0 if there is no answer."""
+        found = [node.position(f"{name}.db") for name in DATABASES]
+        return [position.txid if position is not None else 0 for position in found]
 
     def await_writes(self) -> None:
         """Until every workload had an acknowledged write from now on."""
@@ -186,7 +192,7 @@ class Cluster:
     def strike(self, strike: Strike) -> None:
         """Let it happen, heal it, and wait until writes go on."""
         if not strike.hasty:
-            self.await_in_sync()
+            self.await_recovered()
         primary = self.primary() or self.progress.last[1]
         replicas = [name for name in NAMES if name != primary]
         begin = time.monotonic()
