@@ -176,6 +176,7 @@ class Node:
             nursery.start_soon(self._replica.run, self._ready)
             await nursery.start(self._leading.run)
             code = await self._application(supervisor)
+            self.roles.stopping = True
             await self._leading.stop()  # the next primary still has to be sent what it lacks
             http_stop.set()
             await self._leave(gone)

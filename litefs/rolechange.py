@@ -101,6 +101,8 @@ class RoleChanges:
         self._fresh = False
         """This mount was recovered, and has taken no role yet."""
         self._attached = self._mounted = False
+        self.stopping = False
+        """The mount is about to go: the logs are not taken over any more."""
         self._nursery: trio.Nursery | None = None
 
     # -- life --------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ class RoleChanges:
     async def _attach(self, life: int) -> None:
         """Take the logs over, and apply to them what the primary sends."""
         async with self._changing:
-            if self.role is Role.PRIMARY or life != self._life or self._attached:
+            if self.role is Role.PRIMARY or life != self._life or self._attached or self.stopping:
                 return
             try:
                 await self._replica.mounted()

@@ -61,6 +61,7 @@ def test_a_primary_is_killed_hands_over_and_stops(cluster: Elected) -> None:
     stopped = cluster.change(node.stop)
     told("SIGTERM to the next acknowledged row", [stopped])
     assert stopped.seconds < KILLED_SECONDS / 4, "the lease was not passed on"
+    assert "level=ERROR" not in node.log_tail(20)
     node.start()
     cluster.check()
 

@@ -56,7 +56,7 @@ def test_what_was_acknowledged_survives_a_schedule_of_faults(
     for number, strike in enumerate(strikes):
         print(f"{number + 1}: {strike}", flush=True)
         cluster.strike(strike)
-    cluster.rest()
+    cluster.end_writes()
     contents = cluster.converge()
     assert_none_hangs()
     writes, reads = load(cluster.history)

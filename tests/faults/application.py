@@ -5,7 +5,7 @@ database in WAL mode and one in DELETE mode, a register by compare-and-set, and 
 session then reads on one node after the other, each time after ``litefs.client.wait``. What it did goes into
 HISTORY (tests/faults/history.py).
 
-Operations: pause(), which answers when nothing is under way, and resume().
+Operation: stop(), which answers when nothing is under way any more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from litefs import client
-from litefs.errors import LiteFSError
+from litefs.errors import LiteFSError, PositionMismatch
 from litefs.types import Position
 from tests.faults.history import Journal
 from tests.support.clients.protocol import serve
@@ -30,7 +30,7 @@ BUSY_SECONDS = 2.0
 PACE_SECONDS = 0.03
 RETRY_SECONDS = 0.1
 WAIT_SECONDS = 3.0
-PAUSE_SECONDS = 60.0
+STOP_SECONDS = 60.0
 SIZES = {0: 900, 20_000: 95, 1_200_000: 5}
 """Bytes of a row, and how often relative to the others; a commit of more than 1 MiB is made in a thread."""
 REOPEN = 0.1
@@ -38,14 +38,14 @@ REOPEN = 0.1
 
 
 class Task(threading.Thread):
-    """A loop that can be paused."""
+    """Does something again and again until it is no longer ``wanted``."""
 
-    def __init__(self, name: str, mounts: dict[str, Path], node: str, journal: Journal) -> None:
-        super().__init__(daemon=True)
-        self.name, self.mounts, self.node, self.journal = name, mounts, node, journal
-        self.wanted, self.at_rest = threading.Event(), threading.Event()
-        self.wanted.set()
-        self.at_rest.set()
+    def __init__(
+        self, name: str, mounts: dict[str, Path], node: str, journal: Journal, rng: random.Random
+    ) -> None:
+        super().__init__(daemon=True, name=name)
+        self.mounts, self.node, self.journal, self.rng = mounts, node, journal, rng
+        self.wanted = True
 
     def path(self, node: str) -> str:
         """Of its database, through the mount of a node."""
@@ -56,17 +56,14 @@ class Task(threading.Thread):
         return (self.mounts[self.node] / ".primary").exists()
 
     def run(self) -> None:
-        while True:
-            if not self.wanted.is_set():
-                self.at_rest.set()
-                self.wanted.wait()
+        while self.wanted:
             try:
                 self.work()
             except (sqlite3.Error, LiteFSError, OSError):
                 time.sleep(RETRY_SECONDS)
 
     def work(self) -> None:
-        """What is done again and again; ends soon after ``wanted`` was cleared."""
+        """A piece of it. Raises sqlite3.Error, LiteFSError, OSError, after which it begins anew."""
         raise NotImplementedError
 
 
@@ -79,18 +76,12 @@ def connect(path: str, mode: str) -> sqlite3.Connection:
 class Writer(Task):
     """Inserts unique rows, or sets the register, over one connection until that fails."""
 
-    def __init__(
-        self, name: str, mounts: dict[str, Path], node: str, journal: Journal, rng: random.Random
-    ) -> None:
-        super().__init__(name, mounts, node, journal)
-        self.rng = rng
-
     def work(self) -> None:
         if self.is_replica():
             time.sleep(RETRY_SECONDS)
             return
         with contextlib.closing(connect(self.path(self.node), "rw")) as connection:
-            while self.wanted.is_set():
+            while self.wanted:
                 self.write(connection)
                 time.sleep(PACE_SECONDS)
 
@@ -149,10 +140,8 @@ class Session(Writer):
                         self._look(self.rng.choice(list(self.mounts)))
             self._look(self.rng.choice(list(self.mounts)))
             time.sleep(PACE_SECONDS)
-        except (client.NodeUnreachable, client.NotOnMount):
-            raise
-        except LiteFSError:
-            self._forget()  # another history, or too late: the application begins anew
+        except PositionMismatch:
+            self._forget()  # what it saw was never acknowledged, or given up: the application begins anew
             raise
 
     def write(self, connection: sqlite3.Connection) -> None:
@@ -199,22 +188,17 @@ def main() -> None:
         rng = random.Random(f"{seed}/{name}/{node}")
         tasks.append(kind(name, mounts, node, Journal(directory, name, node), rng))
     for task in tasks:
-        task.at_rest.clear()
         task.start()
 
-    def pause() -> None:
+    def stop() -> None:
         for task in tasks:
-            task.wanted.clear()
+            task.wanted = False
         for task in tasks:
-            if not task.at_rest.wait(PAUSE_SECONDS):
-                raise TimeoutError(f"{task.name} on {node} does not come to rest")
+            task.join(STOP_SECONDS)
+            if task.is_alive():
+                raise TimeoutError(f"{task.name} on {node} does not come to an end")
 
-    def resume() -> None:
-        for task in tasks:
-            task.at_rest.clear()
-            task.wanted.set()
-
-    serve({"pause": pause, "resume": resume})
+    serve({"stop": stop})
     os._exit(0)
 
 

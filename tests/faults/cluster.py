@@ -16,11 +16,26 @@ from tests.faults.schedule import Fault, Strike
 from tests.faults.terms import Reign, reigns
 from tests.support.consul import Consul
 from tests.support.netns import Host, Network
-from tests.support.node import Node, pages_equal, wait_equal, wait_present
+from tests.support.node import Node, pages_equal, wait_equal
 from tests.support.processes import Client, wait_until
 
 NAMES = ("a", "b", "c")
-DATABASES = ("wal", "delete", "register", "session")
+_ROWS = "CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT, data BLOB)"
+DATABASES = {
+    "wal": ["PRAGMA journal_mode=WAL", _ROWS],
+    "delete": ["PRAGMA journal_mode=DELETE", _ROWS],
+    "register": [
+        "PRAGMA journal_mode=WAL",
+        "CREATE TABLE register(value TEXT)",
+        "INSERT INTO register VALUES('')",
+    ],
+    "session": [
+        "PRAGMA journal_mode=WAL",
+        "CREATE TABLE session(node TEXT PRIMARY KEY, number INTEGER, value TEXT)",
+        *(f"INSERT INTO session VALUES('{name}',0,'')" for name in NAMES),
+    ],
+}
+"""By workload what makes its database (tests/faults/application.py)."""
 RESUME_SECONDS = 60.0
 """Bound of the wait for acknowledged writes of every kind after a fault was healed. What is promised is less;
 this machine is shared, and what was killed has to recover and catch up."""
@@ -71,42 +86,30 @@ class Cluster:
             node.launch()
         for node in self.nodes.values():
             node.wait_ready()
-        primary = self.nodes[self.await_primary()]
-        self.await_in_sync()
+        primary = self.await_following()
         sql = self._make_client("sql", "sqlite3")
-        rows = ",".join(f"('{name}',0,'')" for name in sorted(NAMES))
-        for name in DATABASES:
+        for name, statements in DATABASES.items():
             sql.call("open", path=primary.path(f"{name}.db"))
-            statements = {
-                "register": ["CREATE TABLE register(value TEXT)", "INSERT INTO register VALUES('')"],
-                "session": [
-                    "CREATE TABLE session(node TEXT PRIMARY KEY, number INTEGER, value TEXT)",
-                    f"INSERT INTO session VALUES {rows}",
-                ],
-            }.get(name, ["CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT, data BLOB)"])
-            mode = "DELETE" if name == "delete" else "WAL"
-            sql.call("script", STATEMENT_SECONDS, statements=[f"PRAGMA journal_mode={mode}", *statements])
+            sql.call("script", STATEMENT_SECONDS, statements=statements)
         sql.close()
-        for node in self.nodes.values():
-            for name in DATABASES:
-                wait_present(node, f"{name}.db")
+        self.await_recovered()
         mounts = [f"{name}={node.mount}" for name, node in self.nodes.items()]
         for name in NAMES:
             arguments = (name, self.history, self._seed, *mounts)
             self._applications.append(self._make_client("tests.faults.application", *arguments))
         self.await_writes()
 
-    def rest(self) -> None:
+    def end_writes(self) -> None:
         """Have the applications end what they do."""
         for application in self._applications:
-            application.send("pause")
+            application.send("stop")
         for application in self._applications:
             application.answer(90)
 
     def converge(self) -> dict[str, list[str]]:
         """Wait until all nodes are alike, byte for byte; returns every row of every database."""
-        primary = self.nodes[self.await_primary()]
-        contents = {}
+        primary = self.await_following()
+        contents: dict[str, list[str]] = {}
         sql = self._make_client("sql", "sqlite3")
         for name in DATABASES:
             file = f"{name}.db"
@@ -118,7 +121,8 @@ class Cluster:
                 assert sql.call("execute", STATEMENT_SECONDS, statement="PRAGMA integrity_check") == [["ok"]]
                 table = "t" if name in ("wal", "delete") else name
                 rows = sql.call("execute", STATEMENT_SECONDS, statement=f"SELECT value FROM {table}")
-                contents[name] = [row[0] for row in rows]
+                values = [row[0] for row in rows]
+                assert contents.setdefault(name, values) == values
                 sql.call("close")
         return contents
 
@@ -141,25 +145,34 @@ class Cluster:
                 return name
         return None
 
-    def await_primary(self, seconds: float = 40) -> str:
+    def await_following(self) -> Node:
+        """Until both replicas follow, and are in sync if replication is synchronous; the primary."""
+        key = "inSync" if self._synchronous else "replicas"
         found: list[str] = []
 
         def look() -> bool:
             found[:] = [name for name in (self.primary(),) if name is not None]
-            return bool(found)
-
-        wait_until(look, seconds, f"a primary\n{self.logs()}", 0.1)
-        return found[0]
-
-    def await_in_sync(self) -> None:
-        """Until both replicas follow, and are in sync if replication is synchronous."""
-        key = "inSync" if self._synchronous else "replicas"
-
-        def look() -> bool:
-            name = self.primary()
-            return name is not None and len((self.nodes[name].info() or {}).get(key, ())) == len(NAMES) - 1
+            return bool(found) and len((self.nodes[found[0]].info() or {}).get(key, ())) == len(NAMES) - 1
 
         wait_until(look, RESUME_SECONDS, f"both replicas follow\n{self.logs()}", 0.1)
+        return self.nodes[found[0]]
+
+    def await_recovered(self) -> None:
+        """Until both replicas also have what is there now."""
+        tips: list[int] = []
+
+        def look() -> bool:
+            if not tips or not all(tips):
+                tips[:] = self._txids(self.await_following())
+            found = [self._txids(node) for node in self.nodes.values()]
+            return all(have >= tip > 0 for one in found for have, tip in zip(one, tips, strict=True))
+
+        wait_until(look, RESUME_SECONDS, f"all nodes reach {tips}\n{self.logs()}", 0.1)
+
+    def _txids(self, node: Node) -> list[int]:
+        """The last transaction of each database; 0 if there is no answer."""
+        found = [node.position(f"{name}.db") for name in DATABASES]
+        return [position.txid if position is not None else 0 for position in found]
 
     def await_writes(self) -> None:
         """Until every workload had an acknowledged write from now on."""
@@ -179,7 +192,7 @@ class Cluster:
     def strike(self, strike: Strike) -> None:
         """Let it happen, heal it, and wait until writes go on."""
         if not strike.hasty:
-            self.await_in_sync()
+            self.await_recovered()
         primary = self.primary() or self.progress.last[1]
         replicas = [name for name in NAMES if name != primary]
         begin = time.monotonic()

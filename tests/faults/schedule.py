@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 Target = Literal["primary", "replica"]
@@ -124,7 +124,7 @@ class Schedule:
             first, second, after = self._fault(), None, 0.0
             hasty = not first.ends_lives and self._rng.random() < HASTY
             if left > 1 and not hasty and first.kind not in PLANNED and self._rng.random() < OVERLAPPING:
-                second, after = self._fault(), self._rng.uniform(0, first.seconds)
+                second, after = _beside(first, self._fault()), self._rng.uniform(0, first.seconds)
             strike = Strike(first, second, after, hasty)
             left -= len(strike.faults)
             yield strike
@@ -142,3 +142,13 @@ class Schedule:
     def _deck(self, cards: Sequence[Card]) -> Iterator[Card]:
         while True:
             yield from self._rng.sample(cards, len(cards))
+
+
+def _beside(first: Fault, second: Fault) -> Fault:
+    """``second``, or what comes nearest to it where ``first`` has taken the primary's processes: one that is
+    stopped, or not there, can neither be told to end nor be waited for."""
+    if first.target != "primary" or first.kind not in ("kill", "stop"):
+        return second
+    if second.kind == "terminate":
+        return Fault("promote")
+    return replace(second, target="replica") if second.kind in ("kill", "stop") else second
