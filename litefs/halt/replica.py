@@ -39,6 +39,7 @@ from litefs.link.messages import (
 )
 from litefs.ltx import Decoder
 from litefs.server.view import HaltGrant
+from litefs.store import fileops
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.protocols import Identity
@@ -314,6 +315,9 @@ class ReplicaHalts:
                     taken.lent = False
             if taken.lent and (lender := self._links.lender()) is not None:
                 await lender.take_back(taken.name)
+            directory = self._data.database_dir(taken.name)
+            for path in (directory.accepted, directory.echoed):  # of which came second
+                fileops.unlink(path)
         except (LiteFSError, OSError) as error:
             log.error("%s: %s", taken.name, error)
         finally:
