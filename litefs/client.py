@@ -63,6 +63,10 @@ class NodeUnreachable(PeerError):
     """The node cannot be asked: its socket is out of reach, or the node is gone."""
 
 
+class NoAnswer(NodeUnreachable):
+    """The node has its socket, but did not answer, or not in time."""
+
+
 class HaltLost(LiteFSError):
     """The HALT lock ended before it was given up: what was committed until then is safe, nothing after it."""
 
@@ -108,7 +112,7 @@ def wait(path: StrPath, target: Position | int, timeout: float = 5.0) -> Positio
     """Wait until a transaction that begins now on this node sees ``target`` (a position, or a TXID alone) or
     what came after it; returns the position then.
 
-    ``timeout``: seconds, at most 60 where the node is asked. Raises WaitTimeout, DatabaseNotFound,
+    ``timeout``: seconds, at most 60 where the node is asked. Raises WaitTimeout, NoAnswer, DatabaseNotFound,
     PositionMismatch if the node's history is another one: it has that TXID with another checksum, as far as
     the node's log tells.
     """
@@ -119,6 +123,8 @@ def wait(path: StrPath, target: Position | int, timeout: float = 5.0) -> Positio
         wanted = str(target) if isinstance(target, Position) else f"{txid:016x}"
         url = f"/db/{quote(place.name)}/wait?txid={wanted}&timeout={seconds:.3f}"
         return Position.parse(_request(place, "GET", url, seconds).decode())
+    except NoAnswer:
+        raise  # what ``NAME-pos`` shows may not be announced to readers, if nobody is there to do so
     except (NodeUnreachable, NotOnMount):
         return _watch(path, target, txid, deadline)
 
@@ -227,9 +233,12 @@ _ERRORS = {404: DatabaseNotFound, 409: PositionMismatch, 504: WaitTimeout}
 def _connected(place: Place, timeout: float) -> Iterator[_Connection]:
     connection = _Connection(place.socket, timeout)
     try:
+        connection.connect()
         yield connection
-    except (OSError, http.client.HTTPException) as error:
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
         raise NodeUnreachable(f"{place.socket}: {error}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise NoAnswer(f"{place.socket}: {error}") from error
     finally:
         connection.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,6 +147,35 @@ def test_who_has_no_access_to_the_socket_waits_all_the_same(
         check=False,
     )
     assert done.stdout.splitlines() == ["unreachable", "1", "late"], done.stderr
+
+
+WITHOUT_ANSWER = """
+import sys
+from litefs import client
+client.ANSWER_SECONDS = 0.5
+try:
+    print(client.wait(sys.argv[1], 1, timeout=0.5))
+except client.NoAnswer:
+    print("no answer")
+"""
+
+
+def test_a_node_that_does_not_answer_is_not_taken_for_one_without_a_socket(
+    make_node: Callable[..., Node], make_client: Callable[..., Client]
+) -> None:
+    """``NAME-pos`` shows what is logged; whether readers see that only the node could tell."""
+    node = make_node("primary").start()
+    sql = make_client("sql", "sqlite3")
+    sql.call("open", path=node.path("app.db"))
+    sql.call("execute", statement="CREATE TABLE t(a)")
+    assert node.process is not None
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        command = [sys.executable, "-c", WITHOUT_ANSWER, node.path("app.db")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+    assert done.stdout == "no answer\n", done.stderr
 
 
 def test_the_socket_is_made_anew_after_a_kill(
