@@ -24,7 +24,7 @@ from tests.support.clients.workload import INVARIANT, INVARIANT_HOLDS, schema
 from tests.support.node import Node, Which, pages_equal, wait_equal, wait_present
 from tests.support.processes import Client, ClientError, assert_none_hangs, wait_until
 
-ROUNDS = int(os.environ.get("SOAK_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("LITEFS_SOAK", "3"))
 PROGRESS_SECONDS = 60.0
 """Recovery, the end of a lock that died with its holder (30 s), and a commit."""
 
