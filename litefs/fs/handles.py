@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from litefs.fs.inodes import Inode
+from litefs.types import ZERO, Position
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +21,8 @@ class Handle:
     from_node: bool
     applies: bool
     closed: bool = False
+    confirmed: Position = ZERO
+    """Of a WAL: the commits up to there were confirmed by a sync through this file."""
 
 
 def may_be_sqlite(flags: int) -> bool:

@@ -320,7 +320,13 @@ class Operations(SuperRequests):
             await db.run(db.capture.journal_sync(handle.fd))
         await db.answerable()
         if handle.inode.kind is Kind.WAL and not handle.applies and not db.halted:
-            self._role.confirm()  # the end of a COMMIT, whose last frame may have been answered long ago
+            self._confirm_synced(handle, db)
+
+    def _confirm_synced(self, handle: Handle, db: FsDatabase) -> None:
+        """The end of a COMMIT, perhaps, whose last frame may have been answered long ago."""
+        if db.capture is not None and handle.confirmed != (position := db.capture.db.position):
+            self._role.confirm()
+            handle.confirmed = position
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Names need no sync of their own: recovery makes journal and WAL follow the log."""

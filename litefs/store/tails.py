@@ -7,7 +7,6 @@ its header is that of the first.
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,7 +22,7 @@ _PIECE = 1 << 20
 
 
 def copy_tail(directory: Path, after: Point, upto_txid: int, file: IO[bytes]) -> bool:
-    """Write to ``file`` what the log in ``directory`` has after ``after`` up to ``upto_txid``, which must be
+    """Write to ``file``, which has no name, what the log in ``directory`` has after ``after`` up to ``upto_txid``, which must be
     published and beyond it.
 
     False, and nothing is written, if this log does not know that point: it has another history there, or
@@ -39,7 +38,8 @@ def copy_tail(directory: Path, after: Point, upto_txid: int, file: IO[bytes]) ->
             for entry in entries:
                 file.write(RECORD_HEAD.pack(entry.size, entry.extent.digest))
                 with _opened(entry) as body:
-                    shutil.copyfileobj(body, file, _PIECE)
+                    while piece := body.read(_PIECE):
+                        file.write(piece)
                 file.write(bytes(-entry.size & 7))
             entries = reader.read(upto_txid)
     file.flush()
