@@ -21,7 +21,7 @@ from litefs.store.database import Database
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.memory import MemoryCatalog, MemorySource
-from litefs.stream.protocols import Identity
+from litefs.stream.protocols import Buffer, Identity
 from litefs.types import START, Position
 from tests.server.support import CLUSTER, FakeNode, serving
 
@@ -76,7 +76,7 @@ class Replica:
         if isinstance(answer := self.answers(message), HaltSet | HaltEnded):
             self.halts.message(answer)
 
-    async def lend(self, name: str, echoed: Callable[[Position], None]) -> Lent:
+    async def lend(self, name: str, echoed: Callable[[Position, Buffer], Awaitable[None]]) -> Lent:
         self.lending.set()
         await self.lend_now.wait()
         self.did.append("lend")
