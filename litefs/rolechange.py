@@ -353,9 +353,9 @@ class RoleChanges:
             self._guard.restart(f"no replica after {self._demote_delay:g} s because of {held}")
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
-        """Replicate from ``primary``, or from nobody; ``term`` is the highest that is known."""
-        if term > self.term or primary != self._replica.primary:
-            await self._replica.end_loans()  # before another history is followed
+        """Replicate from ``primary``, or from nobody; ``term`` is the highest that is known. Called when
+        either has changed."""
+        await self._replica.end_loans()  # before another history is followed
         self.term = max(self.term, term)
         self._replica.follow(primary)
 

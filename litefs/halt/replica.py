@@ -16,7 +16,7 @@ from litefs.apply.lending import Lent
 from litefs.apply.wal import Buffer
 from litefs.clock import boottime_ns
 from litefs.cluster.lease import PrimaryInfo
-from litefs.cluster.peer import Peer, PeerSettings
+from litefs.cluster.peer import Peer, PeerSettings, Refused
 from litefs.errors import (
     DatabaseBusy,
     DatabaseNotFound,
@@ -159,7 +159,7 @@ class ReplicaHalts:
         if taken is not None and taken.lock_id == lock_id and not taken.ending:
             if not taken.lent:
                 raise DatabaseBusy(f"{name}: the HALT lock is on its way")
-            return await self._ask(taken, renew=True)
+            return await self._renew(taken)
         if renew:
             raise HaltRefused(f"{name}: the HALT lock is not held under this id")
         if taken is not None:
@@ -168,6 +168,17 @@ class ReplicaHalts:
         if name in self._taken:
             raise DatabaseBusy(f"{name}: another client of this node has the HALT lock")
         return await self._acquire(name, lock_id)
+
+    async def _renew(self, taken: Taken) -> HaltGrant:
+        try:
+            return await self._ask(taken, renew=True)
+        except Refused as error:
+            if error.status != HaltRefused.http_status:
+                raise
+            # another life of the primary, or another term: nobody may write here, and the stream goes on
+            with trio.CancelScope(shield=True):
+                await self._end(taken)
+            raise HaltRefused(f"{taken.name}: {error}") from error
 
     async def _acquire(self, name: str, lock_id: int) -> HaltGrant:
         primary = self._links.primary()

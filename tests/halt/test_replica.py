@@ -15,7 +15,7 @@ from litefs.cluster.peer import PeerSettings
 from litefs.errors import HaltRefused, LiteFSError
 from litefs.halt import replica
 from litefs.halt.replica import HaltLinks, ReplicaHalts
-from litefs.link.messages import Halt, HaltEnd, HaltEnded, HaltSet, Message
+from litefs.link.messages import Halt, HaltEnd, HaltEnded, HaltSet, HaltUntil, Message
 from litefs.server.view import HaltGrant
 from litefs.store.database import Database
 from litefs.store.paths import DataDir
@@ -29,13 +29,16 @@ NAME = "a.db"
 
 
 class Primary(FakeNode):
-    """Grants every lock; ``held`` has the ids of those that were not given up."""
+    """Grants every lock anew, and renews those in ``held``, which has the ids of those that were not given
+    up."""
 
     def __init__(self) -> None:
         super().__init__(MemoryCatalog(MemorySource(NAME)))
         self.held: set[int] = set()
 
     async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
+        if renew and lock_id not in self.held:
+            raise HaltRefused(f"{name}: the HALT lock is not held under this id")
         self.held.add(lock_id)
         return HaltGrant(START, 2e9)
 
@@ -190,5 +193,19 @@ def test_a_database_that_cannot_be_written_is_taken_back(tmp_path: Path) -> None
             await node.halts.halt(NAME, 7, renew=False)
         assert node.did == ["lend", Halt, HaltEnd, "take back"]
         assert primary.held == set()
+
+    run(test, tmp_path)
+
+
+def test_a_lock_that_the_primary_does_not_know_any_more_ends(tmp_path: Path) -> None:
+    """It was started anew, say: until the loan is over the stream's records of this database wait."""
+
+    async def test(primary: Primary, node: Replica) -> None:
+        await node.halts.halt(NAME, 7, renew=False)
+        await node.halts.halt(NAME, 7, renew=True)
+        primary.held.clear()
+        with pytest.raises(HaltRefused):
+            await node.halts.halt(NAME, 7, renew=True)
+        assert node.did == ["lend", Halt, HaltUntil, HaltEnd, "take back"]
 
     run(test, tmp_path)
