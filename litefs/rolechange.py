@@ -244,19 +244,17 @@ class RoleChanges:
     def holds(self, name: str, point: Point) -> bool:
         """Whether ``point`` is part of this node's history of ``name``; true also if its log does not
         reach back so far."""
-        try:
-            with LogReader(self._data.database_dir(name).log) as reader:
-                found = reader.point_at(point.txid)
-                return found == point if found is not None else point.txid < reader.first_txid
-        except (LiteFSError, OSError):
-            return False
+        return self._holds(name, point.txid, lambda found: found == point)
 
     def holds_position(self, name: str, position: Position) -> bool:
         """The same for a position, which is all that clients know."""
+        return self._holds(name, position.txid, lambda found: found.position == position)
+
+    def _holds(self, name: str, txid: int, is_it: Callable[[Point], bool]) -> bool:
         try:
             with LogReader(self._data.database_dir(name).log) as reader:
-                found = reader.point_at(position.txid)
-                return found.position == position if found is not None else position.txid < reader.first_txid
+                found = reader.point_at(txid)
+                return is_it(found) if found is not None else txid < reader.first_txid
         except (LiteFSError, OSError):
             return False
 
