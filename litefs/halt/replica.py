@@ -139,6 +139,7 @@ class ReplicaHalts:
                 for taken in self._live():
                     if taken.deadline <= trio.current_time():
                         log.warning("%s: the HALT lock was not renewed in time", taken.name)
+                        taken.deadline = float("inf")
                         self._nursery.start_soon(self._end, taken)
 
     def _live(self) -> list[Taken]:
@@ -320,8 +321,9 @@ class ReplicaHalts:
         taken.ending = True
         try:
             async with taken.busy:  # what is on its way is answered first
-                if taken.lent and await self._answer(HaltEnd(taken.name), HaltEnded) is None:
-                    # it may still write the log: nobody else does before it is gone
+                answer = await self._answer(HaltEnd(taken.name), HaltEnded) if taken.lent else None
+                if taken.lent and answer is None:
+                    # it lives, and may still write the log: nobody else does before it is gone
                     self._links.restart(f"{taken.name}: the fs process does not end a HALT")
                     taken.lent = False
             if taken.lent and (lender := self._links.lender()) is not None:
@@ -370,8 +372,11 @@ class ReplicaHalts:
         """The fs process is gone, and with it what clients had not committed."""
         for waiting, _ in self._answers.values():
             waiting.set()
-        for taken in self._live():
-            taken.lent, taken.ending = False, True
+        for taken in list(self._taken.values()):
+            taken.lent = False
+            if taken.ending:  # and goes on doing so
+                continue
+            taken.ending = True
             taken.give_up()
             self._let_go(taken)
             if self._nursery is not None:

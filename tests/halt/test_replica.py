@@ -209,3 +209,37 @@ def test_a_lock_that_the_primary_does_not_know_any_more_ends(tmp_path: Path) -> 
         assert node.did == ["lend", Halt, HaltUntil, HaltEnd, "take back"]
 
     run(test, tmp_path)
+
+
+def test_the_fs_process_dies_while_a_lock_ends(tmp_path: Path) -> None:
+    """Its successor, which is on its way, is not ended for what it did not answer."""
+
+    async def test(primary: Primary, node: Replica) -> None:
+        await node.halts.halt(NAME, 7, renew=False)
+        node.answers = lambda message: None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.halts.unhalt, NAME, 7)
+            while node.did[-1:] != [HaltEnd]:
+                await trio.sleep(0.005)
+            node.halts.unmounted()
+        assert node.did == ["lend", Halt, HaltEnd]
+        assert primary.held == set()
+
+    run(test, tmp_path)
+
+
+def test_a_lock_that_nobody_renews_ends_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(primary: Primary, node: Replica) -> None:
+        for number in range(1, 9):
+            node.did.clear()
+            await node.halts.halt(NAME, number, renew=False)
+            while primary.held:
+                await trio.sleep(0.005)
+            assert node.did == ["lend", Halt, HaltEnd, "take back"]
+        assert len(caplog.records) == 8
+
+    monkeypatch.setattr(replica, "HALT_SECONDS", 0.2)
+    with caplog.at_level("WARNING", "litefs.node"):
+        run(test, tmp_path)
