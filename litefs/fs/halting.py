@@ -228,7 +228,7 @@ class Halts:
 
     async def _ask(self, gate: AnsweringGate, message: Staged) -> str | None:
         """None once the primary's log has the transaction, else why it may not have it."""
-        if gate.shipment is not None and not gate.lost:  # of an earlier commit of the same write
+        if gate.shipment is not None and not gate.lost:  # of a client that was killed, say
             await gate.shipment.settled()
             if gate.shipment.refusal is not None:
                 return gate.shipment.refusal
