@@ -176,7 +176,7 @@ class LendingSink(ReplicaSink):
                 await trio.sleep(ECHO_POLL)  # the fs process appends it, and tells nobody in particular
         if state.lent is not None:
             return state.lent.position
-        if state.written:
+        if state.written and state.target is None:
             bodies = _unknown(state, bodies)
         if not bodies:
             return (state.point or START).position
@@ -240,13 +240,14 @@ def _after(body: Buffer) -> Point:
 
 
 def _unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]:
-    """The records without those that this node wrote under HALT, which come back in the stream.
+    """The records without those that this node wrote under HALT, which come back in the stream. Only what is
+    still here was: another history may have taken its place, or another database of that name.
 
     Raises PositionMismatch if the last of them leads elsewhere than here, FormatError.
     """
     here = state.point or START
-    known = 0
-    while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= state.written:
+    known, written = 0, min(state.written, here.txid)
+    while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= written:
         known += 1
     if known:
         there = _after(bodies[known - 1])
