@@ -353,14 +353,18 @@ class ReplicaHalts:
     async def void(self) -> None:
         """End all of them: the primary changes. Nothing is waited for that only the old one could say; it is
         told later, if it can be."""
-        for taken in list(self._taken.values()):
-            taken.give_up()
-            if taken.ending:
-                await taken.returned.wait()
-                continue
-            await self._return(taken)
-            if self._nursery is not None:
-                self._nursery.start_soon(self._forget, taken)
+        async with trio.open_nursery() as nursery:
+            for taken in list(self._taken.values()):
+                nursery.start_soon(self._void, taken)
+
+    async def _void(self, taken: Taken) -> None:
+        taken.give_up()
+        if taken.ending:
+            await taken.returned.wait()
+            return
+        await self._return(taken)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._forget, taken)
 
     async def leave(self) -> None:
         """End all of them: the node stops. The primary is told."""

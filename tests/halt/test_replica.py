@@ -25,7 +25,7 @@ from litefs.stream.protocols import Buffer, Identity
 from litefs.types import START, Position
 from tests.server.support import CLUSTER, FakeNode, serving
 
-NAME = "a.db"
+NAME, OTHER = "a.db", "b.db"
 
 
 class Primary(FakeNode):
@@ -51,11 +51,12 @@ class Replica:
 
     def __init__(self, path: Path, url: str) -> None:
         data = DataDir(path)
-        directory = data.database_dir(NAME)
-        directory.log.mkdir(parents=True)
-        Database.open(directory).close()
         catalog = StoreCatalog(data)
-        catalog.add(NAME)
+        for name in (NAME, OTHER):
+            directory = data.database_dir(name)
+            directory.log.mkdir(parents=True)
+            Database.open(directory).close()
+            catalog.add(name)
         self.did: list[object] = []
         self.answers: Callable[[Message], Message | None] = self.answer
         self.lending = trio.Event()
@@ -72,7 +73,12 @@ class Replica:
         self.halts = ReplicaHalts(data, catalog, links)
 
     def answer(self, message: Message) -> Message | None:
-        return {Halt: HaltSet(NAME), HaltEnd: HaltEnded(NAME)}.get(type(message))
+        match message:
+            case Halt():
+                return HaltSet(message.name)
+            case HaltEnd():
+                return HaltEnded(message.name)
+        return None
 
     def post(self, message: Message) -> None:
         self.did.append(type(message))
@@ -224,6 +230,22 @@ def test_the_fs_process_dies_while_a_lock_ends(tmp_path: Path) -> None:
             node.halts.unmounted()
         assert node.did == ["lend", Halt, HaltEnd]
         assert primary.held == set()
+
+    run(test, tmp_path)
+
+
+def test_locks_end_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the node does next, to follow another primary say, waits for them no longer than for one."""
+
+    async def test(primary: Primary, node: Replica) -> None:
+        for number, name in enumerate((NAME, OTHER), 1):
+            await node.halts.halt(name, number, renew=False)
+        monkeypatch.setattr(replica, "ANSWER_SECONDS", 2.0)
+        node.answers = lambda message: None
+        node.did.clear()
+        with trio.fail_after(3.5):
+            await node.halts.void()
+        assert node.did == [HaltEnd, HaltEnd, "restart", "restart"]
 
     run(test, tmp_path)
 
