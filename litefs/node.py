@@ -152,7 +152,7 @@ class Node:
         sockets.append(self._bind_local())
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._signals, supervisor)
+            nursery.start_soon(self._signals)
             grant = self._leading.grant()
             self.roles.begin(grant)
             if grant:
@@ -213,7 +213,7 @@ class Node:
         await self._ready.wait()
         await self._leading.promote_at_start()
 
-    async def _signals(self, supervisor: Supervisor) -> None:
+    async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 log.info("received %s, stopping", signal.Signals(number).name)

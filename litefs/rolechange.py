@@ -244,19 +244,17 @@ class RoleChanges:
     def holds(self, name: str, point: Point) -> bool:
         """Whether ``point`` is part of this node's history of ``name``; true also if its log does not
         reach back so far."""
-        try:
-            with LogReader(self._data.database_dir(name).log) as reader:
-                found = reader.point_at(point.txid)
-                return found == point if found is not None else point.txid < reader.first_txid
-        except (LiteFSError, OSError):
-            return False
+        return self._holds(name, point.txid, lambda found: found == point)
 
     def holds_position(self, name: str, position: Position) -> bool:
         """The same for a position, which is all that clients know."""
+        return self._holds(name, position.txid, lambda found: found.position == position)
+
+    def _holds(self, name: str, txid: int, is_it: Callable[[Point], bool]) -> bool:
         try:
             with LogReader(self._data.database_dir(name).log) as reader:
-                found = reader.point_at(position.txid)
-                return found.position == position if found is not None else position.txid < reader.first_txid
+                found = reader.point_at(txid)
+                return is_it(found) if found is not None else txid < reader.first_txid
         except (LiteFSError, OSError):
             return False
 
@@ -353,9 +351,9 @@ class RoleChanges:
             self._guard.restart(f"no replica after {self._demote_delay:g} s because of {held}")
 
     async def follow(self, primary: PrimaryInfo | None, term: int) -> None:
-        """Replicate from ``primary``, or from nobody; ``term`` is the highest that is known."""
-        if term > self.term or primary != self._replica.primary:
-            await self._replica.end_loans()  # before another history is followed
+        """Replicate from ``primary``, or from nobody; ``term`` is the highest that is known. Called when
+        either has changed."""
+        await self._replica.end_loans()  # before another history is followed
         self.term = max(self.term, term)
         self._replica.follow(primary)
 

@@ -83,8 +83,9 @@ class LendingApplier(Applier):
         return not self._returned
 
     def lend(self) -> Lent:
-        """Stop writing: the fs process writes log and WAL from now on, until ``take_back``. Only ``position``
-        and ``close`` may be used until then. Raises LiteFSError, OSError: then nothing has changed.
+        """Stop writing: the fs process writes log and WAL from now on, until ``take_back``. Only ``point``,
+        ``durable`` and ``close`` may be used until then. Raises LiteFSError, OSError: then nothing has
+        changed.
         """
         self.attach()
         if self.is_behind or self.needs_recovery:
@@ -167,14 +168,15 @@ class LendingSink(ReplicaSink):
         """As of :class:`ReplicaSink`; what this node writes under HALT comes back, perhaps too early. If the
         primary's client waits for this replica to have it, whoever lent it is told."""
         state = self._state(name)
-        last = _after(bodies[-1])
-        if state.lent is not None and self.sync_at_once(name):
-            await self._echoed[name](last.position, bodies[-1])
-        while state.lent is not None and state.lent.position.txid < last.txid:  # noqa: ASYNC110 - below
-            await trio.sleep(ECHO_POLL)  # the fs process appends it, and tells nobody in particular
+        if state.lent is not None:
+            last = _position_after(bodies[-1])
+            if self.sync_at_once(name):
+                await self._echoed[name](last, bodies[-1])
+            while state.lent is not None and state.lent.position.txid < last.txid:  # noqa: ASYNC110 - below
+                await trio.sleep(ECHO_POLL)  # the fs process appends it, and tells nobody in particular
         if state.lent is not None:
             return state.lent.position
-        if state.written:
+        if state.written and state.target is None:
             bodies = _unknown(state, bodies)
         if not bodies:
             return (state.point or START).position
@@ -225,21 +227,27 @@ class LendingSink(ReplicaSink):
         self._applied(name, applier.position)
 
 
-def _after(body: Buffer) -> Point:
-    """The point after a record. Raises FormatError."""
+def _position_after(body: Buffer) -> Position:
+    """The position after a record. Raises FormatError."""
     view = memoryview(body)
-    post = Trailer.unpack(view[-TRAILER_SIZE:]).post_apply
-    return Point(Header.unpack(view).max_txid, post, record_hash(view, len(view)))
+    return Position(Header.unpack(view).max_txid, Trailer.unpack(view[-TRAILER_SIZE:]).post_apply)
+
+
+def _after(body: Buffer) -> Point:
+    """The point after a record, which is read whole. Raises FormatError."""
+    at, view = _position_after(body), memoryview(body)
+    return Point(at.txid, at.checksum, record_hash(view, len(view)))
 
 
 def _unknown(state: DatabaseState, bodies: Sequence[Buffer]) -> Sequence[Buffer]:
-    """The records without those that this node wrote under HALT, which come back in the stream.
+    """The records without those that this node wrote under HALT, which come back in the stream. Only what is
+    still here was: another history may have taken its place, or another database of that name.
 
     Raises PositionMismatch if the last of them leads elsewhere than here, FormatError.
     """
     here = state.point or START
-    known = 0
-    while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= state.written:
+    known, written = 0, min(state.written, here.txid)
+    while known < len(bodies) and Header.unpack(bodies[known]).max_txid <= written:
         known += 1
     if known:
         there = _after(bodies[known - 1])

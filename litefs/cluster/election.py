@@ -102,13 +102,12 @@ class Election:
         return "" if self._machine.leading else self._tenure.obstacle
 
     def lacks(self) -> list[str]:
-        """What this node lacks of what a primary must have, by the store as it was read last; in lines. None
-        while a primary lives, which hands over all that it has."""
+        """What this node lacks of what a primary must have, by the store as it was read last; in lines.
+        Nothing while a primary lives, which hands over all that it has."""
         view = self._view
         if view is None or self._machine.leading or self._machine.primary_lives(boottime_ns()):
             return []
-        standing = self._tenure.weigh(view).standing
-        return [*([standing.barred] if standing.barred else []), *map(str, standing.losses)]
+        return self._tenure.standing(view).obstacles
 
     def mounted(self) -> None:
         """The fs process serves: this node may become primary."""

@@ -37,9 +37,14 @@ class Standing:
     joined: bool = False
 
     @property
+    def obstacles(self) -> list[str]:
+        """Why this node may not win, with what would be lost if it did, in lines; none if it may."""
+        return [*([self.barred] if self.barred else []), *map(str, self.losses)]
+
+    @property
     def obstacle(self) -> str:
-        """Why this node may not win, with what would be lost if it did; empty if it may."""
-        return "; ".join([*([self.barred] if self.barred else []), *map(str, self.losses)])
+        """The same in one line."""
+        return "; ".join(self.obstacles)
 
 
 def weigh(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from litefs.cluster import steps
 from litefs.cluster.lease import Beat, Lease, LeaseLost, LeaseUnavailable, PrimaryInfo, View
 from litefs.cluster.member import Member
-from litefs.cluster.standing import advance, weigh
+from litefs.cluster.standing import Standing, advance, weigh
 from litefs.errors import LiteFSError
 from litefs.types import Point
 
@@ -38,7 +38,13 @@ class Tenure:
         """What stood in the way of the takeover that was asked for last, by force."""
 
     def weigh(self, view: View) -> steps.Weighed:
-        """Compare what this node holds with the view's beat."""
+        """Compare what this node holds with the view's beat, to win or to wait."""
+        standing = self.standing(view)
+        self.obstacle = standing.obstacle
+        return steps.Weighed(view.version, standing)
+
+    def standing(self, view: View) -> Standing:
+        """How this node compares with the view's beat; nothing follows from it."""
         member = self._member
         standing = weigh(view.beat, self._node_id, member.positions(), member.holds, member.was_removed)
         own = member.cluster_id()
@@ -46,8 +52,7 @@ class Tenure:
         if self._foreign and own != self._foreign:
             barred = f"the lease is cluster {self._foreign}'s, which this node does not belong to"
             standing = replace(standing, barred=barred)
-        self.obstacle = standing.obstacle
-        return steps.Weighed(view.version, standing)
+        return standing
 
     async def take(self, action: steps.Take) -> steps.Event:
         """Acquire or claim the lease, then make sure that its cluster is this node's.

@@ -29,8 +29,8 @@ from litefs.types import ZERO, Position
 class FsDatabase:
     """One database of the mount.
 
-    ``capture`` is there while this node is the primary. ``busy`` is set while a big commit runs in a
-    thread; nothing else may change the database then.
+    ``capture`` is there while this node is the primary, and on a replica under HALT. ``busy`` is set while a
+    big commit runs in a thread; nothing else may change the database then.
     """
 
     def __init__(self, directory: DatabaseDir) -> None:

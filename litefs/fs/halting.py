@@ -48,6 +48,9 @@ class Shipment:
     answered: bool = False
     refusal: str | None = None
     """Of what was answered: why the primary may not have it, or its replicas."""
+    told: bool = False
+    """Of what is ``logged``: its client was told, which may be long after the answer, as it is logged here
+    first."""
     news: trio.Event = field(default_factory=trio.Event)
 
     def tell(self) -> None:
@@ -83,8 +86,9 @@ class AnsweringGate(HaltGate):
 
     @property
     def owes_answer(self) -> bool:
-        """A commit is complete, and the primary has only said that its log has it."""
-        return self.shipment is not None and self.shipment.logged and not self.shipment.answered
+        """A commit is complete that is logged here because the primary's log has it, whatever the primary
+        says of its replicas."""
+        return self.shipment is not None and self.shipment.logged and not self.shipment.told
 
     async def cleared_up(self) -> None:
         """Nothing is in doubt."""
@@ -96,6 +100,7 @@ class AnsweringGate(HaltGate):
         assert shipment is not None
         await self._sync()
         await shipment.settled()
+        shipment.told = True
         if shipment.refusal is not None:
             raise OutcomeUnknown(f"a commit under HALT is in the log, but {shipment.refusal}")
 
@@ -145,7 +150,7 @@ class Halts:
     def _heard(shipment: Shipment, message: Logged | Accepted) -> None:
         if isinstance(message, Accepted):
             shipment.answer(message.refusal)
-        elif message.txid == shipment.txid:
+        elif message.txid == shipment.txid and not shipment.answered:
             shipment.logged = True
             shipment.tell()
 
@@ -223,7 +228,7 @@ class Halts:
 
     async def _ask(self, gate: AnsweringGate, message: Staged) -> str | None:
         """None once the primary's log has the transaction, else why it may not have it."""
-        if gate.shipment is not None and not gate.lost:  # of an earlier commit of the same write
+        if gate.shipment is not None and not gate.lost:  # of a client that was killed, say
             await gate.shipment.settled()
             if gate.shipment.refusal is not None:
                 return gate.shipment.refusal

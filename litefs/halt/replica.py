@@ -16,7 +16,7 @@ from litefs.apply.lending import Lent
 from litefs.apply.wal import Buffer
 from litefs.clock import boottime_ns
 from litefs.cluster.lease import PrimaryInfo
-from litefs.cluster.peer import Peer, PeerSettings
+from litefs.cluster.peer import Peer, PeerSettings, Refused
 from litefs.errors import (
     DatabaseBusy,
     DatabaseNotFound,
@@ -139,6 +139,7 @@ class ReplicaHalts:
                 for taken in self._live():
                     if taken.deadline <= trio.current_time():
                         log.warning("%s: the HALT lock was not renewed in time", taken.name)
+                        taken.deadline = float("inf")
                         self._nursery.start_soon(self._end, taken)
 
     def _live(self) -> list[Taken]:
@@ -159,7 +160,7 @@ class ReplicaHalts:
         if taken is not None and taken.lock_id == lock_id and not taken.ending:
             if not taken.lent:
                 raise DatabaseBusy(f"{name}: the HALT lock is on its way")
-            return await self._ask(taken, renew=True)
+            return await self._renew(taken)
         if renew:
             raise HaltRefused(f"{name}: the HALT lock is not held under this id")
         if taken is not None:
@@ -168,6 +169,17 @@ class ReplicaHalts:
         if name in self._taken:
             raise DatabaseBusy(f"{name}: another client of this node has the HALT lock")
         return await self._acquire(name, lock_id)
+
+    async def _renew(self, taken: Taken) -> HaltGrant:
+        try:
+            return await self._ask(taken, renew=True)
+        except Refused as error:
+            if error.status != HaltRefused.http_status:
+                raise
+            # another life of the primary, or another term: nobody may write here, and the stream goes on
+            with trio.CancelScope(shield=True):
+                await self._end(taken)
+            raise HaltRefused(f"{taken.name}: {error}") from error
 
     async def _acquire(self, name: str, lock_id: int) -> HaltGrant:
         primary = self._links.primary()
@@ -309,8 +321,9 @@ class ReplicaHalts:
         taken.ending = True
         try:
             async with taken.busy:  # what is on its way is answered first
-                if taken.lent and await self._answer(HaltEnd(taken.name), HaltEnded) is None:
-                    # it may still write the log: nobody else does before it is gone
+                answer = await self._answer(HaltEnd(taken.name), HaltEnded) if taken.lent else None
+                if taken.lent and answer is None:
+                    # it lives, and may still write the log: nobody else does before it is gone
                     self._links.restart(f"{taken.name}: the fs process does not end a HALT")
                     taken.lent = False
             if taken.lent and (lender := self._links.lender()) is not None:
@@ -340,14 +353,18 @@ class ReplicaHalts:
     async def void(self) -> None:
         """End all of them: the primary changes. Nothing is waited for that only the old one could say; it is
         told later, if it can be."""
-        for taken in list(self._taken.values()):
-            taken.give_up()
-            if taken.ending:
-                await taken.returned.wait()
-                continue
-            await self._return(taken)
-            if self._nursery is not None:
-                self._nursery.start_soon(self._forget, taken)
+        async with trio.open_nursery() as nursery:
+            for taken in list(self._taken.values()):
+                nursery.start_soon(self._void, taken)
+
+    async def _void(self, taken: Taken) -> None:
+        taken.give_up()
+        if taken.ending:
+            await taken.returned.wait()
+            return
+        await self._return(taken)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._forget, taken)
 
     async def leave(self) -> None:
         """End all of them: the node stops. The primary is told."""
@@ -359,8 +376,11 @@ class ReplicaHalts:
         """The fs process is gone, and with it what clients had not committed."""
         for waiting, _ in self._answers.values():
             waiting.set()
-        for taken in self._live():
-            taken.lent, taken.ending = False, True
+        for taken in list(self._taken.values()):
+            taken.lent = False
+            if taken.ending:  # and goes on doing so
+                continue
+            taken.ending = True
             taken.give_up()
             self._let_go(taken)
             if self._nursery is not None:

@@ -40,7 +40,7 @@ class Replica:
         self.data = DataDir(path)
         self.shown: list[str] = []
         self.recoveries: list[str] = []
-        self.damages: list[dict[str, Position]] = []
+        self.damages: list[dict[str, Point]] = []
         """The positions whenever the primary was to be told them anew."""
         self.applied: list[tuple[str, Position]] = []
         self.sink = self.make()

@@ -101,6 +101,34 @@ def test_removed_and_made_anew_at_once_many_times(
     pages_equal(primary, replica, "app.db")
 
 
+def test_removed_and_made_anew_after_a_replica_wrote_it(
+    primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]
+) -> None:
+    """What comes back of its own writing is passed over; the new database has the same transaction ids."""
+    primary, replica = primary_and_replica
+    sql, halting = make_client("sql", "sqlite3"), make_client("halting")
+    sql.call("open", path=primary.path("app.db"))
+    sql.call("script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)"])
+    wait_present(replica, "app.db")
+    wait_equal(primary, replica, "app.db")
+    halting.call("halt", 30, path=replica.path("app.db"))
+    halting.call("open", path=replica.path("app.db"))
+    for number in range(8):
+        halting.call("execute", statement=f"INSERT INTO t VALUES({number})")
+    halting.call("unhalt", 30)
+    halting.close()
+    sql.call("close")
+    primary.files("unlink", path=primary.path("app.db"))
+    wait_gone(replica, "app.db")
+    sql.call("open", path=primary.path("app.db"))
+    sql.call("execute", statement="CREATE TABLE t(a)")
+    wait_present(replica, "app.db")
+    for number in range(3):
+        sql.call("execute", statement=f"INSERT INTO t VALUES('new {number}')")
+        wait_equal(primary, replica, "app.db")
+    pages_equal(primary, replica, "app.db")
+
+
 @pytest.mark.parametrize("away", [False, True], ids=["connected", "away"])
 def test_a_renamed_database_is_another_one(
     away: bool, primary_and_replica: tuple[Node, Node], make_client: Callable[..., Client]

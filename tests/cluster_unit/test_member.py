@@ -7,6 +7,9 @@ import struct
 from pathlib import Path
 from typing import Any, cast
 
+import trio
+
+from litefs.cluster.lease import PrimaryInfo
 from litefs.rolechange import RoleChanges
 from litefs.store.database import Database
 from litefs.store.paths import DataDir
@@ -19,13 +22,22 @@ SEQ_OFFSET = 16
 
 
 class Applied:
-    """A replica's sink that says what the test wants."""
+    """A replica that says what the test wants."""
 
     def __init__(self, **positions: Point) -> None:
         self._positions = positions
+        self.primary: PrimaryInfo | None = None
+        self.did: list[str] = []
 
     def positions(self) -> dict[str, Point]:
         return self._positions
+
+    async def end_loans(self) -> None:
+        self.did.append("end loans")
+
+    def follow(self, primary: PrimaryInfo | None) -> None:
+        self.primary = primary
+        self.did.append("follow")
 
 
 def member(data: DataDir, applied: Applied) -> RoleChanges:
@@ -65,3 +77,21 @@ def test_a_replica_has_what_its_log_has_and_nothing_of_what_is_damaged(tmp_path:
     shown = {name: committed(data, name, 1) for name in ("a", "b", "c")}
     logged = Point(2, 1 << 63 | 5)
     assert member(data, Applied(a=logged, b=START)).positions() == shown | {"a": logged, "b": START}
+
+
+def test_what_is_lent_by_a_primary_ends_with_its_term(tmp_path: Path) -> None:
+    """Also if the same node leads again, and its stream was there before the store was read."""
+    data = DataDir(tmp_path)
+    replica, primary = Applied(), PrimaryInfo("a", "http://a")
+    roles = member(data, replica)
+
+    async def main() -> None:
+        await roles.follow(primary, 1)
+        roles.connected("a", 1)
+        replica.did.clear()
+        roles.disconnected()
+        roles.connected("a", 2)
+        await roles.follow(primary, 2)
+        assert replica.did == ["end loans", "follow"]
+
+    trio.run(main)

@@ -11,7 +11,7 @@ import trio
 from litefs.cluster import steps
 from litefs.cluster.lease import Beat, Grant, PrimaryInfo, View
 from litefs.cluster.tenure import Tenure
-from litefs.types import Position
+from litefs.types import Point
 from tests.support.members import NAME, SmallMember
 
 
@@ -39,7 +39,7 @@ def test_until_the_member_serves_its_own_positions_alone_decide(tmp_path: Path) 
     lease = Recorder()
     tenure = Tenure(cast(Any, lease), member, 1, PrimaryInfo("a", "http://a"))
 
-    def said() -> tuple[Position | None, tuple[int, ...] | None]:
+    def said() -> tuple[Point | None, tuple[int, ...] | None]:
         beat = lease.beats[-1]
         return beat.positions.get(NAME), beat.in_sync
 

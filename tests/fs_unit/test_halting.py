@@ -8,12 +8,22 @@ from pathlib import Path
 import pytest
 import trio
 
-from litefs.errors import CommitRefused
+from litefs.errors import CommitRefused, OutcomeUnknown
 from litefs.fs import halting
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.halting import Halts
 from litefs.fs.role import RoleState
-from litefs.link.messages import FOREVER, Accepted, Halt, HaltEnd, HaltEnded, HaltSet, HaltUntil, Message
+from litefs.link.messages import (
+    FOREVER,
+    Accepted,
+    Halt,
+    HaltEnd,
+    HaltEnded,
+    HaltSet,
+    HaltUntil,
+    Logged,
+    Message,
+)
 from litefs.store.paths import DataDir
 from litefs.types import Position, Role
 
@@ -67,6 +77,11 @@ class Halted:
         await trio.to_thread.run_sync(capture.db.forward, Position(txid, 1 << 63), (b"record",))
 
 
+async def gone(halts: Halts) -> None:
+    """The node process dies."""
+    halts.abandon()
+
+
 def test_a_late_answer_is_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node process stands still for longer than a commit waits, the lock is renewed, and then it says
     that the primary has the first transaction: the second one must not take that for itself."""
@@ -110,6 +125,36 @@ def test_a_lock_that_ended_admits_nothing(tmp_path: Path) -> None:
         await halted.halts.handle(HaltEnd(NAME))
         with pytest.raises(CommitRefused):
             capture.gate.check()
+
+    _bounded(main)
+
+
+@pytest.mark.parametrize("says", [lambda halts: halts.handle(Accepted(NAME, "too few replicas")), gone])
+def test_what_is_refused_while_it_is_logged_here_is_not_confirmed(
+    tmp_path: Path, says: Callable[[Halts], Awaitable[None]]
+) -> None:
+    """The primary logged it, so it is logged here; its client is told what the primary's would be, though
+    that was heard before the append was done."""
+
+    async def main() -> None:
+        halted = Halted(tmp_path)
+        await halted.begin()
+        database = halted.database
+
+        async def log() -> None:
+            while not halted.told:
+                await trio.sleep(0.005)
+            database.dir.echoed.write_bytes(b"record")
+            await halted.halts.handle(Logged(NAME, 1))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log)
+            await halted.forward(1)
+        await says(halted.halts)
+        assert database.owes_answer
+        with pytest.raises(OutcomeUnknown):
+            await database.answerable()
+        assert not database.owes_answer, "each client is told of its own transaction"
 
     _bounded(main)
 

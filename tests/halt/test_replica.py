@@ -15,27 +15,30 @@ from litefs.cluster.peer import PeerSettings
 from litefs.errors import HaltRefused, LiteFSError
 from litefs.halt import replica
 from litefs.halt.replica import HaltLinks, ReplicaHalts
-from litefs.link.messages import Halt, HaltEnd, HaltEnded, HaltSet, Message
+from litefs.link.messages import Halt, HaltEnd, HaltEnded, HaltSet, HaltUntil, Message
 from litefs.server.view import HaltGrant
 from litefs.store.database import Database
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.memory import MemoryCatalog, MemorySource
-from litefs.stream.protocols import Identity
+from litefs.stream.protocols import Buffer, Identity
 from litefs.types import START, Position
 from tests.server.support import CLUSTER, FakeNode, serving
 
-NAME = "a.db"
+NAME, OTHER = "a.db", "b.db"
 
 
 class Primary(FakeNode):
-    """Grants every lock; ``held`` has the ids of those that were not given up."""
+    """Grants every lock anew, and renews those in ``held``, which has the ids of those that were not given
+    up."""
 
     def __init__(self) -> None:
         super().__init__(MemoryCatalog(MemorySource(NAME)))
         self.held: set[int] = set()
 
     async def halt(self, name: str, lock_id: int, peer: Identity | None, renew: bool) -> HaltGrant:
+        if renew and lock_id not in self.held:
+            raise HaltRefused(f"{name}: the HALT lock is not held under this id")
         self.held.add(lock_id)
         return HaltGrant(START, 2e9)
 
@@ -48,11 +51,12 @@ class Replica:
 
     def __init__(self, path: Path, url: str) -> None:
         data = DataDir(path)
-        directory = data.database_dir(NAME)
-        directory.log.mkdir(parents=True)
-        Database.open(directory).close()
         catalog = StoreCatalog(data)
-        catalog.add(NAME)
+        for name in (NAME, OTHER):
+            directory = data.database_dir(name)
+            directory.log.mkdir(parents=True)
+            Database.open(directory).close()
+            catalog.add(name)
         self.did: list[object] = []
         self.answers: Callable[[Message], Message | None] = self.answer
         self.lending = trio.Event()
@@ -69,14 +73,19 @@ class Replica:
         self.halts = ReplicaHalts(data, catalog, links)
 
     def answer(self, message: Message) -> Message | None:
-        return {Halt: HaltSet(NAME), HaltEnd: HaltEnded(NAME)}.get(type(message))
+        match message:
+            case Halt():
+                return HaltSet(message.name)
+            case HaltEnd():
+                return HaltEnded(message.name)
+        return None
 
     def post(self, message: Message) -> None:
         self.did.append(type(message))
         if isinstance(answer := self.answers(message), HaltSet | HaltEnded):
             self.halts.message(answer)
 
-    async def lend(self, name: str, echoed: Callable[[Position], None]) -> Lent:
+    async def lend(self, name: str, echoed: Callable[[Position, Buffer], Awaitable[None]]) -> Lent:
         self.lending.set()
         await self.lend_now.wait()
         self.did.append("lend")
@@ -192,3 +201,67 @@ def test_a_database_that_cannot_be_written_is_taken_back(tmp_path: Path) -> None
         assert primary.held == set()
 
     run(test, tmp_path)
+
+
+def test_a_lock_that_the_primary_does_not_know_any_more_ends(tmp_path: Path) -> None:
+    """It was started anew, say: until the loan is over the stream's records of this database wait."""
+
+    async def test(primary: Primary, node: Replica) -> None:
+        await node.halts.halt(NAME, 7, renew=False)
+        await node.halts.halt(NAME, 7, renew=True)
+        primary.held.clear()
+        with pytest.raises(HaltRefused):
+            await node.halts.halt(NAME, 7, renew=True)
+        assert node.did == ["lend", Halt, HaltUntil, HaltEnd, "take back"]
+
+    run(test, tmp_path)
+
+
+def test_the_fs_process_dies_while_a_lock_ends(tmp_path: Path) -> None:
+    """Its successor, which is on its way, is not ended for what it did not answer."""
+
+    async def test(primary: Primary, node: Replica) -> None:
+        await node.halts.halt(NAME, 7, renew=False)
+        node.answers = lambda message: None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.halts.unhalt, NAME, 7)
+            while node.did[-1:] != [HaltEnd]:
+                await trio.sleep(0.005)
+            node.halts.unmounted()
+        assert node.did == ["lend", Halt, HaltEnd]
+        assert primary.held == set()
+
+    run(test, tmp_path)
+
+
+def test_locks_end_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the node does next, to follow another primary say, waits for them no longer than for one."""
+
+    async def test(primary: Primary, node: Replica) -> None:
+        for number, name in enumerate((NAME, OTHER), 1):
+            await node.halts.halt(name, number, renew=False)
+        monkeypatch.setattr(replica, "ANSWER_SECONDS", 2.0)
+        node.answers = lambda message: None
+        node.did.clear()
+        with trio.fail_after(3.5):
+            await node.halts.void()
+        assert node.did == [HaltEnd, HaltEnd, "restart", "restart"]
+
+    run(test, tmp_path)
+
+
+def test_a_lock_that_nobody_renews_ends_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(primary: Primary, node: Replica) -> None:
+        for number in range(1, 9):
+            node.did.clear()
+            await node.halts.halt(NAME, number, renew=False)
+            while primary.held:
+                await trio.sleep(0.005)
+            assert node.did == ["lend", Halt, HaltEnd, "take back"]
+        assert len(caplog.records) == 8
+
+    monkeypatch.setattr(replica, "HALT_SECONDS", 0.2)
+    with caplog.at_level("WARNING", "litefs.node"):
+        run(test, tmp_path)
