@@ -7,6 +7,8 @@ PYTHON := .venv/bin/python
 KERNELS := $(wildcard litefs/_core/*.pyx litefs/_core/*.pxd litefs/_core/*.h)
 
 TEST_SECONDS ?= 2400
+# Most tests wait for processes of theirs: two at a time take little longer each on two cores.
+TEST_WORKERS ?= 2
 SOAK_ROUNDS ?= 500
 SOAK_SECONDS ?= 28800
 # whatever LITEFS_SOAK lengthens
@@ -40,7 +42,7 @@ lint: .build-stamp
 	$(PYTHON) -m mypy
 
 test: lint consul
-	$(BOUNDED) $(TEST_SECONDS) $(PYTHON) -m pytest $(PYTEST_ARGS) </dev/null
+	$(BOUNDED) $(TEST_SECONDS) $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=25 $(PYTEST_ARGS) </dev/null
 
 bench: .build-stamp
 	@set -e; for benchmark in kernels commit reads lag memory; do $(PYTHON) benchmarks/$$benchmark.py; done

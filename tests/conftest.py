@@ -117,9 +117,19 @@ def _sweep(config: pytest.Config, where: str) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    _sweep(session.config, "end of the run")
-    if session.config.stash[_left_behind]:
+    config = session.config
+    if config.getoption("dist", "no") == "no":  # a worker of pytest-xdist, too
+        _sweep(config, "end of the run")
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_behind"] = config.stash[_left_behind]
+    if config.stash[_left_behind]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended: what it found counts for the run."""
+    node.config.stash[_left_behind].extend(getattr(node, "workeroutput", {}).get("left_behind", ()))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

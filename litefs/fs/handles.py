@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 
 from litefs.fs.inodes import Inode
-from litefs.types import ZERO, Position
 
 
 @dataclass(slots=True, eq=False)
@@ -21,8 +20,8 @@ class Handle:
     from_node: bool
     applies: bool
     closed: bool = False
-    confirmed: Position = ZERO
-    """Of a WAL: the commits up to there were confirmed by a sync through this file."""
+    unconfirmed: bool = False
+    """Of a WAL: something was committed through this file that no sync through it has confirmed."""
 
 
 def may_be_sqlite(flags: int) -> bool:

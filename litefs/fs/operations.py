@@ -290,6 +290,7 @@ class Operations(SuperRequests):
         capture = self._capture(db)
         if inode.unlinked:
             raise Refused(inode.path, "write to a file that was unlinked meanwhile")
+        before = capture.db.sums.txid
         if inode.kind is Kind.WAL:
             job = capture.wal_write(handle.fd, off, buf)
         elif inode.kind is Kind.DATABASE:
@@ -298,6 +299,8 @@ class Operations(SuperRequests):
             job = capture.journal_write(handle.fd, off, buf, db.open_database())
         if job is not None:
             await db.run(job)
+        if capture.db.sums.txid != before:
+            handle.unconfirmed = True
         if db.owes_answer:
             await db.answerable()
         return len(buf)
@@ -320,13 +323,9 @@ class Operations(SuperRequests):
             await db.run(db.capture.journal_sync(handle.fd))
         await db.answerable()
         if handle.inode.kind is Kind.WAL and not handle.applies and not db.halted:
-            self._confirm_synced(handle, db)
-
-    def _confirm_synced(self, handle: Handle, db: FsDatabase) -> None:
-        """The end of a COMMIT, perhaps, whose last frame may have been answered long ago."""
-        if db.capture is not None and handle.confirmed != (position := db.capture.db.position):
-            self._role.confirm()
-            handle.confirmed = position
+            if handle.unconfirmed:
+                self._role.confirm()  # the end of a COMMIT, whose last frame may have been answered long ago
+            handle.unconfirmed = False
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Names need no sync of their own: recovery makes journal and WAL follow the log."""

@@ -22,7 +22,7 @@ _PIECE = 1 << 20
 
 
 def copy_tail(directory: Path, after: Point, upto_txid: int, file: IO[bytes]) -> bool:
-    """Write to ``file``, which has no name, what the log in ``directory`` has after ``after`` up to ``upto_txid``, which must be
+    """Write to ``file`` what the log in ``directory`` has after ``after`` up to ``upto_txid``, which must be
     published and beyond it.
 
     False, and nothing is written, if this log does not know that point: it has another history there, or

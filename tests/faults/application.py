@@ -135,6 +135,7 @@ class Session(Writer):
             if not self.is_replica():
                 with contextlib.closing(connect(self.path(self.node), "rw")) as connection:
                     for _ in range(5):
+                        self._await_seen(self.node)  # a write, too, follows what the session saw
                         self.write(connection)
                         time.sleep(PACE_SECONDS)
                         self._look(self.rng.choice(list(self.mounts)))
@@ -158,10 +159,13 @@ class Session(Writer):
         index = sorted(self.mounts).index(self.node)
         self._seen = (*self._seen[:index], self.journal.number, *self._seen[index + 1 :])
 
+    def _await_seen(self, node: str) -> None:
+        if self._token is not None:
+            client.wait(self.path(node), self._token, WAIT_SECONDS)
+
     def _look(self, node: str) -> None:
         path = self.path(node)
-        if self._token is not None:
-            client.wait(path, self._token, WAIT_SECONDS)
+        self._await_seen(node)
         found = tuple(row[0] for row in self._rows(node))
         self.journal.read(node, sorted(self.mounts), self._seen, found)
         self._token, self._seen = client.position(path), found
