@@ -13,13 +13,13 @@ from tests.support import consul, s3
 from tests.support.processes import Client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3]:
     with s3.running(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def consul_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[consul.Consul]:
     with consul.running(tmp_path_factory.mktemp("consul")) as server:
         yield server
