@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +107,8 @@ class Peer:
         assert self._client is not None
         with trio.move_on_after(1) as scope:
             scope.shield = True
-            await self._client.aclose()
+            with suppress(PeerError), self.translated():
+                await self._client.aclose()
 
     def stream(
         self, identity: Identity, positions: Mapping[str, Point]
@@ -295,6 +296,9 @@ class Peer:
             raise PeerError(f"{self.url}: {error!r}") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise PeerError(f"{self.url}: not a URL of a node: {error}") from error
+        except (ValueError, LookupError, RuntimeError) as error:
+            # a mistake of httpcore's: after a cancelled request it may count streams twice, for example
+            raise PeerError(f"{self.url}: the connection cannot be used any more: {error!r}") from error
 
 
 async def _pieces(path: Path) -> AsyncIterator[bytes]:

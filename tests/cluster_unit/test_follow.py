@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from litefs.cluster.follow import Backoff, Callbacks, check_primary, follow
+from litefs.cluster.peer import Peer
 from litefs.errors import ClusterMismatch, FormatError, LiteFSError, PeerError, ProtocolMismatch
 from litefs.stream.handshake import Hello
 from litefs.stream.memory import MemoryCatalog, MemorySink, MemorySource
@@ -329,3 +330,9 @@ def test_which_primaries_may_be_followed(peer: Identity, error: type[LiteFSError
         return
     with pytest.raises(error):
         check_primary(own, Hello(peer, 0))
+
+
+def test_a_mistake_of_the_http_library_does_not_end_the_node() -> None:
+    """httpcore 1.0 releases its semaphore once too often after a request that was cancelled."""
+    with pytest.raises(PeerError, match="released too many times"), Peer("http://127.0.0.1:1").translated():
+        raise ValueError("semaphore released too many times")

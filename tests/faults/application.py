@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from litefs import client
-from litefs.errors import LiteFSError, PositionMismatch
+from litefs.errors import LiteFSError, PositionMismatch, WaitTimeout
 from litefs.types import Position
 from tests.faults.history import Journal
 from tests.support.clients.protocol import serve
@@ -135,7 +135,7 @@ class Session(Writer):
             if not self.is_replica():
                 with contextlib.closing(connect(self.path(self.node), "rw")) as connection:
                     for _ in range(5):
-                        self._await_seen(self.node)  # a write, too, follows what the session saw
+                        self._await_all_seen()
                         self.write(connection)
                         time.sleep(PACE_SECONDS)
                         self._look(self.rng.choice(list(self.mounts)))
@@ -158,6 +158,15 @@ class Session(Writer):
         self._token = client.position(self.path(self.node))
         index = sorted(self.mounts).index(self.node)
         self._seen = (*self._seen[:index], self.journal.number, *self._seen[index + 1 :])
+
+    def _await_all_seen(self) -> None:
+        """On the primary: a write, too, follows what the session saw. What the primary does not have by now
+        was given up."""
+        try:
+            self._await_seen(self.node)
+        except WaitTimeout:
+            self._forget()
+            raise
 
     def _await_seen(self, node: str) -> None:
         if self._token is not None:
