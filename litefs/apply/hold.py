@@ -76,8 +76,7 @@ class WriteHold:
     @property
     def point(self) -> Point:
         """As ``position``, for other nodes."""
-        txid, checksum, *_, digest = self._sums.sums.snapshot()
-        return Point(txid, checksum, digest)
+        return self._sums.read_point()
 
     def apply(self, body: Callable[[], Callable[[int], bytes]]) -> Entry:
         """Commit the transaction of one LTX record, which ``body()`` reads from its start.

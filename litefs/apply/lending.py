@@ -63,8 +63,7 @@ class LendingApplier(Applier):
     @property
     def point(self) -> Point:
         if self._lent is not None:
-            txid, checksum, *_, digest = self._lent.sums.snapshot()
-            return Point(txid, checksum, digest)
+            return self._lent.read_point()
         return super().point
 
     @property

@@ -349,7 +349,7 @@ class SnapshotTarget:
         sums.page_size = self.page_size
         at = self.point
         sums.reset(self.commit, at.txid, at.checksum, self.timestamp, at.hash)
-        sums.synced_txid = self.point.txid
+        sums.synced_txid = at.txid
         sums.damaged = False
         return fresh
 

@@ -79,13 +79,18 @@ class SumsFile:
 
     @property
     def position(self) -> Position:
-        """The last transaction, as the writer's own process sees it; others take ``sums.snapshot()``."""
+        """The last transaction, as the writer's own process sees it; others take ``read_point``."""
         return Position(self.sums.txid, self.sums.checksum)
 
     @property
     def point(self) -> Point:
         """As ``position``, for other nodes."""
         return Point(self.sums.txid, self.sums.checksum, self.sums.hash)
+
+    def read_point(self) -> Point:
+        """``point`` of one moment, in any process. Raises TimeoutError as ``sums.snapshot``."""
+        txid, checksum, *_, digest = self.sums.snapshot()
+        return Point(txid, checksum, digest)
 
     def ensure(self, pages: int) -> int:
         """Make room for ``pages`` checksums, growing file and map; returns for how many there is room now.

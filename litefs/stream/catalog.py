@@ -73,12 +73,10 @@ class StoreSource:
         return self._file.is_current()
 
     def position(self) -> Position:
-        txid, checksum, *_ = self._file.sums.snapshot()
-        return Position(txid, checksum)
+        return self.point().position
 
     def point(self) -> Point:
-        txid, checksum, *_, digest = self._file.sums.snapshot()
-        return Point(txid, checksum, digest)
+        return self._file.read_point()
 
     def is_at(self, point: Point) -> bool:
         sums = self._file.sums

@@ -19,6 +19,7 @@ from litefs.store.paths import DataDir
 from litefs.store.recovery import recover
 from tests.apply.conftest import ClientMaker, SourceMaker, replica_of
 from tests.apply.support import WAIT, Client
+from tests.support.processes import pause
 
 ROWS = 500
 COUNT = "SELECT count(*) FROM t"
@@ -197,7 +198,7 @@ def test_a_live_mount_and_no_mount_are_left_alone(mount: Mount, client: ClientMa
 
 def test_looking_at_a_mount_that_hangs_is_bounded(mount: Mount, client: ClientMaker) -> None:
     filled(client, mount, "wal", 0)
-    os.kill(mount.process.pid, 19)  # SIGSTOP: every call into the mount blocks
+    pause(mount.process.pid)  # every call into the mount blocks
     try:
         begun = time.monotonic()
         assert retire_stale(mount.point, timeout=1.0) == []

@@ -24,7 +24,7 @@ from litefs.cluster.lease import Timing
 from tests.support.consul import Consul, running
 from tests.support.leases import TIMING
 from tests.support.members import TOKEN, Ack, read_acks
-from tests.support.processes import end, spawn, wait_until
+from tests.support.processes import end, pause, spawn, wait_until
 
 NAMES = ("a", "b", "c")
 
@@ -49,10 +49,12 @@ class Electors:
             self.processes[name] = spawn(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def send(self, name: str, number: signal.Signals) -> None:
-        self.processes[name].send_signal(number)
         if number == signal.SIGSTOP:
+            pause(self.processes[name].pid)
             self.stopped.add(name)
-        elif number == signal.SIGCONT:
+            return
+        self.processes[name].send_signal(number)
+        if number == signal.SIGCONT:
             self.stopped.discard(name)
 
     def kill(self, name: str) -> None:
@@ -182,7 +184,7 @@ def test_a_schedule_of_faults(tmp_path: Path, store: Store) -> None:
             fault = rng.choice(["kill", "stop", "stop", "handoff", "term"] + ["store"] * bool(store.consul))
             faults.append(f"{fault} {name}")
             if fault == "store" and store.consul is not None:
-                store.consul.signal(signal.SIGSTOP)
+                store.consul.pause()
                 time.sleep(rng.uniform(0, 3 * TIMING.term))
                 store.consul.signal(signal.SIGCONT)
             _strike(nodes, name, fault, rng)

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.elected import LEASES, Change, Elected, lease_settings
 from tests.support.node import Node, wait_present
-from tests.support.processes import wait_until
+from tests.support.processes import pause, wait_until
 
 ROUNDS = int(os.environ.get("LITEFS_SOAK", "2"))
 HANDOFFS = ROUNDS + 1
@@ -89,7 +89,7 @@ def test_a_primary_whose_fs_process_hangs_is_followed_by_another(cluster: Electe
     stuck = cluster.nodes.pop(name)
     pid = stuck.fs_pid()
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    pause(pid)
     try:
         cluster.await_primary()
     finally:

@@ -22,9 +22,9 @@ from litefs.stream.protocols import Identity
 from litefs.types import START
 from tests.support.clients.workload import INVARIANT, INVARIANT_HOLDS, schema
 from tests.support.node import Node, Which, pages_equal, wait_equal, wait_present
-from tests.support.processes import Client, ClientError, assert_none_hangs, wait_until
+from tests.support.processes import Client, ClientError, assert_none_hangs, pause, wait_until
 
-ROUNDS = int(os.environ.get("LITEFS_SOAK", "3"))
+ROUNDS = int(os.environ.get("LITEFS_SOAK", "6"))
 PROGRESS_SECONDS = 60.0
 """Recovery, the end of a lock that died with its holder (30 s), and a commit."""
 
@@ -186,7 +186,7 @@ def test_a_holder_that_was_paused_beyond_its_lock(
     halting.call("execute", statement="BEGIN IMMEDIATE")
     halting.call("execute", statement="INSERT INTO t(who, value) VALUES('late', 1)")
     assert replica.process is not None
-    replica.process.send_signal(signal.SIGSTOP)
+    pause(replica.process.pid)
     try:
         begin = time.monotonic()
         sql.call("execute", statement="PRAGMA busy_timeout=45000")

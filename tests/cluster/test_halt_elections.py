@@ -15,7 +15,7 @@ from litefs.store.paths import DataDir
 from tests.support.clients.workload import INVARIANT, INVARIANT_HOLDS, schema
 from tests.support.elected import DATABASE, Elected, lease_settings
 from tests.support.node import Node, pages_equal, wait_equal
-from tests.support.processes import Client, assert_none_hangs, wait_until
+from tests.support.processes import Client, assert_none_hangs, pause, wait_until
 
 LEDGER = "CREATE TABLE ledger(writer TEXT, n INTEGER, data BLOB, PRIMARY KEY(writer, n))"
 VOID_SECONDS = 25.0
@@ -66,8 +66,7 @@ def strike(cluster: Elected, change: str, primary: str, holder: str) -> None:
     if change == "kill":
         cluster.nodes[primary].kill("both")
     elif change == "pause":
-        for pid in processes(cluster, primary):
-            os.kill(pid, signal.SIGSTOP)
+        pause(*processes(cluster, primary))
     else:
         third = next(name for name in cluster.nodes if name not in (primary, holder))
         cluster.nodes[third if change == "hand over to the third" else holder].post("/promote")

@@ -15,7 +15,7 @@ from litefs.store.paths import DataDir
 from litefs.store.sums import SumsFile
 from litefs.types import Position
 from tests.support.node import Node, pages_equal, wait_equal, wait_present
-from tests.support.processes import Client, ClientError, wait_until
+from tests.support.processes import Client, ClientError, pause, wait_until
 
 TIMEOUT = 2.0
 """Of the replicas: who waits for one in vain waits so long."""
@@ -89,8 +89,7 @@ def test_a_commit_that_another_replica_does_not_get_is_not_acknowledged(
     halting.call("open", path=holder.path("app.db"))
     halting.call("execute", 30, statement="INSERT INTO t VALUES(1)")
     processes = [pid for pid in (other.fs_pid(), other.process and other.process.pid) if pid]
-    for pid in processes:
-        os.kill(pid, signal.SIGSTOP)
+    pause(*processes)
     try:
         with pytest.raises(ClientError, match="disk I/O error"):
             halting.call("execute", 30, statement="INSERT INTO t VALUES(2)")

@@ -22,7 +22,7 @@ from litefs.store.sums import SumsFile
 from litefs.types import Point
 from tests.support.clients.workload import schema
 from tests.support.node import Node, pages_equal, wait_equal
-from tests.support.processes import Client, ClientError, wait_until
+from tests.support.processes import Client, ClientError, pause, wait_until
 
 TIMEOUT = 2.0
 BIG = """
@@ -56,7 +56,10 @@ class Cluster:
         fs_pid = replica.fs_pid()
         assert fs_pid is not None
         for pid in (fs_pid, replica.process.pid):
-            os.kill(pid, number)
+            if number == signal.SIGSTOP:
+                pause(pid)
+            else:
+                os.kill(pid, number)
 
 
 def durable(node: Node, name: str) -> int:

@@ -20,7 +20,7 @@ import pytest
 
 from litefs.types import Position
 from tests.support.node import Node, wait_equal, wait_present
-from tests.support.processes import Client, ClientError, wait_until
+from tests.support.processes import Client, ClientError, pause, wait_until
 
 SESSIONS = 3
 COMMITS = 60
@@ -169,7 +169,7 @@ def test_a_node_that_does_not_answer_is_not_taken_for_one_without_a_socket(
     sql.call("open", path=node.path("app.db"))
     sql.call("execute", statement="CREATE TABLE t(a)")
     assert node.process is not None
-    node.process.send_signal(signal.SIGSTOP)
+    pause(node.process.pid)
     try:
         command = [sys.executable, "-c", WITHOUT_ANSWER, node.path("app.db")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

@@ -13,6 +13,7 @@ import trio
 from litefs.cluster.lease import Beat, Grant, Lease, LeaseUnavailable, PrimaryInfo
 from litefs.errors import ConfigError
 from tests.support.leases import TIMING, open_lease
+from tests.support.processes import pause
 from tests.support.s3 import BUCKET, S3
 
 BEAT = Beat(1, 1, PrimaryInfo("a", "http://a:20202"))
@@ -34,7 +35,7 @@ async def acquire(lease: Lease) -> Grant:
 def test_a_server_that_hangs_is_not_waited_for(lease: Lease, s3_server: S3) -> None:
     async def run() -> None:
         grant = await acquire(lease)
-        s3_server.process.send_signal(signal.SIGSTOP)
+        pause(s3_server.process.pid)
         try:
             before = time.monotonic()
             with pytest.raises(LeaseUnavailable):

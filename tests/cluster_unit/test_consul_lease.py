@@ -214,7 +214,7 @@ def test_a_consul_that_hangs_is_not_waited_for(keys: Keys) -> None:
     async def run() -> None:
         lease = keys.lease()
         grant = await acquire(lease)
-        keys.consul.signal(signal.SIGSTOP)
+        keys.consul.pause()
         try:
             for operation in (
                 lambda: lease.renew(grant, beat_of("a", 1)),
@@ -235,7 +235,7 @@ def test_a_renewal_that_was_in_the_way_when_consul_hung_is_found(keys: Keys) -> 
     async def run() -> None:
         lease = keys.lease()
         grant = await acquire(lease)
-        keys.consul.signal(signal.SIGSTOP)
+        keys.consul.pause()
         try:
             with pytest.raises(LeaseUnavailable):
                 await lease.renew(grant, beat_of("a", 1))

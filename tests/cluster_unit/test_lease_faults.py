@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.support.leases import TIMING
-from tests.support.processes import Client
+from tests.support.processes import Client, pause
 
 NODES = 3
 FAULTS = int(os.environ.get("LITEFS_SOAK", "4"))
@@ -38,7 +38,7 @@ class Contenders:
 
     def stop(self, number: int, seconds: float) -> None:
         """SIGSTOP, SIGCONT."""
-        os.kill(self._nodes[number].process.pid, signal.SIGSTOP)
+        pause(self._nodes[number].process.pid)
         time.sleep(seconds)
         os.kill(self._nodes[number].process.pid, signal.SIGCONT)
 

@@ -14,7 +14,7 @@ from litefs.clock import boottime_ns
 from litefs.cluster.calls import Calls
 from litefs.cluster.lease import Beat, PrimaryInfo
 from tests.support.leases import TIMING, open_lease
-from tests.support.processes import Client, ClientError, ClientStuck
+from tests.support.processes import Client, ClientError, ClientStuck, pause
 
 Contender = Callable[[str], Client]
 
@@ -99,7 +99,7 @@ def test_only_a_silent_primary_is_taken_over_and_after_its_deadline(contender: C
     candidate.send("take_over", seconds=20)
     with pytest.raises(ClientStuck):
         candidate.answer(TIMING.term + 2 * TIMING.margin)
-    os.kill(primary.process.pid, signal.SIGSTOP)
+    pause(primary.process.pid)
     taken = candidate.answer(TIMING.term + TIMING.margin + 2 + SLACK)
     assert taken["term"] == 2
     os.kill(primary.process.pid, signal.SIGCONT)

@@ -17,7 +17,7 @@ from tests.faults.terms import Reign, reigns
 from tests.support.consul import Consul
 from tests.support.netns import Host, Network
 from tests.support.node import Node, pages_equal, wait_equal
-from tests.support.processes import Client, wait_until
+from tests.support.processes import Client, pause, wait_until
 
 NAMES = ("a", "b", "c")
 _ROWS = "CREATE TABLE t(id INTEGER PRIMARY KEY, value TEXT, data BLOB)"
@@ -252,8 +252,7 @@ class Cluster:
             pids.append(node.process.pid)
         if fault.processes in ("fs", "both") and (fs_pid := node.fs_pid()) is not None:
             pids.append(fs_pid)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        pause(*pids)
 
         def heal() -> None:
             for pid in pids:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.fs.harness import python, serving
+from tests.support.processes import pause
 
 HOLDER = """
 import fcntl, os, sys, threading
@@ -49,7 +50,7 @@ def test_a_lock_taken_while_another_thread_closes_the_database_is_kept(tmp_path:
         assert holder.stdout is not None
         try:
             assert holder.stdout.readline() == "open\n"
-            fs.process.send_signal(signal.SIGSTOP)
+            pause(fs.process.pid)
             print(file=holder.stdin, flush=True)
             assert holder.stdout.readline() == "locked\n"
             fs.process.send_signal(signal.SIGCONT)

@@ -13,7 +13,7 @@ import pytest
 
 from litefs.fs.session import find_mount
 from tests.support.node import Node
-from tests.support.processes import Client, children, proc_stat, wait_until
+from tests.support.processes import Client, children, pause, proc_stat, wait_until
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_stop_while_the_fs_process_is_frozen(node: Node) -> None:
         client.call("script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)"])
         time.sleep(1.5)  # the guard now holds files of the mount, and closing one may wait for the fs process
         pids = fs_children(node)
-        os.kill(pids[0], signal.SIGSTOP)
+        pause(pids[0])
         stop_in_time(node, pids)
 
 
@@ -56,7 +56,7 @@ def test_stop_while_the_fs_process_starts(node: Node) -> None:
     node.launch()
     wait_until(lambda: bool(fs_children(node)), 10, "an fs process", 0.001)
     pids = fs_children(node)
-    os.kill(pids[0], signal.SIGSTOP)
+    pause(pids[0])
     time.sleep(0.3)
     stop_in_time(node, pids)
 

@@ -29,6 +29,7 @@ from litefs.fs.session import (
     lazy_unmount,
     parse_mountinfo,
 )
+from tests.support.processes import pause
 
 
 @contextlib.contextmanager
@@ -399,7 +400,7 @@ def test_stopped_server_is_not_stale_and_abort_frees_its_clients(
 ) -> None:
     monkeypatch.setattr(session_module, "PROBE_SECONDS", 0.3)
     with hello(tmp_path) as server:
-        server.send_signal(signal.SIGSTOP)
+        pause(server.pid)
         assert not is_stale(tmp_path)
         client = read(tmp_path / "hello")
         time.sleep(0.1)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.support.netns import Host
 from tests.support.node import free_port
-from tests.support.processes import end, spawn, wait_until
+from tests.support.processes import end, pause, spawn, wait_until
 
 BUILD = Path(__file__).parents[2] / "tools" / "consul" / "build.sh"
 START_SECONDS = 30.0
@@ -133,9 +133,14 @@ class Consul:
             raise
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the server, SIGSTOP and SIGCONT for instance."""
+        """Send a signal to the server."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def pause(self) -> None:
+        """SIGSTOP, until it stands still; go on with SIGCONT."""
+        assert self._process is not None
+        pause(self._process.pid)
 
     def kill(self) -> None:
         """kill -9; its data stay."""

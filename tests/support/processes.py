@@ -80,6 +80,26 @@ def proc_stat(pid: int) -> tuple[str, int] | None:
     return fields[0], int(fields[1])
 
 
+def pause(*pids: int, timeout: float = 10) -> None:
+    """SIGSTOP, and wait until no thread of the processes runs: the signal alone only asks for it, and what
+    comes in within the next milliseconds may still be answered. AssertionError after ``timeout`` seconds.
+
+    A thread that waits in the kernel stops when it leaves it.
+    """
+
+    def stopped(pid: int) -> bool:
+        states = []
+        for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                text = thread.read_text()
+                states.append(text[text.rindex(")") + 2])
+        return all(state in "TtDZX" for state in states)
+
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda pid=pid: stopped(pid), timeout, f"process {pid} to stop", 0.001)
+
+
 def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 

@@ -53,9 +53,10 @@ def page_digest(path: str) -> dict[str, object]:
     """SHA-256 over the pages of a database as one read transaction sees them, and over each MiB of them.
 
     The online backup copies every page as it is but for the schema cookie and what follows from it on page 1:
-    those are the copy's own, and alike for equal sources.
+    those are the copy's own, and alike for equal sources. Opened read-write, which a replica's mount makes
+    read-only: a client that was killed may have left a hot journal, which a reader could not roll back.
     """
-    source = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=10)
+    source = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=10)
     target = sqlite3.connect(":memory:")
     try:
         source.backup(target)
