@@ -22,6 +22,7 @@ from litefs.rolechange import RoleChanges
 from litefs.server.event_hub import EventHub
 from litefs.server.status_format import Status
 from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
+from litefs.server.waiting import Waiting
 from litefs.store.paths import DataDir
 from litefs.store.reader import Entry
 from litefs.stream.catalog import StoreCatalog
@@ -55,6 +56,7 @@ class Answers:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.waiting = Waiting(parts.catalog, self.readers_see)
         self._copies = Copies(parts.data, parts.mount, parts.catalog)
 
     @property

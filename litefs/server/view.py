@@ -12,6 +12,7 @@ from litefs.errors import FormatError
 from litefs.meters import Meters
 from litefs.server.event_hub import EventHub
 from litefs.server.status_format import Status
+from litefs.server.waiting import Waiting
 from litefs.stream.acks import Ack, AckAnswer, ReplicaInfo
 from litefs.stream.protocols import Catalog, Entry, Identity, Source
 from litefs.types import Point, Position
@@ -144,6 +145,9 @@ class NodeView(Protocol):
 
     @property
     def replicas(self) -> Replicas: ...
+
+    @property
+    def waiting(self) -> Waiting: ...
 
     @property
     def events(self) -> EventHub: ...

@@ -21,6 +21,7 @@ from litefs.server.event_hub import Begin, EventHub
 from litefs.server.serve import bind, serve
 from litefs.server.status_format import DatabaseStatus, NodeStatus, PrimaryStatus, ReplicaStatus, Status
 from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
+from litefs.server.waiting import Waiting
 from litefs.stream.memory import MemoryCatalog
 from litefs.stream.protocols import Entry, Identity
 from litefs.tls import ServerTLS
@@ -46,11 +47,13 @@ class FakeNode:
         self.lag_seconds: float | None = 0.25
         self.seen_term = 0
         self.unpublished = False
+        self.looks = 0
         self.unknown: set[Position] = set()
         self.imported: dict[str, bytes] = {}
         self.import_gate = trio.Event()
         self.import_gate.set()
         self.exports: list[IO[bytes]] = []
+        self.waiting = Waiting(self.catalog, self.readers_see)
         self.events = EventHub(self._begin)
         self.replicas = Replicas(self.catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
@@ -120,7 +123,8 @@ class FakeNode:
         raise NotImplementedError
 
     async def readers_see(self, name: str) -> bool:
-        await trio.lowlevel.checkpoint()
+        self.looks += 1
+        await trio.sleep(0.001)
         return not self.unpublished
 
     async def holds(self, name: str, position: Position) -> bool:
