@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,21 @@ import trio
 from litefs.apply.publish import is_published
 from litefs.cluster.replicas import Replicas
 from litefs.copies import Copies
-from litefs.errors import NotPrimary
+from litefs.errors import NotPrimary, WaitTimeout
+from litefs.figures import Figures
+from litefs.forwarding import Forwarding
 from litefs.halt.node import Halts
 from litefs.leading import Leading
+from litefs.meters import Meters
+from litefs.mountprobe import MountProbe
+from litefs.overview import Overview
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
-from litefs.server.view import DatabaseInfo, Export, HaltGrant
+from litefs.server.event_hub import EventHub
+from litefs.server.positions import reached
+from litefs.server.status_format import Status
+from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
+from litefs.server.waiting import Waiting
 from litefs.store.paths import DataDir
 from litefs.store.reader import Entry
 from litefs.stream.catalog import StoreCatalog
@@ -39,8 +47,17 @@ class Parts:
     replica: Replica
     replicas: Replicas
     leading: Leading
+    figures: Figures
+    overview: Overview
+    events: EventHub
+    forwarding: Forwarding
+    probe: MountProbe
     halts: Halts
     take_back: TakeBack
+
+
+ARRIVAL_SECONDS = 300.0
+"""How long an import that the primary took may need until readers see it on the replica that was asked."""
 
 
 class Answers:
@@ -48,6 +65,7 @@ class Answers:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.waiting = Waiting(parts.catalog, self.readers_see)
         self._copies = Copies(parts.data, parts.mount, parts.catalog)
 
     @property
@@ -86,20 +104,24 @@ class Answers:
         return self._parts.catalog
 
     @property
-    def lag_seconds(self) -> float:
-        lag = None if self.is_primary else self._parts.replica.lag()
-        return lag[0] / 1000 if lag is not None else 0.0
+    def events(self) -> EventHub:
+        return self._parts.events
+
+    @property
+    def lag_seconds(self) -> float | None:
+        return self._parts.overview.lag()
 
     def databases(self) -> list[DatabaseInfo]:
-        found = []
-        for name, source in self._parts.catalog.sources().items():
-            position, damaged = source.position(), self._parts.catalog.damaged(name)
-            sizes = []
-            for path in self._parts.data.database_dir(name).log.glob("*.seg"):
-                with contextlib.suppress(FileNotFoundError):  # retention was quicker
-                    sizes.append(path.stat().st_size)
-            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
-        return found
+        return self._parts.figures.databases()
+
+    def meters(self) -> Meters:
+        return self._parts.figures.meters()
+
+    def figures(self) -> NodeFigures:
+        return self._parts.overview.figures()
+
+    def status(self, databases: Sequence[DatabaseInfo]) -> Status:
+        return self._parts.overview.status(databases)
 
     async def before_stream(self) -> None:
         if self._parts.leading.grant() is not None:  # an elected primary that lost its tail cannot win
@@ -136,10 +158,34 @@ class Answers:
     async def holds(self, name: str, position: Position) -> bool:
         return await trio.to_thread.run_sync(self._parts.roles.holds_position, name, position)
 
-    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
-        if not self.is_primary:
-            raise NotPrimary("lease expired")
-        await self._copies.import_database(name, chunks)
+    def unready(self) -> list[str]:
+        return self._parts.overview.unready()
 
-    async def export_database(self, name: str) -> Export:
-        return await self._copies.export_database(name)
+    async def unhealthy(self) -> str:
+        return await self._parts.probe.complaint()
+
+    async def import_database(
+        self, name: str, chunks: AsyncIterable[bytes], *, check: bool, peer: bool
+    ) -> Position:
+        if self.is_primary:
+            return await self._copies.import_database(name, chunks, check=check)
+        if peer:
+            raise NotPrimary("lease expired: this node is not the primary")
+        self._parts.data.database_dir(name)  # the name is checked before anything is sent
+        forwarding = self._parts.forwarding
+        position = await forwarding.import_database(name, chunks, check=check)
+        if forwarding.receives(name):
+            await self._arrived(name, position)
+        return position
+
+    async def _arrived(self, name: str, position: Position) -> None:
+        """Wait until readers here see what the primary has imported. Raises WaitTimeout."""
+        with trio.move_on_after(ARRIVAL_SECONDS):
+            while name not in self._parts.catalog.sources():
+                await self._parts.catalog.wait_change(self._parts.catalog.revision)
+            await reached(self, name, position.txid, None, ARRIVAL_SECONDS)
+            return
+        raise WaitTimeout(f"{name}: imported on the primary, not here after {ARRIVAL_SECONDS:g} s")
+
+    async def export_database(self, name: str, *, check: bool) -> Export:
+        return await self._copies.export_database(name, check=check)

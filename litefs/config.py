@@ -84,6 +84,8 @@ class HTTPConfig(_Section, frozen=True):
     auth_token: Secret | None = None
     """Ours: the token that requests need, and that this node shows to others; None asks for none."""
     tokens: tuple[TokenConfig, ...] = ()
+    open_health: bool = True
+    """Ours: ``/healthz`` and ``/readyz`` are answered without a token, with the status alone."""
 
     @property
     def host_port(self) -> tuple[str, int]:
