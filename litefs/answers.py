@@ -141,3 +141,6 @@ class Answers:
 
     async def export_database(self, name: str) -> Export:
         return await self._copies.export_database(name)
+
+    async def drop_database(self, name: str) -> None:
+        await self._copies.drop_database(name)

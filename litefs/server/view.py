@@ -153,6 +153,9 @@ class NodeView(Protocol):
     async def export_database(self, name: str) -> Export:
         """A copy of ``name``; raises DatabaseNotFound."""
 
+    async def drop_database(self, name: str) -> None:
+        """Remove ``name``, here and so on all replicas; raises DatabaseNotFound, NotPrimary, OSError."""
+
     async def before_stream(self) -> None:
         """A replica is about to be sent what this node has. Raises OSError."""
 
