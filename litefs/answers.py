@@ -189,3 +189,6 @@ class Answers:
 
     async def export_database(self, name: str, *, check: bool) -> Export:
         return await self._copies.export_database(name, check=check)
+
+    async def drop_database(self, name: str) -> None:
+        await self._copies.drop_database(name)

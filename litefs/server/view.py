@@ -194,6 +194,9 @@ class NodeView(Protocol):
     async def unhealthy(self) -> str:
         """Why this node does not work; empty if it does. Bounded."""
 
+    async def drop_database(self, name: str) -> None:
+        """Remove ``name``, here and so on all replicas; raises DatabaseNotFound, NotPrimary, OSError."""
+
     async def before_stream(self) -> None:
         """A replica is about to be sent what this node has. Raises OSError."""
 

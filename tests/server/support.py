@@ -110,6 +110,10 @@ class FakeNode:
     def lacks(self) -> Sequence[str]:
         return []
 
+    async def drop_database(self, name: str) -> None:
+        if self.imported.pop(name, None) is None:
+            raise DatabaseNotFound(f"{name}: database not found")
+
     async def before_stream(self) -> None:
         pass
 

@@ -45,6 +45,7 @@ ENDPOINTS = (
     ("POST", "/halt?name=app.db&id=1"),
     ("POST", "/tx?name=app.db&lockID=1"),
     ("GET", "/db/app.db/pos"),
+    ("DELETE", "/db/app.db"),
     ("GET", "/unknown"),
     ("GET", "/info/../unknown"),
     ("HEAD", "/info"),
