@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    Scope,
+)
 from quart import Request, Response
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
@@ -108,10 +114,12 @@ def text(message: str, status: int = 200) -> Response:
     return response
 
 
-def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
+def create_app(
+    node: NodeView, tokens: Tokens | None = None, routes: Mapping[str, ASGIFramework] | None = None
+) -> LiteFSApp:
     """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db, /promote, /handoff and
-    /metrics, for those with a
-    token if one is required."""
+    /metrics, for those with a token if one is required; ``routes`` are paths that other applications
+    answer."""
     from litefs.server import admin, halt, metrics, positions, replication, roles
     from litefs.server.access import TokenWall
 
@@ -122,8 +130,22 @@ def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
     positions.register(app, node)
     replication.register(app, node)
     roles.register(app, node)
-    app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens())  # type: ignore[method-assign]
+    inner = Routes(app.asgi_app, routes) if routes else app.asgi_app
+    app.asgi_app = TokenWall(inner, tokens or Tokens())  # type: ignore[method-assign]
     return app
+
+
+class Routes:
+    """ASGI: some paths are answered by applications of their own, all others by ``app``."""
+
+    def __init__(self, app: ASGIFramework, routes: Mapping[str, ASGIFramework]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """As the application of that path."""
+        app = self._routes.get(scope["path"], self._app) if scope["type"] == "http" else self._app
+        await app(scope, receive, send)
 
 
 def bare_app(identity: Callable[[], Identity]) -> LiteFSApp:
