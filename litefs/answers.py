@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,17 @@ from litefs.apply.publish import is_published
 from litefs.cluster.replicas import Replicas
 from litefs.copies import Copies
 from litefs.errors import NotPrimary
+from litefs.figures import Figures
 from litefs.halt.node import Halts
 from litefs.leading import Leading
+from litefs.meters import Meters
+from litefs.overview import Overview
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
-from litefs.server.view import DatabaseInfo, Export, HaltGrant
+from litefs.server.event_hub import EventHub
+from litefs.server.status_format import Status
+from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
+from litefs.server.waiting import Waiting
 from litefs.store.paths import DataDir
 from litefs.store.reader import Entry
 from litefs.stream.catalog import StoreCatalog
@@ -39,6 +44,9 @@ class Parts:
     replica: Replica
     replicas: Replicas
     leading: Leading
+    figures: Figures
+    overview: Overview
+    events: EventHub
     halts: Halts
     take_back: TakeBack
 
@@ -48,6 +56,7 @@ class Answers:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.waiting = Waiting(parts.catalog, self.readers_see)
         self._copies = Copies(parts.data, parts.mount, parts.catalog)
 
     @property
@@ -86,20 +95,24 @@ class Answers:
         return self._parts.catalog
 
     @property
-    def lag_seconds(self) -> float:
-        lag = None if self.is_primary else self._parts.replica.lag()
-        return lag[0] / 1000 if lag is not None else 0.0
+    def events(self) -> EventHub:
+        return self._parts.events
+
+    @property
+    def lag_seconds(self) -> float | None:
+        return self._parts.overview.lag()
 
     def databases(self) -> list[DatabaseInfo]:
-        found = []
-        for name, source in self._parts.catalog.sources().items():
-            position, damaged = source.position(), self._parts.catalog.damaged(name)
-            sizes = []
-            for path in self._parts.data.database_dir(name).log.glob("*.seg"):
-                with contextlib.suppress(FileNotFoundError):  # retention was quicker
-                    sizes.append(path.stat().st_size)
-            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
-        return found
+        return self._parts.figures.databases()
+
+    def meters(self) -> Meters:
+        return self._parts.figures.meters()
+
+    def figures(self) -> NodeFigures:
+        return self._parts.overview.figures()
+
+    def status(self, databases: Sequence[DatabaseInfo]) -> Status:
+        return self._parts.overview.status(databases)
 
     async def before_stream(self) -> None:
         if self._parts.leading.grant() is not None:  # an elected primary that lost its tail cannot win

@@ -54,10 +54,13 @@ class NodeOfProxy:
 
     @property
     def lag_seconds(self) -> float:
-        return self._answers.lag_seconds
+        return self._answers.lag_seconds or 0.0
 
     def txid(self, name: str) -> int:
-        return self._answers.catalog.position(name).txid
+        try:
+            return self._answers.catalog.position(name).txid
+        except TimeoutError:  # the fs process died inside an update of it
+            return 0
 
     def shows(self, name: str, txid: int) -> bool:
         # the position goes back when this node takes another history

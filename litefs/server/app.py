@@ -117,19 +117,20 @@ def text(message: str, status: int = 200) -> Response:
 def create_app(
     node: NodeView, tokens: Tokens | None = None, routes: Mapping[str, ASGIFramework] | None = None
 ) -> LiteFSApp:
-    """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db, /promote, /handoff and
-    /metrics, for those with a token if one is required; ``routes`` are paths that other applications
-    answer."""
-    from litefs.server import admin, halt, metrics, positions, replication, roles
+    """The node's HTTP API, for those with a token if one is required; ``routes`` are paths that other
+    applications answer."""
+    from litefs.server import admin, events, halt, metrics, positions, replication, roles, status
     from litefs.server.access import TokenWall
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
+    events.register(app, node)
     halt.register(app, node)
     metrics.register(app, node)
     positions.register(app, node)
     replication.register(app, node)
     roles.register(app, node)
+    status.register(app, node)
     inner = Routes(app.asgi_app, routes) if routes else app.asgi_app
     app.asgi_app = TokenWall(inner, tokens or Tokens())  # type: ignore[method-assign]
     return app
