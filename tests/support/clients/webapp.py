@@ -1,8 +1,8 @@
 """A web application over a database on a mount: ``python -m tests.support.clients.webapp NAME PATH PORT``.
 
-POST /add?n=N inserts a row, GET /has?n=N counts rows of that number, both with a connection of their own to the
-database, as most frameworks do; POST /size answers how many bytes it was sent, GET /events sends a line each 50
-ms. Each answer begins with the node's NAME. An error of SQLite is status 500.
+POST /add?n=N inserts a row, GET /has?n=N counts rows of that number, both with a connection of their own to
+the database, as most frameworks do; POST /size answers how many bytes it was sent, GET /events sends a line
+each 50 ms. Each answer begins with the node's NAME. An error of SQLite is status 500.
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ class _Shared:
 def start(first: int, count: int, pause: float = 0.0) -> None:
     shared = _Shared(range(first, first + count))
     for index in range(CLIENTS):
-        thread = threading.Thread(target=_client, args=(shared, PORTS[index % len(PORTS)], pause), daemon=True)
+        thread = threading.Thread(
+            target=_client, args=(shared, PORTS[index % len(PORTS)], pause), daemon=True
+        )
         threads.append(thread)
         thread.start()
 
