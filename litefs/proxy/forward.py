@@ -2,8 +2,8 @@
 
 What travels in the two bodies of ``POST /proxy`` is HTTP/1.1 itself (application/http, RFC 9112 §10.2), one
 request and its response, so that everything of it arrives, upgrades and trailers included. Nothing of the
-request is sent before the primary's node has said, by status 200, that it takes it: so whatever goes wrong until
-then, it may be sent again. That costs a round trip, and is what lets a planned change fail no request.
+request is sent before the primary's node has said, by status 200, that it takes it: so whatever goes wrong
+until then, it may be sent again. That costs a round trip, and is what lets a planned change fail no request.
 """
 
 from __future__ import annotations

@@ -78,7 +78,10 @@ class Site:
             results = load.call("finish", timeout=90)
         longest = max(ended - began for _, _, _, began, ended in results)
         failures = [(status, text) for _, status, text, _, _ in results if status != 200]
-        print(f"{len(results)} requests, longest {longest:.2f} s, failed: {failures[:5]}")
+        rate = len(results) / (max(one[4] for one in results) - min(one[3] for one in results))
+        print(
+            f"{len(results)} requests, {rate:.0f} a second, longest {longest:.2f} s, failed: {failures[:5]}"
+        )
         rows = self.rows()
         assert max(rows.values()) == 1, f"applied twice: {[n for n, count in rows.items() if count > 1]}"
         missing = [number for number, status, *_ in results if status == 200 and number not in rows]
