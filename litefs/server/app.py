@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    Scope,
+)
 from quart import Request, Response
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
@@ -121,9 +127,15 @@ def text(message: str, status: int = 200) -> Response:
     return response
 
 
-def create_app(node: NodeView, tokens: Tokens | None = None, *, open_health: bool = True) -> LiteFSApp:
-    """The node's HTTP API, for those with a token if one is required; ``open_health``: whether the node is
-    well may be asked without one."""
+def create_app(
+    node: NodeView,
+    tokens: Tokens | None = None,
+    routes: Mapping[str, ASGIFramework] | None = None,
+    *,
+    open_health: bool = True,
+) -> LiteFSApp:
+    """The node's HTTP API, for those with a token if one is required; ``routes`` are paths that other
+    applications answer; ``open_health``: whether the node is well may be asked without a token."""
     from litefs.server import (
         admin,
         drop,
@@ -149,8 +161,22 @@ def create_app(node: NodeView, tokens: Tokens | None = None, *, open_health: boo
     replication.register(app, node)
     roles.register(app, node)
     status.register(app, node)
-    app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens(), open_health)  # type: ignore[method-assign]
+    inner = Routes(app.asgi_app, routes) if routes else app.asgi_app
+    app.asgi_app = TokenWall(inner, tokens or Tokens(), open_health)  # type: ignore[method-assign]
     return app
+
+
+class Routes:
+    """ASGI: some paths are answered by applications of their own, all others by ``app``."""
+
+    def __init__(self, app: ASGIFramework, routes: Mapping[str, ASGIFramework]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """As the application of that path."""
+        app = self._routes.get(scope["path"], self._app) if scope["type"] == "http" else self._app
+        await app(scope, receive, send)
 
 
 def bare_app(identity: Callable[[], Identity]) -> LiteFSApp:
