@@ -35,6 +35,7 @@ _COMMANDS = (
     _Command("run", "run a command, also one that writes on a replica", "litefs.cli.run", "run"),
     _Command("promote", "make a node the primary", "litefs.cli.roles", "promote"),
     _Command("handoff", "have the primary pass its role to a node", "litefs.cli.roles", "handoff"),
+    _Command("bench", "load a directory, say how fast it is", "litefs.cli.bench", "bench"),
     _Command("version", "print the version", "litefs.cli.version", "version"),
 )
 
