@@ -8,6 +8,7 @@ one row: how it was made.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ FILL_ROWS = 10_000
 
 _BUSY = 5
 """SQLITE_BUSY (https://www.sqlite.org/rescode.html); the low byte of an extended code."""
+
+_REPLICA = "; is this a replica's mount? Write on the primary's, or read with -reuse what was kept there"
 
 _MADE = ("owner", "seed", "row_size", "rows")
 
@@ -49,12 +52,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        text = str(error)
-        if "readonly" in text:
-            text += "; a replica's mount? Write on the primary's, or read with -reuse what was kept there"
-        raise BenchError(f"{path}: {text}") from error
+        raise BenchError(f"{path}: {error}{_REPLICA if 'readonly' in str(error) else ''}") from error
     except OSError as error:
-        raise BenchError(f"{path}: {error.strerror}") from error
+        raise BenchError(
+            f"{path}: {error.strerror}{_REPLICA if error.errno == errno.EROFS else ''}"
+        ) from error
 
 
 def this_process() -> str:

@@ -65,29 +65,41 @@ class GoBench:
     def run(self) -> None:
         """All iterations, or until ``stop()``. Raises BenchError, and what HALT raises."""
         print(f"running litefs-bench: seed={self._seed}", flush=True)
-        with explained(self._path):
-            connection = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_SECONDS)
-            with contextlib.closing(connection):
-                self._migrate(connection)
-                ended = threading.Event()
-                stats = threading.Thread(target=self._report, args=(ended,), daemon=True)
-                stats.start()
-                try:
-                    self._iterate(connection)
-                finally:
-                    ended.set()
-                    stats.join()
+        with explained(self._path), contextlib.closing(self._connect()) as connection:
+            self._migrate(connection)
+            ended = threading.Event()
+            stats = threading.Thread(target=self._report, args=(ended,), daemon=True)
+            stats.start()
+            try:
+                self._iterate(connection)
+            finally:
+                ended.set()
+                stats.join()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_SECONDS)
+        connection.execute(f"PRAGMA cache_size={self._settings.cache_size}")
+        return connection
+
+    @contextlib.contextmanager
+    def _writing(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        """A connection that may write: on a replica one that is opened under a HALT lock."""
+        if not _on_replica(self._path):
+            yield connection
+            return
+        with client.halt(self._path), contextlib.closing(self._connect()) as halted:
+            yield halted
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type='table'")}
         if tables - {"t"}:
             raise BenchError(f"{self._path} has other tables: give a database that is only for the bench")
-        connection.execute(f"PRAGMA cache_size={self._settings.cache_size}")
         if self._settings.journal_mode:
             connection.execute(f"PRAGMA journal_mode={self._settings.journal_mode}").fetchall()
-        with _writing(self._path):
-            for statement in _SCHEMA:
-                connection.execute(statement)
+        if not tables:
+            with self._writing(connection) as writer:
+                for statement in _SCHEMA:
+                    writer.execute(statement)
 
     def _iterate(self, connection: sqlite3.Connection) -> None:
         iteration = {"insert": self._insert, "query": self._query}[self._settings.mode]
@@ -102,25 +114,24 @@ class GoBench:
                 time.sleep(min(left, 0.1))
 
     def _insert(self, connection: sqlite3.Connection, draw: random.Random) -> None:
-        longest = self._settings.max_row_size
-        with _writing(self._path):
-            rows = []
-            for _ in range(draw.randint(1, self._settings.max_rows)):
-                size = draw.randrange(longest)
-                rows.append((draw.getrandbits(63), draw.randbytes(size).hex()[:size]))
-            connection.execute("BEGIN")
+        rows = []
+        for _ in range(draw.randint(1, self._settings.max_rows)):
+            size = draw.randrange(self._settings.max_row_size)
+            rows.append((draw.getrandbits(63), draw.randbytes(size).hex()[:size]))
+        with self._writing(connection) as writer:
+            writer.execute("BEGIN")
             try:
-                connection.executemany("INSERT INTO t (num, data) VALUES (?, ?)", rows)
-                connection.execute("COMMIT")
+                writer.executemany("INSERT INTO t (num, data) VALUES (?, ?)", rows)
+                writer.execute("COMMIT")
             except sqlite3.Error:
-                connection.rollback()
+                writer.rollback()
                 raise
             self.transactions += 1
             self.rows += len(rows)
             if draw.randrange(VACUUM_ONE_IN) == 0:
-                connection.execute("VACUUM")
+                writer.execute("VACUUM")
             if draw.randrange(TRUNCATE_ONE_IN) == 0:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _query(self, connection: sqlite3.Connection, draw: random.Random) -> None:
         wanted = draw.randint(1, self._settings.max_rows)
@@ -143,11 +154,8 @@ class GoBench:
             at, transactions, rows = now, transactions_now, rows_now
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Under a HALT lock where this node is a replica."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(client.NotOnMount):
-            if client.primary(path) is not None:
-                stack.enter_context(client.halt(path))
-        yield
+def _on_replica(path: Path) -> bool:
+    try:
+        return client.primary(path) is not None
+    except client.NotOnMount:
+        return False

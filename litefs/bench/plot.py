@@ -31,10 +31,13 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(11, 10), layout="constrained")
     rates, slowest, latencies = figure.subplots(3, 1)
+    length = max(
+        (each["seconds"] for target in document["targets"] for each in target["rounds"]), default=0.0
+    )
     for target in document["targets"]:
         for kind in target["kinds"]:
             label = target["path"] if len(target["kinds"]) == 1 else f"{target['path']}: {kind}"
-            times, counts, p99 = timeline(target["rounds"], kind)
+            times, counts, p99 = timeline(target["rounds"], kind, length)
             rates.plot(times, counts, label=label)
             slowest.plot(times, [1000 * value for value in p99], label=label)
             values, above = complement(target["kinds"][kind]["histogram"])
@@ -48,7 +51,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.legend()
     settings, machine = document["settings"], document["machine"]
     figure.suptitle(
-        f"litefs bench {settings['workload']}, {settings['journal_mode']}, "
+        f"litefs bench {settings['workload']}, {settings['journalMode']}, "
         f"synchronous={settings['synchronous']}, {settings['clients']} clients\n"
         f"{machine['kernel']}, {machine['cpus']} CPUs, SQLite {machine['sqlite']}"
     )
@@ -58,27 +61,25 @@ def draw(document: dict[str, Any], path: Path) -> None:
         raise BenchError(f"{path}: {error.strerror}") from error
 
 
-def timeline(rounds: list[dict[str, Any]], kind: str) -> tuple[list[float], list[float], list[float]]:
-    """The rounds one behind the other: the seconds of load at each interval's end, operations a second in it,
-    and its 99th percentile in seconds. A gap (NaN) stands between rounds."""
+def timeline(
+    rounds: list[dict[str, Any]], kind: str, length: float
+) -> tuple[list[float], list[float], list[float]]:
+    """The rounds one behind the other, ``length`` seconds each: the time of each interval's end, operations a
+    second in it, and its 99th percentile in seconds. A gap (NaN) ends each round.
+
+    The rest at a round's end that is less than half an interval is too short to tell a rate.
+    """
     gap = float("nan")
-    times: list[float] = []
-    rates: list[float] = []
-    p99: list[float] = []
-    elapsed = 0.0
-    for each in rounds:
+    points: list[tuple[float, float, float]] = []
+    for number, each in enumerate(rounds):
         before = 0.0
         for point in each["kinds"].get(kind, {"series": []})["series"]:
-            ended = min(point["at"], each["seconds"])
-            if ended > before:
-                times.append(elapsed + ended)
-                rates.append(point["count"] / (ended - before))
-                p99.append(point["p99"] or gap)
+            took = min(point["at"], each["seconds"]) - before
+            if took >= (point["at"] - before) / 2:
+                points.append((number * length + before + took, point["count"] / took, point["p99"] or gap))
             before = point["at"]
-        elapsed += each["seconds"]
-        times.append(elapsed)
-        rates.append(gap)
-        p99.append(gap)
+        points.append(((number + 1) * length, gap, gap))
+    times, rates, p99 = (list(column) for column in zip(*points, strict=True)) if points else ([], [], [])
     return times, rates, p99
 
 

@@ -146,7 +146,7 @@ def document(result: Result) -> dict[str, Any]:
     """The run as a JSON object (docs/bench.md). Times in seconds, histograms in nanoseconds."""
     found: dict[str, Any] = {
         "format": FORMAT,
-        "settings": asdict(result.settings),
+        "settings": {_camel(name): value for name, value in asdict(result.settings).items()},
         "machine": result.machine,
         "interrupted": result.interrupted,
         "targets": [_target(target) for target in result.targets],
@@ -154,6 +154,11 @@ def document(result: Result) -> dict[str, Any]:
     if ratios := result.ratios():
         found["ratio"] = spread(ratios)
     return found
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(map(str.title, rest))
 
 
 def _target(target: Target) -> dict[str, Any]:

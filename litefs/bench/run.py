@@ -82,18 +82,26 @@ def run(
     if settings.workload == "lag" and not settings.rate:
         settings = replace(settings, rate=LAG_RATE)
     failure: BenchError | None = None
-    with contextlib.ExitStack() as stack:
-        sessions = []
-        for directory in directories:
-            session = open_session(
-                directory, settings, replica=replica, pause=pause, resume=resume, stop=stop, **options
-            )
-            sessions.append(stack.enter_context(session))
-        try:
-            run_rounds(sessions, settings.rounds, stop, check=check)
-        except BenchError as error:
-            if not any(session.target.rounds for session in sessions):
-                raise
-            failure = error
-        result = Result(sessions[0].settings, machine, [each.target for each in sessions], stop())
+    result: Result | None = None
+    try:
+        with contextlib.ExitStack() as stack:
+            sessions = []
+            for directory in directories:
+                session = open_session(
+                    directory, settings, replica=replica, pause=pause, resume=resume, stop=stop, **options
+                )
+                sessions.append(stack.enter_context(session))
+            targets = [session.target for session in sessions]
+            try:
+                run_rounds(sessions, settings.rounds, stop, check=check)
+            except (BenchError, KeyboardInterrupt) as error:
+                if not any(target.rounds for target in targets):
+                    raise
+                failure = error if isinstance(error, BenchError) else BenchError("interrupted in the check")
+            result = Result(sessions[0].settings, machine, targets, stop())
+    except BenchError as error:
+        # Even if the databases cannot be removed, what was measured counts.
+        if result is None:
+            raise
+        failure = failure or error
     return result, failure

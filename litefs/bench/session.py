@@ -99,14 +99,18 @@ class Session:
         if self._reuse:
             self.settings = database.reuse(self.path, self.settings)
         else:
-            path = str(self.path)
-            database.create(self.path, self.settings, lambda share: self._watcher.filling(path, share))
+            database.create(self.path, self.settings, self._filling)
             self._made = True
         self._written = [0] * self.settings.clients
         for number in range(self.settings.clients):
             name = f"client {number} of {self.path}"
             self._workers.append(Worker(name, load, self.path, self.settings, number))
         answers(self._workers, 0, lambda: False)
+
+    def _filling(self, share: float) -> None:
+        self._watcher.filling(self.target.path, share)
+        if self.stop():
+            raise KeyboardInterrupt
 
     def _close(self) -> None:
         for worker in self._workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -99,7 +100,11 @@ def bench(argv: Sequence[str]) -> int:
     if arguments.values["compare"]:
         directories.append(Path(arguments.values["compare"]))
     _require_sense(arguments, settings, directories)
-    return _measure(arguments, settings, directories, plot)
+    try:
+        return _measure(arguments, settings, directories, plot)
+    except KeyboardInterrupt:
+        print("ERROR: interrupted before anything was measured", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _arguments(argv: Sequence[str]) -> tuple[Arguments, str]:
