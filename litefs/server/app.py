@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
 from quart import Request, Response
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
@@ -112,6 +112,7 @@ def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
     """The node's HTTP API, for those with a token if one is required."""
     from litefs.server import admin, events, halt, metrics, positions, replication, roles, status
     from litefs.server.access import TokenWall
+    from litefs.server.page import StatusPage
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
@@ -122,7 +123,8 @@ def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
     replication.register(app, node)
     roles.register(app, node)
     status.register(app, node)
-    app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens())  # type: ignore[method-assign]
+    wall = TokenWall(app.asgi_app, tokens or Tokens())
+    app.asgi_app = StatusPage(cast("ASGIFramework", wall))  # type: ignore[method-assign]
     return app
 
 
