@@ -2,7 +2,7 @@
 
 Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
 ``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``, ``exec.on-promote``,
-``exec.on-demote``, ``replication``.
+``exec.on-demote``, ``replication``, ``proxy.redirect`` and lists in ``proxy.db``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 
 from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
 from litefs.config_lease import LeaseConfig
+from litefs.config_proxy import ProxyConfig
 from litefs.config_types import Duration, FileMode, Secret, Sync, split_command
 from litefs.config_types import Section as _Section
 from litefs.config_yaml import decode, expand_environment
@@ -32,7 +33,6 @@ _UNIMPLEMENTED = (
     "strict-verify",
     "data.compress",
     "http.snapshot-timeout",
-    "proxy",
     "backup",
     "tracing",
 )
@@ -89,23 +89,6 @@ class HTTPConfig(_Section, frozen=True):
     def host_port(self) -> tuple[str, int]:
         """Host (empty: every interface) and port. Raises ConfigError."""
         return split_address(self.addr, "http.addr")
-
-
-class ProxyConfig(_Section, frozen=True):
-    """The HTTP proxy before the application."""
-
-    addr: str = ""
-    target: str = ""
-    db: str = ""
-    max_lag: Duration = Duration(10)
-    debug: bool = False
-    passthrough: tuple[str, ...] = ()
-    always_forward: tuple[str, ...] = ()
-    primary_redirect_timeout: Duration = Duration(5)
-    read_timeout: Duration = Duration(0)
-    read_header_timeout: Duration = Duration(10)
-    write_timeout: Duration = Duration(0)
-    idle_timeout: Duration = Duration(30)
 
 
 class ReplicatedDatabase(_Section, frozen=True):
@@ -213,10 +196,10 @@ class Config(_Section, frozen=True):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):
             raise ConfigError(f"invalid backup client type: {self.backup.type!r}")
-        if self.proxy.target and not self.proxy.db:
-            raise ConfigError("proxy database name required")
-        if self.proxy.target and not self.proxy.addr:
-            raise ConfigError("proxy bind address required")
+        self.proxy.validate()
+        if self.proxy.target:
+            split_address(self.proxy.addr, "proxy.addr")
+            split_address(self.proxy.target, "proxy.target")
         if self.data.retention_bytes < 0:
             raise ConfigError(f"data.retention-bytes must not be negative, got {self.data.retention_bytes}")
         if self.data.retention_monitor_interval <= 0:
