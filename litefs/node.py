@@ -150,7 +150,10 @@ class Node:
 
     @property
     def identity(self) -> Identity:
-        hostname = self._config.lease.hostname or os.environ.get("HOSTNAME", "")
+        lease = self._config.lease
+        # of a static lease it is the primary's, on all nodes
+        named = lease.hostname if lease.candidate or lease.type != "static" else ""
+        hostname = named or os.environ.get("HOSTNAME") or socket.gethostname()
         return Identity(self._node_id, self._data.cluster_id() or "", self.roles.term, hostname)
 
     # -- life -----------------------------------------------------------------------------------------

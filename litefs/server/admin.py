@@ -98,7 +98,3 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         response = Response(ExportBody(copy), content_type="application/octet-stream")
         response.content_length = copy.size
         return response
-
-    @app.get("/", provide_automatic_options=False)
-    async def root() -> Response:
-        return text("litefs")

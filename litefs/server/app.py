@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import trio
 from hypercorn.typing import (
@@ -149,6 +149,7 @@ def create_app(
         status,
     )
     from litefs.server.access import TokenWall
+    from litefs.server.page import StatusPage
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
@@ -162,7 +163,8 @@ def create_app(
     roles.register(app, node)
     status.register(app, node)
     inner = Routes(app.asgi_app, routes) if routes else app.asgi_app
-    app.asgi_app = TokenWall(inner, tokens or Tokens(), open_health)  # type: ignore[method-assign]
+    wall = TokenWall(inner, tokens or Tokens(), open_health)
+    app.asgi_app = StatusPage(cast("ASGIFramework", wall))  # type: ignore[method-assign]
     return app
 
 
