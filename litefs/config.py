@@ -70,7 +70,7 @@ class HTTPConfig(_Section, frozen=True):
     tls: TLSConfig = TLSConfig()
     """Ours: certificates ([who may talk to a node](security.md))."""
     auth_token: Secret | None = None
-    """Ours: the token that requests need, and that this node shows to others; None asks for none."""
+    """Ours: the token that requests need, and that this node shows to others; without it none is needed."""
     tokens: tuple[TokenConfig, ...] = ()
     """Ours: more tokens that this node accepts, each for all databases or for some."""
 

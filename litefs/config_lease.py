@@ -65,7 +65,7 @@ class LeaseConfig(Section, frozen=True):
     """
 
     type: str = ""
-    """`static`, `consul`, and ours: `fly`, `object`. Required."""
+    """Required: `static` or `consul`, or `fly` or `object`, which are ours."""
     hostname: str = ""
     """What `.primary` shows on the other nodes; without it, but for `static`, this machine's name."""
     advertise_url: str = ""

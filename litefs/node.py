@@ -45,6 +45,7 @@ from litefs.link.messages import (
     Start,
     Unpublished,
 )
+from litefs.notify import Notifier
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.rolechange import RoleChanges
 from litefs.security import Security
@@ -86,6 +87,7 @@ class Node:
         self._signal = signal.SIGTERM
         self._catalog = StoreCatalog(data)
         self._supervisor = Supervisor([])
+        self._manager = Notifier.taken_from(os.environ)
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._security = Security.of(config)
@@ -153,6 +155,7 @@ class Node:
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._signals)
+            nursery.start_soon(self._manager.run, self._status)
             grant = self._leading.grant()
             self.roles.begin(grant)
             if grant:
@@ -176,6 +179,7 @@ class Node:
             nursery.start_soon(self._replica.run, self._ready)
             await nursery.start(self._leading.run)
             code = await self._application(supervisor)
+            self._manager.stopping()
             self.roles.stopping = True
             await self._leading.stop()  # the next primary still has to be sent what it lacks
             http_stop.set()
@@ -195,6 +199,7 @@ class Node:
                 else:
                     await self._caught_up()
                 log.info("ready as %s", self.roles.role)
+                self._manager.ready()
                 code = await supervisor.run(self._config.lease.candidate)
                 if code and not self._config.exit_on_error:
                     log.error("the command failed with exit status %d; exit-on-error is false", code)
@@ -207,6 +212,12 @@ class Node:
             if not self._ready.is_set():
                 nursery.cancel_scope.cancel()
         return code
+
+    def _status(self) -> str:
+        """The role in a few words, for the service manager."""
+        if self.roles.role is Role.PRIMARY:
+            return f"primary of term {self.roles.term}"
+        return f"replica of {self.roles.primary}" if self.roles.primary else "replica without a primary"
 
     async def _caught_up(self) -> None:
         """Wait until all that the primary has is here; then take its role, if the configuration says so."""

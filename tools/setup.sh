@@ -32,6 +32,7 @@ missing_packages() {
     command -v sqlite3 >/dev/null || echo sqlite3
     command -v fusermount3 >/dev/null || echo fuse3
     command -v ip >/dev/null && command -v tc >/dev/null || echo iproute2
+    command -v systemd-analyze >/dev/null || echo systemd
     command -v nsenter >/dev/null || echo util-linux
     [ -e /usr/include/fuse3/fuse.h ] || pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
     [ -e /usr/include/lz4.h ] || pkg-config --exists liblz4 2>/dev/null || echo liblz4-dev
