@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -38,12 +38,15 @@ from litefs.tls import ClientTLS, ServerTLS
 from litefs.types import Point, Position
 from tests.support.certificates import Authority, settings
 
+if TYPE_CHECKING:
+    from litefs.server.view import NodeView
+
 CLUSTER = "LFSC0123456789ABCDEF"
 PAGE = 4096
 
 
 class BenchNode:
-    """The least that the server needs."""
+    """The least of a NodeView that /stream needs."""
 
     def __init__(self, catalog: MemoryCatalog) -> None:
         self.identity = Identity(1, CLUSTER, 1, "bench")
@@ -56,44 +59,8 @@ class BenchNode:
         self.lag_seconds = 0.0
         self.replicas = Replicas(catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
-    def databases(self) -> Sequence[Any]:
-        return []
-
     async def before_stream(self) -> None:
         pass
-
-    def lacks(self) -> Sequence[str]:
-        return []
-
-    def saw_term(self, term: int) -> None:
-        raise NotImplementedError
-
-    async def handoff(self, node_id: int | None) -> None:
-        raise NotImplementedError
-
-    async def promote(self, *, force: bool) -> str:
-        raise NotImplementedError
-
-    async def halt(self, name: str, lock_id: int, peer: Any, renew: bool) -> Any:
-        raise NotImplementedError
-
-    async def unhalt(self, name: str, lock_id: int, peer: Any) -> None:
-        raise NotImplementedError
-
-    async def forward(self, name: str, lock_id: int, peer: Any, chunks: Any, size: int) -> Any:
-        raise NotImplementedError
-
-    async def readers_see(self, name: str) -> bool:
-        raise NotImplementedError
-
-    async def holds(self, name: str, position: Position) -> bool:
-        raise NotImplementedError
-
-    async def import_database(self, name: str, chunks: Any) -> None:
-        raise NotImplementedError
-
-    async def export_database(self, name: str) -> Any:
-        raise NotImplementedError
 
 
 def primary(pipe: Connection, megabytes: int, records: int, tls: TLSConfig | None) -> None:
@@ -117,7 +84,9 @@ def primary(pipe: Connection, megabytes: int, records: int, tls: TLSConfig | Non
         sockets = bind("127.0.0.1:0")
         async with trio.open_nursery() as nursery:
             secure = ServerTLS(tls) if tls is not None else None
-            await nursery.start(serve, create_app(BenchNode(catalog)), sockets, trio.Event(), secure)
+            await nursery.start(
+                serve, create_app(cast("NodeView", BenchNode(catalog))), sockets, trio.Event(), secure
+            )
             pipe.send((sockets[0].getsockname()[1], base, start, small.position(), big.position()))
             await trio.to_thread.run_sync(pipe.recv)
             for _ in range(300):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,13 @@ from litefs.apply.publish import is_published
 from litefs.cluster.replicas import Replicas
 from litefs.copies import Copies
 from litefs.errors import NotPrimary
+from litefs.figures import Figures
 from litefs.halt.node import Halts
 from litefs.leading import Leading
+from litefs.overview import Overview
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
+from litefs.server.status_format import Status
 from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.store.paths import DataDir
 from litefs.store.reader import Entry
@@ -39,6 +41,8 @@ class Parts:
     replica: Replica
     replicas: Replicas
     leading: Leading
+    figures: Figures
+    overview: Overview
     halts: Halts
     take_back: TakeBack
 
@@ -86,20 +90,14 @@ class Answers:
         return self._parts.catalog
 
     @property
-    def lag_seconds(self) -> float:
-        lag = None if self.is_primary else self._parts.replica.lag()
-        return lag[0] / 1000 if lag is not None else 0.0
+    def lag_seconds(self) -> float | None:
+        return self._parts.overview.lag()
 
     def databases(self) -> list[DatabaseInfo]:
-        found = []
-        for name, source in self._parts.catalog.sources().items():
-            position, damaged = source.position(), self._parts.catalog.damaged(name)
-            sizes = []
-            for path in self._parts.data.database_dir(name).log.glob("*.seg"):
-                with contextlib.suppress(FileNotFoundError):  # retention was quicker
-                    sizes.append(path.stat().st_size)
-            found.append(DatabaseInfo(name, position, position.txid, len(sizes), sum(sizes), damaged))
-        return found
+        return self._parts.figures.databases()
+
+    def status(self, databases: Sequence[DatabaseInfo]) -> Status:
+        return self._parts.overview.status(databases)
 
     async def before_stream(self) -> None:
         if self._parts.leading.grant() is not None:  # an elected primary that lost its tail cannot win
@@ -143,3 +141,6 @@ class Answers:
 
     async def export_database(self, name: str) -> Export:
         return await self._copies.export_database(name)
+
+    async def drop_database(self, name: str) -> None:
+        await self._copies.drop_database(name)

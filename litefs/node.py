@@ -21,6 +21,7 @@ from litefs.cluster.follow import Callbacks
 from litefs.cluster.replicas import Replicas, sync_rules
 from litefs.config import Config
 from litefs.errors import LiteFSError
+from litefs.figures import Figures
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
 from litefs.housekeeping import Primary, Retention, raise_file_limit
@@ -46,6 +47,7 @@ from litefs.link.messages import (
     Unpublished,
 )
 from litefs.notify import Notifier
+from litefs.overview import Overview
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.rolechange import RoleChanges
 from litefs.security import Security
@@ -119,6 +121,7 @@ class Node:
         timeout = config.lease.take_back_timeout
         self._take_back = TakeBack(data, self._security, lambda: self.identity, timeout)
         watched = self._guard.mount_guard
+        self._figures = Figures(self._catalog, self.replicas.rules)
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
         self._halts = Halts(
             data,
@@ -261,6 +264,15 @@ class Node:
             self._replica,
             self.replicas,
             self._leading,
+            self._figures,
+            Overview(
+                self._config,
+                lambda: self.identity,
+                self.roles,
+                self._replica,
+                self.replicas,
+                self._ready.is_set,
+            ),
             self._halts,
             self._take_back,
         )
@@ -379,6 +391,7 @@ class Node:
     def _applied(self, name: str, position: Position) -> None:
         if position == ZERO:
             self._dropped(name)
+        self._figures.applied(name)
         self._catalog.notify()
 
     # -- loops ----------------------------------------------------------------------------------------

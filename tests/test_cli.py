@@ -244,13 +244,6 @@ def test_import_reports_the_nodes_refusal(node: FakeNode, database: Path) -> Non
         import_database(Connection(node.url), "a.db", database)
 
 
-def test_import_sends_nothing_to_a_replica(node: FakeNode, database: Path) -> None:
-    node.primary = "other"
-    with pytest.raises(PeerError, match=r"is not the primary, which is other"):
-        import_database(Connection(node.url), "a.db", database)
-    assert not node.databases
-
-
 def test_a_failed_export_touches_nothing(node: FakeNode, database: Path, tmp_path: Path) -> None:
     before = database.read_bytes()
     database.with_name("source.db-wal").write_bytes(b"x")

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "litefs"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
-    frozenset({"clock", "types", "errors", "mountinfo"}),
+    frozenset({"clock", "types", "errors", "mountinfo", "version"}),
     frozenset({"client"}),
     frozenset({"config_types"}),
     frozenset({"config_yaml"}),
@@ -22,9 +22,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"store", "link"}),
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "server", "supervise", "notify"}),
-    frozenset({"copies", "guard", "halt", "housekeeping", "replica", "security"}),
+    frozenset({"copies", "figures", "guard", "halt", "housekeeping", "replica", "security"}),
     frozenset({"rolechange", "takeback"}),
-    frozenset({"leading"}),
+    frozenset({"leading", "overview"}),
     frozenset({"answers"}),
     frozenset({"node"}),
     frozenset({"cli"}),

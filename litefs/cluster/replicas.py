@@ -284,7 +284,7 @@ class Replicas:
     def connected(self) -> list[ReplicaInfo]:
         """The replicas whose streams are open."""
         return [
-            ReplicaInfo(node, session.candidate, node in self._members, session.hostname)
+            ReplicaInfo(node, session.candidate, node in self._members, session.hostname, dict(session.held))
             for node, session in list(self._sessions.items())  # at once: /metrics asks in a thread
         ]
 

@@ -109,19 +109,19 @@ def text(message: str, status: int = 200) -> Response:
 
 
 def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
-    """The node's HTTP API: /stream, /info, /import, /export, /halt, /tx, /db, /promote, /handoff and
-    /metrics, for those with a
-    token if one is required."""
-    from litefs.server import admin, halt, metrics, positions, replication, roles
+    """The node's HTTP API, for those with a token if one is required."""
+    from litefs.server import admin, drop, halt, metrics, positions, replication, roles, status
     from litefs.server.access import TokenWall
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
+    drop.register(app, node)
     halt.register(app, node)
     metrics.register(app, node)
     positions.register(app, node)
     replication.register(app, node)
     roles.register(app, node)
+    status.register(app, node)
     app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens())  # type: ignore[method-assign]
     return app
 

@@ -36,7 +36,7 @@ def render(node: NodeView, subscribers: Subscribers, access: Access) -> bytes:
                     sum(one.in_sync for one in node.replicas.connected()),
                 ),
                 ("litefs_http_stream_count", "Open replication streams.", subscribers.count),
-                ("litefs_lag_seconds", "How far this node is behind the primary.", node.lag_seconds),
+                ("litefs_lag_seconds", "How far this node is behind the primary.", node.lag_seconds or 0.0),
             ):
                 yield GaugeMetricFamily(name, text, value=value)
             txid = GaugeMetricFamily("litefs_db_txid", "Last transaction.", labels=["db"])

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import IO, Protocol
 
 from litefs.errors import FormatError
+from litefs.server.status_format import Status
 from litefs.stream.acks import Ack, AckAnswer, ReplicaInfo
 from litefs.stream.protocols import Catalog, Entry, Identity, Source
 from litefs.types import Point, Position
@@ -16,15 +17,23 @@ from litefs.types import Point, Position
 
 @dataclass(frozen=True, slots=True)
 class DatabaseInfo:
-    """One database in figures: sizes in bytes, ``log_segments`` files of log, commits since the start;
-    ``damaged``: it is served for reading only."""
+    """One database in figures: sizes in bytes, ``pages`` of it, ``log_segments`` files of log; ``commits`` is
+    how many transactions it has gained since this process started, by clients here or from the primary.
+
+    ``damaged``: it is served for reading only. ``sync``: so many replicas must hold a commit. ``lag``: how
+    old, in seconds, the last transaction from the primary was when it was applied here; None without one.
+    """
 
     name: str
     position: Position
+    page_size: int = 0
+    pages: int = 0
     commits: int = 0
     log_segments: int = 0
     log_bytes: int = 0
     damaged: bool = False
+    sync: int = 0
+    lag: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +130,14 @@ class NodeView(Protocol):
     def replicas(self) -> Replicas: ...
 
     @property
-    def lag_seconds(self) -> float:
-        """How far this replica is behind; 0 on the primary."""
+    def lag_seconds(self) -> float | None:
+        """How far this replica is behind; 0 on the primary, None before its first contact with one."""
 
-    def databases(self) -> Sequence[DatabaseInfo]: ...
+    def databases(self) -> Sequence[DatabaseInfo]:
+        """All of them, by name. Reads files: call it in a worker thread."""
+
+    def status(self, databases: Sequence[DatabaseInfo]) -> Status:
+        """How this node and its cluster are, of which ``databases`` are to be told."""
 
     async def readers_see(self, name: str) -> bool:
         """Whether a transaction that begins now on the mount sees ``name`` at its position: not for a moment
@@ -139,6 +152,9 @@ class NodeView(Protocol):
 
     async def export_database(self, name: str) -> Export:
         """A copy of ``name``; raises DatabaseNotFound."""
+
+    async def drop_database(self, name: str) -> None:
+        """Remove ``name``, here and so on all replicas; raises DatabaseNotFound, NotPrimary, OSError."""
 
     async def before_stream(self) -> None:
         """A replica is about to be sent what this node has. Raises OSError."""

@@ -8,7 +8,8 @@ handles in the stream, so that one that was removed is never taken for another o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -68,12 +69,14 @@ class AckAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
-    """A connected replica, as its primary sees it; ``in_sync``: it has every commit that was answered."""
+    """A connected replica, as its primary sees it; ``in_sync``: it has every commit that was answered;
+    ``held``: the last transaction in its log, by database, as far as it has told."""
 
     node_id: int
     candidate: bool
     in_sync: bool
     hostname: str = ""
+    held: Mapping[str, Point] = field(default_factory=dict)
 
 
 _encoder = msgspec.msgpack.Encoder()

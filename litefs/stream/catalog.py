@@ -12,7 +12,6 @@ from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.reader import LogReader
 from litefs.store.snapshot import SnapshotSource
 from litefs.store.sums import SumsFile
-from litefs.stream.protocols import Source
 from litefs.stream.wakeup import Wakeup
 from litefs.types import START, ZERO, Point, Position
 
@@ -68,6 +67,12 @@ class StoreSource:
     def damaged(self) -> bool:
         return self._file.sums.damaged
 
+    def header(self) -> tuple[Position, int, int, int]:
+        """Position, time of its transaction (Unix ms), page size and pages of one moment. Raises
+        TimeoutError as ``PageSums.snapshot``, also from ``position`` and ``point``."""
+        txid, checksum, timestamp, page_size, pages, _ = self._file.sums.snapshot()
+        return Position(txid, checksum), timestamp, page_size, pages
+
     def is_current(self) -> bool:
         """False once the files are gone, also if another database has the name."""
         return self._file.is_current()
@@ -111,7 +116,7 @@ class StoreCatalog:
     def revision(self) -> int:
         return self._wakeup.revision
 
-    def sources(self) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, StoreSource]:
         return self._sources
 
     def add(self, name: str) -> None:

@@ -17,6 +17,7 @@ from litefs.errors import DatabaseNotFound
 from litefs.link.rules import SyncRules
 from litefs.server.app import create_app
 from litefs.server.serve import bind, serve
+from litefs.server.status_format import DatabaseStatus, NodeStatus, PrimaryStatus, ReplicaStatus, Status
 from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.stream.memory import MemoryCatalog
 from litefs.stream.protocols import Entry, Identity
@@ -39,7 +40,7 @@ class FakeNode:
         self.mountpoint = "/litefs"
         self.primary_hostname: str | None = None
         self.catalog = catalog or MemoryCatalog()
-        self.lag_seconds = 0.25
+        self.lag_seconds: float | None = 0.25
         self.seen_term = 0
         self.unpublished = False
         self.unknown: set[Position] = set()
@@ -57,8 +58,33 @@ class FakeNode:
 
     held_up: Sequence[str] = ()
 
+    def status(self, databases: Sequence[DatabaseInfo]) -> Status:
+        found = [
+            DatabaseStatus(
+                one.name,
+                f"{one.position.txid:016x}",
+                f"{one.position.checksum:016x}",
+                512,
+                1,
+                0,
+                1,
+                7,
+                False,
+                "off",
+            )
+            for one in databases
+        ]
+        own = NodeStatus("A1", "host", "1", "primary", True, "/litefs", 1, "static", 1.5, True, CLUSTER)
+        held = {one.name: "0000000000000001" for one in databases}
+        replica = ReplicaStatus("B2", "replica", True, False, held)
+        return Status(own, PrimaryStatus("host", "http://host:1", True), 0.0, found, [replica], ["who"])
+
     def lacks(self) -> Sequence[str]:
         return []
+
+    async def drop_database(self, name: str) -> None:
+        if self.imported.pop(name, None) is None:
+            raise DatabaseNotFound(f"{name}: database not found")
 
     async def before_stream(self) -> None:
         pass

@@ -44,6 +44,7 @@ ENDPOINTS = (
     ("POST", "/halt?name=app.db&id=1"),
     ("POST", "/tx?name=app.db&lockID=1"),
     ("GET", "/db/app.db/pos"),
+    ("DELETE", "/db/app.db"),
     ("GET", "/unknown"),
     ("GET", "/info/../unknown"),
     ("HEAD", "/info"),
@@ -165,6 +166,13 @@ def test_a_token_with_a_list_sees_those_databases() -> None:
             seen = {name for name in names if f'litefs_db_txid{{db="{name}"}}' in metrics}
             assert seen == {"reports.db", "reports/2026.db", "dir/a.db"}
             assert "litefs_db_count 3.0" in metrics
+            status = (await http.get(f"{url}/status")).json()
+            assert (
+                {one["name"] for one in status["databases"]}
+                == seen
+                == set(status["replicas"][0]["databases"])
+            )
+            assert status["heldUp"] == []
             assert (await http.post(f"{url}/import?name=reports.db", content=b"x")).status_code == 200
             assert (await http.get(f"{url}/export?name=reports.db")).content == b"x"
             assert (await http.get(f"{url}/db/reports.db/wait?txid=1")).status_code == 200

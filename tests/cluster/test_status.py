@@ -1,0 +1,65 @@
+"""What nodes tell of themselves over HTTP: /status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tests.support.node import Node, wait_equal
+from tests.support.processes import Client, wait_until
+
+
+def status(node: Node) -> dict[str, Any]:
+    answer = httpx.get(f"{node.url}/status", timeout=5)
+    assert answer.status_code == 200
+    return dict(answer.json())
+
+
+def test_status(make_node: Callable[..., Node], make_client: Callable[..., Client]) -> None:
+    primary = make_node("primary", replication={"databases": [{"name": "sy*", "sync": "any"}]}).start()
+    replica = make_node("replica", primary=primary).start()
+    sql = make_client("sql", "sqlite3")
+    for name in ("app.db", "sync.db"):
+        sql.call("open", path=primary.path(name))
+        sql.call(
+            "script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)"]
+        )
+    positions = {name: wait_equal(primary, replica, name) for name in ("app.db", "sync.db")}
+    wait_until(lambda: len(status(primary)["replicas"][0]["databases"]) == 2, 5, "the replica has told")
+    wait_until(lambda: status(replica)["lag"] is not None, 5, "the primary has told its time")
+
+    first, second = status(primary), status(replica)
+    node = first["node"]
+    assert (node["hostname"], node["role"], node["lease"]) == ("primary", "primary", "static")
+    assert (node["path"], node["candidate"], node["ready"]) == (str(primary.mount), True, True)
+    assert (node["clusterID"], len(node["id"])) == (second["node"]["clusterID"], 16)
+    assert 0 < node["uptime"] < 120
+    assert (second["node"]["role"], second["node"]["candidate"]) == ("replica", False)
+    assert first["primary"] == second["primary"]
+    assert second["primary"] == {"hostname": "primary", "url": primary.url, "connected": True}
+    assert first["lag"] == 0
+    assert 0 <= second["lag"] < 10
+    for one in (first, second):
+        assert {db["name"]: f"{db['txid']}/{db['checksum']}" for db in one["databases"]} == {
+            name: str(position) for name, position in positions.items()
+        }
+    app, sync = first["databases"]
+    assert (app["sync"], sync["sync"]) == ("off", "any")
+    assert (app["pageSize"], app["pages"], app["logSegments"], app["damaged"]) == (4096, 2, 1, False)
+    assert app["logBytes"] == sum(path.stat().st_size for path in primary.data.glob("dbs/app.db/log/*.seg"))
+    assert "lag" not in app
+    assert 0 <= second["databases"][0]["lag"] < 10
+    (seen,) = first["replicas"]
+    assert (seen["id"], second["replicas"]) == (second["node"]["id"], [])
+    assert seen["databases"] == {name: f"{position.txid:016x}" for name, position in positions.items()}
+
+    commits = app["commits"]
+    sql.call("open", path=primary.path("app.db"))
+    for _ in range(3):
+        sql.call("execute", statement="INSERT INTO t VALUES(2)")
+    assert status(primary)["databases"][0]["commits"] == commits + 3
+    primary.stop()
+    wait_until(lambda: not status(replica)["primary"]["connected"], 10, "the replica misses its primary")
+    assert status(replica)["node"]["ready"] is False
