@@ -18,6 +18,7 @@ from litefs.leading import Leading
 from litefs.overview import Overview
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
+from litefs.server.event_hub import EventHub
 from litefs.server.status_format import Status
 from litefs.server.view import DatabaseInfo, Export, HaltGrant
 from litefs.store.paths import DataDir
@@ -43,6 +44,7 @@ class Parts:
     leading: Leading
     figures: Figures
     overview: Overview
+    events: EventHub
     halts: Halts
     take_back: TakeBack
 
@@ -88,6 +90,10 @@ class Answers:
     @property
     def catalog(self) -> StoreCatalog:
         return self._parts.catalog
+
+    @property
+    def events(self) -> EventHub:
+        return self._parts.events
 
     @property
     def lag_seconds(self) -> float | None:

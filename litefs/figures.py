@@ -77,7 +77,8 @@ class Figures:
         return found
 
     def _database(self, name: str, source: StoreSource) -> DatabaseInfo:
-        position, _, page_size, pages = source.header()
+        point, _, page_size, pages = source.header()
+        position = point.position
         seen = self._of(name, source)
         seen.first_txid = min(seen.first_txid, position.txid)  # lost to another history
         usage, now = seen.usage, time.monotonic()

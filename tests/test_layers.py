@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"fs", "cluster", "server", "supervise", "notify"}),
     frozenset({"copies", "figures", "guard", "halt", "housekeeping", "replica", "security"}),
     frozenset({"rolechange", "takeback"}),
-    frozenset({"leading", "overview"}),
+    frozenset({"eventfeed", "leading", "overview"}),
     frozenset({"answers"}),
     frozenset({"node"}),
     frozenset({"cli"}),

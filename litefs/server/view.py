@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import IO, Protocol
 
 from litefs.errors import FormatError
+from litefs.server.event_hub import EventHub
 from litefs.server.status_format import Status
 from litefs.stream.acks import Ack, AckAnswer, ReplicaInfo
 from litefs.stream.protocols import Catalog, Entry, Identity, Source
@@ -128,6 +129,9 @@ class NodeView(Protocol):
 
     @property
     def replicas(self) -> Replicas: ...
+
+    @property
+    def events(self) -> EventHub: ...
 
     @property
     def lag_seconds(self) -> float | None:

@@ -16,6 +16,7 @@ from litefs.config_http import TLSConfig
 from litefs.errors import DatabaseNotFound
 from litefs.link.rules import SyncRules
 from litefs.server.app import create_app
+from litefs.server.event_hub import Begin, EventHub
 from litefs.server.serve import bind, serve
 from litefs.server.status_format import DatabaseStatus, NodeStatus, PrimaryStatus, ReplicaStatus, Status
 from litefs.server.view import DatabaseInfo, Export, HaltGrant
@@ -48,6 +49,7 @@ class FakeNode:
         self.import_gate = trio.Event()
         self.import_gate.set()
         self.exports: list[IO[bytes]] = []
+        self.events = EventHub(self._begin)
         self.replicas = Replicas(self.catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
     def databases(self) -> Sequence[DatabaseInfo]:
@@ -57,6 +59,10 @@ class FakeNode:
         ]
 
     held_up: Sequence[str] = ()
+
+    def _begin(self) -> Begin:
+        positions = {name: str(source.position()) for name, source in self.catalog.sources().items()}
+        return Begin(self.is_primary, self.primary_hostname, positions)
 
     def status(self, databases: Sequence[DatabaseInfo]) -> Status:
         found = [
