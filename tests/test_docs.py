@@ -72,10 +72,13 @@ def test_getting_started(tmp_path: Path, network: Network) -> None:
     assert not (tmp_path / "litefs-try").exists()
 
 
-def test_the_install_commands_are_those_of_the_readme() -> None:
-    (install,) = [text for language, word, text in blocks(DOCS / "getting-started.md") if word == "install"]
-    readme = (ROOT / "README.md").read_text()
+def test_the_readme_says_the_same() -> None:
+    guide, readme = blocks(DOCS / "getting-started.md"), (ROOT / "README.md").read_text()
+    (install,) = [text for _, word, text in guide if word == "install"]
     assert all(f"    {line}\n" in readme for line in install.splitlines())
+    assert {text for language, _, text in guide if language == "yaml"} == {
+        text for language, _, text in BLOCK.findall(readme) if language == "yaml"
+    }
 
 
 # -- litefs.yml -------------------------------------------------------------------------------------------
@@ -110,9 +113,10 @@ def test_what_is_shown_as_litefs_yml_is_accepted(
     for name in ("FLY_APP_NAME", "FLY_REGION", "PRIMARY_REGION"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("FLY_CONSUL_URL", "http://c:8500")
-    if "type" not in content.get("lease", {}):
-        content["lease"] = {**content.get("lease", {}), "type": "static"}
-        text = yaml.safe_dump(content, sort_keys=False)
+    if "lease" not in content:
+        text += "lease: {type: static}\n"
+    elif "type" not in content["lease"]:
+        text = text.replace("lease:\n", "lease:\n  type: static\n")
     parse(text, where, ENVIRONMENT)
 
 
