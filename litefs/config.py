@@ -16,6 +16,7 @@ import msgspec
 
 from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
 from litefs.config_lease import LeaseConfig
+from litefs.config_proxy import ProxyConfig
 from litefs.config_sections import (
     BackupConfig,
     DataConfig,
@@ -39,7 +40,6 @@ _UNIMPLEMENTED = (
     "strict-verify",
     "data.compress",
     "http.snapshot-timeout",
-    "proxy",
     "backup",
     "tracing",
 )
@@ -78,35 +78,6 @@ class HTTPConfig(_Section, frozen=True):
     def host_port(self) -> tuple[str, int]:
         """Host (empty: every interface) and port. Raises ConfigError."""
         return split_address(self.addr, "http.addr")
-
-
-class ProxyConfig(_Section, frozen=True):
-    """The HTTP proxy before the application."""
-
-    addr: str = ""
-    """`HOST:PORT` to listen on."""
-    target: str = ""
-    """`HOST:PORT` of the application; empty: no proxy."""
-    db: str = ""
-    """The database whose position clients carry in a cookie, to read their own writes on any node."""
-    max_lag: Duration = Duration(10)
-    """Lag from which `/litefs/health` answers 503; `0s`: never."""
-    debug: bool = False
-    """Log each request."""
-    passthrough: tuple[str, ...] = ()
-    """Paths that go to the application as they are, on every node; `*` stands for any text."""
-    always_forward: tuple[str, ...] = ()
-    """Paths whose GET requests are treated as writes."""
-    primary_redirect_timeout: Duration = Duration(5)
-    """How long a write waits for a primary."""
-    read_timeout: Duration = Duration(0)
-    """For reading a whole request; `0s`: none."""
-    read_header_timeout: Duration = Duration(10)
-    """For reading the headers of a request."""
-    write_timeout: Duration = Duration(0)
-    """For writing a whole answer; `0s`: none."""
-    idle_timeout: Duration = Duration(30)
-    """How long a connection may wait for its next request."""
 
 
 class Config(_Section, frozen=True):
@@ -181,10 +152,10 @@ class Config(_Section, frozen=True):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
         if self.backup.type not in ("", "file", "litefs-cloud"):
             raise ConfigError(f"invalid backup client type: {self.backup.type!r}")
-        if self.proxy.target and not self.proxy.db:
-            raise ConfigError("proxy database name required")
-        if self.proxy.target and not self.proxy.addr:
-            raise ConfigError("proxy bind address required")
+        self.proxy.validate()
+        if self.proxy.target:
+            split_address(self.proxy.addr, "proxy.addr")
+            split_address(self.proxy.target, "proxy.target")
         if self.data.retention_bytes < 0:
             raise ConfigError(f"data.retention-bytes must not be negative, got {self.data.retention_bytes}")
         if self.data.retention_monitor_interval <= 0:

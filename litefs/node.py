@@ -49,6 +49,7 @@ from litefs.link.messages import (
 )
 from litefs.notify import Notifier
 from litefs.overview import Overview
+from litefs.proxying import Proxying
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.rolechange import RoleChanges
 from litefs.security import Security
@@ -139,10 +140,17 @@ class Node:
             ),
         )
         self._replica.end_loans = self._halts.replica.void
+        self._shown = self._answers()
+        self._proxying = Proxying(config, self._security, self._shown, self._replica)
+        self.roles.hold_requests = self._proxying.hold
+        self.roles.resume_requests = self._proxying.resume
 
     @property
     def identity(self) -> Identity:
-        hostname = self._config.lease.hostname or os.environ.get("HOSTNAME", "")
+        lease = self._config.lease
+        # of a static lease it is the primary's, on all nodes
+        named = lease.hostname if lease.candidate or lease.type != "static" else ""
+        hostname = named or os.environ.get("HOSTNAME") or socket.gethostname()
         return Identity(self._node_id, self._data.cluster_id() or "", self.roles.term, hostname)
 
     # -- life -----------------------------------------------------------------------------------------
@@ -150,6 +158,7 @@ class Node:
     async def run(self, command: list[str] | None) -> int:
         """Run until told to stop or until the supervised command ends; returns the exit code."""
         sockets = bind(self._config.http.addr)
+        self._proxying.bind()
         self._supervisor = supervisor = Supervisor(
             commands_of(self._config.commands, command),
             role=lambda: Role.PRIMARY if self.roles.leads else Role.REPLICA,
@@ -173,7 +182,7 @@ class Node:
                 return 0
             if grant:
                 await self.roles.settled()
-            app = create_app(self._answers(), self._security.tokens)
+            app = create_app(self._shown, self._security.tokens, self._proxying.routes)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
             for task in (*tasks, self._events.run):
@@ -182,6 +191,7 @@ class Node:
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
             nursery.start_soon(self._replica.run, self._ready)
+            nursery.start_soon(self._proxying.run)
             await nursery.start(self._leading.run)
             code = await self._application(supervisor)
             self._manager.stopping()
@@ -206,7 +216,9 @@ class Node:
                     await self._caught_up()
                 log.info("ready as %s", self.roles.role)
                 self._manager.ready()
+                self._proxying.begin()
                 code = await supervisor.run(self._config.lease.candidate)
+                await self._proxying.finish()
                 if code and not self._config.exit_on_error:
                     log.error("the command failed with exit status %d; exit-on-error is false", code)
                     await self._stop.wait()
@@ -214,6 +226,7 @@ class Node:
 
             nursery.start_soon(run)
             await self._stop.wait()
+            await self._proxying.finish()
             supervisor.terminate(self._signal)
             if not self._ready.is_set():
                 nursery.cancel_scope.cancel()

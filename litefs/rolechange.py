@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVarTuple, Unpack
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVarTuple, Unpack
 
 import trio
 
@@ -78,6 +78,10 @@ class RoleChanges:
         """Hostname of the primary that this node is connected to."""
         self.held_up: list[str] = []
         """Who keeps a demotion from being complete, one line for each."""
+        self.hold_requests: Callable[[], Coroutine[Any, Any, None]] = trio.lowlevel.checkpoint
+        """As of :class:`litefs.cluster.member.Member`."""
+        self.resume_requests: Callable[[], None] = lambda: None
+        """After it: the role stays here, or is gone."""
         self._data = data
         self._catalog = catalog
         self._guard = guard
@@ -330,6 +334,7 @@ class RoleChanges:
             self._fenced, self._set = trio.Event(), trio.Event()
             self.role, self.leads, self._is_frozen, self._deadline_ns = Role.REPLICA, False, False, 0
             self._replicas.end()
+            self.resume_requests()
             self._catalog.notify()
             self._post_role()
             if not self._mounted:  # nobody could commit
@@ -356,6 +361,7 @@ class RoleChanges:
         await self._replica.end_loans()  # before another history is followed
         self.term = max(self.term, term)
         self._replica.follow(primary)
+        self._catalog.notify()
 
     async def freeze(self) -> None:
         """Return when no commit is under way, and none begins before :meth:`thaw`: they wait. Raises
@@ -380,6 +386,7 @@ class RoleChanges:
 
     async def thaw(self) -> None:
         """Let commits go on; harmless if they do."""
+        self.resume_requests()
         if self._is_frozen:
             self._is_frozen = False
             self._guard.post(Thaw())

@@ -77,6 +77,8 @@ def test_the_wheel_holds_all_modules_and_kernels(source: Path, wheel: Path) -> N
     assert compiled == kernels(source)
     assert {f"litefs/_core/{kernel}.pyi" for kernel in kernels(source)} <= names
     assert "litefs/py.typed" in names
+    page = {str(path.relative_to(source)) for path in (source / "litefs/server/static").iterdir()}
+    assert "litefs/server/static/index.html" in page <= names
     assert not [name for name in names if name.endswith((".c", ".pyx")) or not name.startswith("litefs")]
 
 

@@ -34,6 +34,8 @@ missing_packages() {
     command -v ip >/dev/null && command -v tc >/dev/null || echo iproute2
     command -v systemd-analyze >/dev/null || echo systemd
     command -v nsenter >/dev/null || echo util-linux
+    command -v chromium >/dev/null || echo chromium
+    command -v wrk >/dev/null || echo wrk
     [ -e /usr/include/fuse3/fuse.h ] || pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
     [ -e /usr/include/lz4.h ] || pkg-config --exists liblz4 2>/dev/null || echo liblz4-dev
 }

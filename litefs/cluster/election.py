@@ -38,6 +38,9 @@ FOLLOW_SECONDS = 15.0
 AGAIN_SECONDS = 1.0
 """Before a demotion or a thaw that failed is tried again."""
 
+HOLD_SECONDS = 3.0
+"""How long requests that may write get to end before commits wait; commits go on meanwhile."""
+
 HAND_OVER_SECONDS = 0.8
 """How long commits wait for the target of a handoff; then they go on here. Freezing counts."""
 
@@ -306,6 +309,7 @@ class Election:
                     self._tenure.serving = False
                     self._feed(steps.Demoted())
                 case steps.HandOver(target, last):
+                    await self._step(HOLD_SECONDS, self._member.hold_requests)
                     seconds = LAST_HAND_OVER_SECONDS if last else HAND_OVER_SECONDS
                     failure = await self._step(seconds, lambda: self._hand_over(target))
                     self._feed(steps.CaughtUp() if failure is None else steps.HandOverFailed(failure))

@@ -66,6 +66,11 @@ class Member(Protocol):
         """Replicate from ``primary``, from nobody if it is None. Returns at once. ``term`` is the highest one
         known: a primary of a lower one is told, and not followed."""
 
+    async def hold_requests(self) -> None:
+        """The role is about to be handed over: let no request begin that may write, and return when those
+        that have begun are over, or after a time of its own; commits go on. :meth:`thaw` and :meth:`demote`
+        let requests go on."""
+
     async def freeze(self) -> None:
         """Return when no commit can be acknowledged before :meth:`thaw`: they wait. Raises LiteFSError."""
 

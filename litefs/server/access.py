@@ -28,7 +28,6 @@ _CHALLENGE = [(b"www-authenticate", b"Bearer"), (b"content-length", b"0")]
 """RFC 9110 §15.5.2 asks for the first."""
 
 FILTERED = (
-    "/",
     "/info",
     "/status",
     "/events",
@@ -92,7 +91,7 @@ def require(database: str) -> None:
 
 
 def _filtered(path: str) -> bool:
-    return path in FILTERED or any(path.startswith(f"{known}/") for known in FILTERED[1:])
+    return path in FILTERED or any(path.startswith(f"{known}/") for known in FILTERED)
 
 
 async def _refuse(

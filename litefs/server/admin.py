@@ -11,7 +11,7 @@ from quart.wrappers.response import ResponseBody
 
 from litefs.errors import FormatError, NotPrimary
 from litefs.server import access
-from litefs.server.app import LiteFSApp, text
+from litefs.server.app import LiteFSApp
 from litefs.server.view import Export, NodeView
 from litefs.store.paths import validate_name
 from litefs.stream.handshake import format_node_id
@@ -91,7 +91,3 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         response = Response(ExportBody(copy), content_type="application/octet-stream")
         response.content_length = copy.size
         return response
-
-    @app.get("/", provide_automatic_options=False)
-    async def root() -> Response:
-        return text("litefs")

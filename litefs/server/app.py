@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    Scope,
+)
 from quart import Request, Response
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
@@ -108,10 +114,14 @@ def text(message: str, status: int = 200) -> Response:
     return response
 
 
-def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
-    """The node's HTTP API, for those with a token if one is required."""
+def create_app(
+    node: NodeView, tokens: Tokens | None = None, routes: Mapping[str, ASGIFramework] | None = None
+) -> LiteFSApp:
+    """The node's HTTP API, for those with a token if one is required; ``routes`` are paths that other
+    applications answer."""
     from litefs.server import admin, drop, events, halt, metrics, positions, replication, roles, status
     from litefs.server.access import TokenWall
+    from litefs.server.page import StatusPage
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
@@ -123,8 +133,23 @@ def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
     replication.register(app, node)
     roles.register(app, node)
     status.register(app, node)
-    app.asgi_app = TokenWall(app.asgi_app, tokens or Tokens())  # type: ignore[method-assign]
+    inner = Routes(app.asgi_app, routes) if routes else app.asgi_app
+    wall = TokenWall(inner, tokens or Tokens())
+    app.asgi_app = StatusPage(cast("ASGIFramework", wall))  # type: ignore[method-assign]
     return app
+
+
+class Routes:
+    """ASGI: some paths are answered by applications of their own, all others by ``app``."""
+
+    def __init__(self, app: ASGIFramework, routes: Mapping[str, ASGIFramework]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """As the application of that path."""
+        app = self._routes.get(scope["path"], self._app) if scope["type"] == "http" else self._app
+        await app(scope, receive, send)
 
 
 def bare_app(identity: Callable[[], Identity]) -> LiteFSApp:

@@ -37,24 +37,25 @@ BACKLOG = 128
 logger = logging.getLogger(__name__)
 
 
-def parse_address(address: str) -> tuple[str, int]:
+def parse_address(address: str, key: str = "http.addr") -> tuple[str, int]:
     """``[HOST]:PORT`` or ``HOST:PORT``; an empty host means all interfaces. Raises ConfigError."""
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"http.addr: not an address: {address!r}, expected HOST:PORT or :PORT")
+        raise ConfigError(f"{key}: not an address: {address!r}, expected HOST:PORT or :PORT")
     return host.strip("[]"), int(port)
 
 
-def bind(address: str) -> list[socket.socket]:
-    """Listening sockets for ``address``, IPv6 and IPv4 where the host is empty.
+def bind(address: str, key: str = "http.addr", *, listen: bool = True) -> list[socket.socket]:
+    """Sockets for ``address``, IPv6 and IPv4 where the host is empty, that ``listen`` or are only bound.
 
     Bound before anything else starts, so that a second node fails early. Raises LiteFSError naming the
-    address.
+    address, ConfigError naming ``key``.
     """
-    host, port = parse_address(address)
+    host, port = parse_address(address, key)
+    backlog = BACKLOG if listen else None
     if not host and socket.has_dualstack_ipv6():
         try:
-            return [_listen(socket.AF_INET6, "::", port, dual=True)]
+            return [_bound(socket.AF_INET6, "::", port, backlog, dual=True)]
         except OSError as error:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 raise _cannot(address, error) from error
@@ -62,7 +63,7 @@ def bind(address: str) -> list[socket.socket]:
         family, _, _, _, target = socket.getaddrinfo(
             host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return [_listen(socket.AddressFamily(family), str(target[0]), port)]
+        return [_bound(socket.AddressFamily(family), str(target[0]), port, backlog)]
     except OSError as error:
         raise _cannot(address, error) from error
 
@@ -95,7 +96,9 @@ def _cannot(address: str, error: OSError) -> LiteFSError:
     return LiteFSError(f"cannot listen on {address}: {error.strerror or error}")
 
 
-def _listen(family: socket.AddressFamily, host: str, port: int, *, dual: bool = False) -> socket.socket:
+def _bound(
+    family: socket.AddressFamily, host: str, port: int, backlog: int | None, *, dual: bool = False
+) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,7 +107,8 @@ def _listen(family: socket.AddressFamily, host: str, port: int, *, dual: bool = 
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
         sock.bind((host, port))
-        sock.listen(BACKLOG)
+        if backlog is not None:
+            sock.listen(backlog)
         sock.setblocking(False)
     except BaseException:
         sock.close()

@@ -32,7 +32,9 @@ from tests.server.support import CLUSTER, FakeNode, client, serving
 REPLICA = Identity(0xB2, CLUSTER, 1, "replica")
 OWN, REPORTS = "the-cluster's-own", "for/reports+only=="
 ENDPOINTS = (
-    ("GET", "/"),
+    ("POST", "/"),
+    ("GET", "/static/"),
+    ("GET", "/static/unknown.js"),
     ("GET", "/info"),
     ("GET", "/metrics"),
     ("POST", "/metrics"),

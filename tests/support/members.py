@@ -158,6 +158,9 @@ class SmallMember:
         self.following = primary.hostname if primary is not None else None
         self._tell()
 
+    async def hold_requests(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def freeze(self) -> None:
         await self._step("freeze")
         self.frozen = True

@@ -1,0 +1,116 @@
+"""Which way a request goes, and the cookie that lets a client read its own writes. Knows no connections.
+
+The rules are those of Go LiteFS (v0.5), but for the cookie of several databases, which is ours.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+
+from litefs.config_proxy import ProxyConfig
+
+COOKIE = "__txid"
+COOKIE_SECONDS = 300
+
+HEALTH_PATH = "/litefs/health"
+
+_TXID = re.compile(r"[0-9a-fA-F]{16}")
+_ABSOLUTE = re.compile(rb"https?://", re.IGNORECASE)
+
+
+class Kind(enum.Enum):
+    """What the proxy does with a request."""
+
+    HEALTH = "health"
+    """Answer it: is this node close enough to its primary?"""
+    PASS = "passthrough"
+    """To the application here, whatever it is."""
+    READ = "read"
+    """To the application here, once this node has what the client wrote last."""
+    WRITE = "write"
+    """To the application beside the primary."""
+
+
+class Rules:
+    """The rules of one configuration."""
+
+    def __init__(self, config: ProxyConfig) -> None:
+        self._passthrough = _matcher(config.passthrough)
+        self._always_forward = _matcher(config.always_forward)
+
+    def kind(self, method: bytes, target: bytes) -> Kind:
+        """What to do with a request of that method and target (RFC 9112 §3.2, as it was sent)."""
+        path = path_of(target)
+        if self._passthrough is not None and self._passthrough.fullmatch(path):
+            return Kind.PASS
+        reads = method in (b"GET", b"HEAD")
+        if path == HEALTH_PATH and method == b"GET":
+            return Kind.HEALTH
+        if reads and (self._always_forward is None or not self._always_forward.fullmatch(path)):
+            return Kind.READ
+        return Kind.WRITE
+
+
+def _matcher(globs: Sequence[str]) -> re.Pattern[str] | None:
+    """One expression for all globs, in which ``*`` stands for anything; None without globs."""
+    if not globs:
+        return None
+    return re.compile("|".join(".*".join(map(re.escape, glob.split("*"))) for glob in globs), re.DOTALL)
+
+
+def path_of(target: bytes) -> str:
+    """The path of a request's target, decoded: what globs are about."""
+    if _ABSOLUTE.match(target):
+        target = split_absolute(target)[1]
+    return unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "surrogateescape")
+
+
+def split_absolute(target: bytes) -> tuple[bytes, bytes]:
+    """Authority and target in origin form of one in absolute form (RFC 9112 §3.2.2); no authority if it is
+    not absolute."""
+    if not _ABSOLUTE.match(target):
+        return b"", target
+    parts = urlsplit(target)
+    return parts.netloc, (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
+
+
+def cookie_positions(values: Iterable[bytes], databases: Sequence[str]) -> dict[str, int]:
+    """The TXIDs to wait for, by database, of a request's ``Cookie`` fields.
+
+    The cookie is a TXID of 16 hex digits, for the first of ``databases``, or ``NAME:TXID`` for each, joined
+    by ``&``, names percent-encoded. Whatever is something else, or of other databases, is passed over: a
+    client may have it from anywhere.
+    """
+    for value in values:
+        for pair in value.decode("latin-1").split(";"):
+            name, _, content = pair.strip().partition("=")
+            if name == COOKIE:
+                return _parse(content.strip('"'), databases)
+    return {}
+
+
+def _parse(content: str, databases: Sequence[str]) -> dict[str, int]:
+    if _TXID.fullmatch(content):
+        return {databases[0]: int(content, 16)}
+    found: dict[str, int] = {}
+    for item in content.split("&"):
+        name, _, txid = item.rpartition(":")
+        if unquote(name) in databases and _TXID.fullmatch(txid):
+            found[unquote(name)] = int(txid, 16)
+    return found
+
+
+def set_cookie(positions: Mapping[str, int], databases: Sequence[str]) -> bytes | None:
+    """The value of ``Set-Cookie`` after a write that left ``databases`` at these TXIDs; None if there are
+    none yet."""
+    known = [(name, positions[name]) for name in databases if positions.get(name)]
+    if not known:
+        return None
+    if len(databases) == 1:
+        content = f"{known[0][1]:016x}"
+    else:
+        content = "&".join(f"{quote(name, safe='')}:{txid:016x}" for name, txid in known)
+    return f"{COOKIE}={content}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly".encode()
