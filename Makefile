@@ -41,7 +41,7 @@ demo: .build-stamp
 # The pages that are made from the code, then all of docs/ as a site in site/.
 docs: .build-stamp
 	$(PYTHON) tools/reference.py
-	$(PYTHON) -m mkdocs build --strict --quiet
+	$(PYTHON) -m mkdocs build --strict
 
 lint: .build-stamp
 	$(PYTHON) -m ruff check .

@@ -130,7 +130,7 @@ def test_made_pages_are_current(name: str) -> None:
 
 def test_the_site_builds_and_every_link_leads_to_a_page_and_a_heading(tmp_path: Path) -> None:
     """mkdocs.yml makes a dead link, a missing anchor and a page without an entry a warning, so an error."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False, env={**os.environ}
     )
