@@ -15,12 +15,14 @@ from litefs.errors import NotPrimary
 from litefs.figures import Figures
 from litefs.halt.node import Halts
 from litefs.leading import Leading
+from litefs.meters import Meters
 from litefs.overview import Overview
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
 from litefs.server.event_hub import EventHub
 from litefs.server.status_format import Status
-from litefs.server.view import DatabaseInfo, Export, HaltGrant
+from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
+from litefs.server.waiting import Waiting
 from litefs.store.paths import DataDir
 from litefs.store.reader import Entry
 from litefs.stream.catalog import StoreCatalog
@@ -54,6 +56,7 @@ class Answers:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.waiting = Waiting(parts.catalog, self.readers_see)
         self._copies = Copies(parts.data, parts.mount, parts.catalog)
 
     @property
@@ -101,6 +104,12 @@ class Answers:
 
     def databases(self) -> list[DatabaseInfo]:
         return self._parts.figures.databases()
+
+    def meters(self) -> Meters:
+        return self._parts.figures.meters()
+
+    def figures(self) -> NodeFigures:
+        return self._parts.overview.figures()
 
     def status(self, databases: Sequence[DatabaseInfo]) -> Status:
         return self._parts.overview.status(databases)

@@ -7,19 +7,18 @@ that a listener costs those who commit nothing, and a burst no memory.
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import trio
 
-from litefs.errors import InvalidName, LiteFSError, PositionMismatch
+from litefs.errors import LiteFSError, PositionMismatch
 from litefs.rolechange import RoleChanges
 from litefs.server.event_hub import Begin, EventHub
 from litefs.store.contents import header_of, pgnos_of
-from litefs.store.paths import DataDir, decode_name
+from litefs.store.lost import lost_names
+from litefs.store.paths import DataDir
 from litefs.store.reader import Entry, LogReader
 from litefs.stream.catalog import StoreCatalog, StoreSource
 from litefs.types import START, Point, Position
@@ -36,8 +35,6 @@ MAX_PAGES = 8192
 """Page numbers in one event; of more there are several, all but the last with ``more``."""
 MAX_OPEN = 64
 """Logs that are kept open between two looks."""
-
-_LOST = re.compile(r"(.+)-\d{8}T\d{6}Z-([a-z]+)(?:-\d+)?\Z")
 
 _Event = tuple[str, dict[str, object], str]
 """Type, data, database."""
@@ -75,7 +72,7 @@ class EventFeed:
 
     def __init__(self, data: DataDir, catalog: StoreCatalog, roles: RoleChanges) -> None:
         self.hub = EventHub(self._begin)
-        self._lost = data.path / "lost"
+        self._data = data
         self._catalog = catalog
         self._roles = roles
         self._told = _Told()
@@ -155,29 +152,22 @@ class EventFeed:
     async def _watch_lost(self) -> None:
         while True:
             await self.hub.listened()
-            known = told = await trio.to_thread.run_sync(_directories, self._lost)
+            known = told = frozenset(await self._lost_names())
             while self.hub.count:
                 await trio.sleep(LOST_SECONDS)
-                now = await trio.to_thread.run_sync(_directories, self._lost)
+                names = await self._lost_names()
+                now = frozenset(names)
                 # One that was there before, too: what is being copied there is there by now, or was given up.
                 for directory in sorted((now & known) - told):
-                    self._tell_lost(directory)
-                known, told = now, (now & known) | (told & now)
+                    database, reason = names[directory]
+                    self.hub.publish("lost", {"reason": reason, "directory": f"lost/{directory}"}, database)
+                known, told = now, now & (known | told)
 
-    def _tell_lost(self, directory: str) -> None:
-        match = _LOST.fullmatch(directory)
-        if match is None or match[2] == "dropped":
-            return
-        with contextlib.suppress(InvalidName):
-            data = {"reason": match[2], "directory": f"lost/{directory}"}
-            self.hub.publish("lost", data, decode_name(match[1]))
-
-
-def _directories(lost: os.PathLike[str]) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(lost))
-    except FileNotFoundError:
-        return frozenset()
+    async def _lost_names(self) -> dict[str, tuple[str, str]]:
+        try:
+            return await trio.to_thread.run_sync(lost_names, self._data)
+        except OSError:
+            return {}
 
 
 def _read(moved: list[tuple[StoreSource, _Cursor]], pages: bool) -> tuple[list[_Event], bool]:

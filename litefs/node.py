@@ -41,6 +41,7 @@ from litefs.link.messages import (
     Lag,
     LogOptions,
     Loose,
+    Measured,
     Mounted,
     Opened,
     Staged,
@@ -282,6 +283,7 @@ class Node:
             self._leading,
             self._figures,
             Overview(
+                self._data,
                 self._config,
                 lambda: self.identity,
                 self.roles,
@@ -352,6 +354,8 @@ class Node:
                 self._watch.loose(message.name)
             case Holding():
                 self.replicas.holding(message.hold)
+            case Measured():
+                self._figures.measured(message)
             case Dropped():
                 self._dropped(message.name)
             case Forgotten():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Callable, Mapping
 
@@ -54,7 +55,8 @@ class NodeOfProxy:
 
     @property
     def lag_seconds(self) -> float:
-        return self._answers.lag_seconds or 0.0
+        lag = self._answers.lag_seconds
+        return math.inf if lag is None else lag  # nothing was heard of a primary yet
 
     def txid(self, name: str) -> int:
         return self._answers.catalog.position(name).txid

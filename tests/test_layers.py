@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "litefs"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
-    frozenset({"clock", "types", "errors", "mountinfo", "version"}),
+    frozenset({"clock", "types", "errors", "meters", "mountinfo", "version"}),
     frozenset({"client"}),
     frozenset({"config_types"}),
     frozenset({"config_yaml"}),

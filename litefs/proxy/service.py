@@ -13,7 +13,7 @@ import trio
 from litefs.config_proxy import FLY_REPLAY, ProxyConfig
 from litefs.errors import DatabaseNotFound, WaitTimeout
 from litefs.proxy.exchange import Incoming, exchange, respond, serialized, tunnel
-from litefs.proxy.fields import Client, Fields, inbound, refusal
+from litefs.proxy.fields import Client, Fields, inbound, refusal, upgrades
 from litefs.proxy.forward import Forwarder, Leader, Unprocessed
 from litefs.proxy.gate import Gate, Pass
 from litefs.proxy.link import ClientFault, Link, TargetFault, client_end
@@ -84,7 +84,7 @@ class Proxy:
                 else:
                     await self._by_rule(visit)
             if visit.scope.cancelled_caught:
-                raise ClientFault("the connection was cut: proxy.write-timeout, or the end of a tunnel")
+                raise ClientFault("Proxy timeout: no response within proxy.write-timeout", 504)
         except TargetFault as fault:
             log.warning("proxy: %s: %s", visit, fault)
             if visit.front.conn.our_state is not h11.SEND_RESPONSE:
@@ -189,7 +189,9 @@ class Proxy:
     async def _to_primary(self, visit: Visit, leader: Leader, deadline: float) -> None:
         """Raises Unprocessed, ClientFault, TargetFault."""
         visit.way.append(f"forwarded to {leader.hostname}")
-        complete, conn = visit.incoming.end is not None, client_end()
+        conn = client_end()
+        # what asks for an upgrade may go on without end
+        complete = visit.incoming.end is not None and upgrades(visit.request.headers) is None
         request = inbound(visit.request, visit.client, self._target.authority)
         first = serialized(conn, request, visit.incoming)
         with trio.move_on_at(deadline + ADMIT_SECONDS) as scope:

@@ -38,8 +38,7 @@ export async function events(signal, onOpen, onEvent) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ; ) {
     const silence = setTimeout(() => reader.cancel(), SILENCE_MS);
-    const { done, value } = await reader.read();
-    clearTimeout(silence);
+    const { done, value } = await reader.read().finally(() => clearTimeout(silence));
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
