@@ -59,7 +59,10 @@ class NodeOfProxy:
         return math.inf if lag is None else lag  # nothing was heard of a primary yet
 
     def txid(self, name: str) -> int:
-        return self._answers.catalog.position(name).txid
+        try:
+            return self._answers.catalog.position(name).txid
+        except TimeoutError:  # the fs process died inside an update of it
+            return 0
 
     def shows(self, name: str, txid: int) -> bool:
         # the position goes back when this node takes another history

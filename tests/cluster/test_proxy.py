@@ -1,0 +1,179 @@
+"""Three nodes elect their primary, each with an application behind its proxy; browsers ask any of them."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shlex
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from litefs.proxy.rules import COOKIE
+from tests.support.elected import DATABASE, NAMES, Elected, lease_settings
+from tests.support.node import Node, free_port
+from tests.support.processes import Client, wait_until
+
+REQUESTS = int(os.environ.get("LITEFS_SOAK", "1")) * 1000
+"""Writes during each change of primary."""
+CLIENTS = 8
+UPLOAD = 50 << 20
+GROWTH = 32 << 20
+"""Bytes that a node may grow while that passes through it."""
+
+
+class Browser:
+    """Asks one proxy, and keeps its cookie."""
+
+    def __init__(self, port: int, cookie: str = "") -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self.cookie = cookie
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
+        headers = {"Cookie": self.cookie} if self.cookie else {}
+        self._connection.request(method, path, body, headers)
+        response = self._connection.getresponse()
+        for value in response.headers.get_all("Set-Cookie", []):
+            if value.startswith(COOKIE):
+                self.cookie = value.partition(";")[0]
+        return response.status, response.read().decode()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass
+class Site:
+    """The cluster, and the ports of its proxies by node."""
+
+    cluster: Elected
+    ports: dict[str, int]
+    numbers: int = 0
+
+    def browser(self, name: str) -> Browser:
+        return Browser(self.ports[name])
+
+    def await_proxies(self) -> None:
+        for port in self.ports.values():
+            wait_until(lambda port=port: _answers(port), 20, f"a proxy\n{self.cluster.logs()}", 0.05)
+
+    def under_load(self, names: list[str], change: Callable[[], object]) -> Counter[int]:
+        """Send REQUESTS writes through the proxies of ``names``, ``change`` in their midst; how many got
+        which status. None is there twice, and every one that was acknowledged is there."""
+        first, self.numbers = self.numbers, self.numbers + REQUESTS
+        with Client("requester", CLIENTS, *(self.ports[name] for name in names)) as load:
+            load.call("start", first=first, count=REQUESTS)
+            wait_until(lambda: load.call("progress") > REQUESTS // 4, 60, "some requests", 0.01)
+            change()
+            results = load.call("finish", timeout=90)
+        longest = max(ended - began for _, _, _, began, ended in results)
+        failures = [(status, text) for _, status, text, _, _ in results if status != 200]
+        print(f"{len(results)} requests, longest {longest:.2f} s, failed: {failures[:5]}")
+        rows = self.rows()
+        assert max(rows.values()) == 1, f"applied twice: {[n for n, count in rows.items() if count > 1]}"
+        missing = [number for number, status, *_ in results if status == 200 and number not in rows]
+        assert not missing, f"acknowledged and lost: {missing[:10]}\n{self.cluster.logs()}"
+        return Counter(status for _, status, *_ in results)
+
+    def rows(self) -> Counter[int]:
+        """How often each number is there."""
+        path = self.cluster.nodes[self.cluster.await_following()].path(DATABASE)
+        with Client("sql", "sqlite3") as sql:
+            sql.call("open", path=path, readonly=True)
+            return Counter(row[0] for row in sql.call("execute", 30, statement="SELECT a FROM t"))
+
+
+def _answers(port: int) -> bool:
+    try:
+        with closing(Browser(port)) as browser:
+            return browser.ask("GET", "/has?n=-1")[0] == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def site(tmp_path: Path, make_node: Callable[..., Node]) -> Iterator[Site]:
+    ports = {name: free_port() for name in NAMES}
+
+    def own(name: str) -> dict[str, Any]:
+        port, path = free_port(), tmp_path / name / "mnt" / DATABASE
+        application = [sys.executable, "-m", "tests.support.clients.webapp", name, str(path), str(port)]
+        return {
+            "exec": shlex.join(application),
+            "proxy": {
+                "addr": f"127.0.0.1:{ports[name]}",
+                "target": f"127.0.0.1:{port}",
+                "db": DATABASE,
+                "always-forward": ["/events"],
+                "primary-redirect-timeout": "15s",
+            },
+        }
+
+    # what was acknowledged must outlive a kill -9
+    sections = {"replication": {"sync": "any"}}
+    with lease_settings("directory", tmp_path) as lease:
+        cluster = Elected(make_node, lease, own=own, **sections)
+        made = Site(cluster, ports)
+        made.await_proxies()
+        yield made
+
+
+def test_a_write_through_any_proxy_is_read_there_at_once(site: Site) -> None:
+    primary = site.cluster.await_following()
+    number = 1_000_000
+    for _ in range(20):
+        for name in NAMES:
+            number += 1
+            with closing(site.browser(name)) as browser:
+                assert browser.ask("POST", f"/add?n={number}") == (200, f"{primary} added")
+                assert browser.cookie
+                assert browser.ask("GET", f"/has?n={number}") == (200, f"{name} 1")
+    replica = next(name for name in NAMES if name != primary)
+    processes = [site.cluster.nodes[name].process for name in (primary, replica)]
+    sizes = [psutil.Process(process.pid).memory_info().rss for process in processes if process is not None]
+    with closing(site.browser(replica)) as browser:
+        assert browser.ask("POST", "/size", bytes(UPLOAD)) == (200, f"{primary} {UPLOAD}")
+    for process, before in zip(processes, sizes, strict=True):
+        assert process is not None
+        assert psutil.Process(process.pid).memory_info().rss - before < GROWTH
+    with socket.create_connection(("127.0.0.1", site.ports[replica]), timeout=10) as connection:
+        connection.sendall(b"GET /events HTTP/1.1\r\nHost: h\r\n\r\n")
+        received = b""
+        while f"{primary} 3\n".encode() not in received:
+            received += connection.recv(4096)
+        assert f"{primary} 50\n".encode() not in received, "it comes as it is written"
+
+
+def test_changes_of_primary_under_load(site: Site) -> None:
+    """Planned ones fail no request; after a kill -9 only what the dead node was at has no answer."""
+    cluster = site.cluster
+
+    def hand_over() -> None:
+        for _ in range(2):
+            cluster.nodes[cluster.await_following()].post("/handoff")
+
+    assert site.under_load(list(NAMES), hand_over) == {200: REQUESTS}
+    primary = cluster.await_following()
+    others = [name for name in NAMES if name != primary]
+    assert site.under_load(others, cluster.nodes[primary].stop) == {200: REQUESTS}
+    cluster.nodes[primary].start()
+    site.await_proxies()
+    primary = cluster.await_following()
+    others = [name for name in NAMES if name != primary]
+
+    def kill() -> None:
+        cluster.nodes[primary].kill("both")
+        cluster.await_primary(primary)
+        cluster.nodes[primary].start()
+
+    found = site.under_load(others, kill)
+    assert set(found) <= {200, 502}
+    assert found[502] <= CLIENTS, "each client was at one request at most"
