@@ -437,8 +437,14 @@ class Node:
 
 
 async def _main(config: Config, command: list[str] | None) -> int:
-    data = DataDir(config.data.dir)
-    lock_fd = data.lock()
+    try:
+        data = DataDir(config.data.dir)
+        lock_fd = data.lock()
+    except OSError as error:
+        raise LiteFSError(
+            f"cannot use the data directory {config.data.dir}: {error.strerror}; let this user write there, "
+            "or choose another data.dir in litefs.yml"
+        ) from error
     raise_file_limit()
     try:
         return await Node(config, data, lock_fd).run(command)

@@ -151,7 +151,9 @@ class Connection:
     def _check(self, response: httpx.Response, name: str) -> None:
         status = response.status_code
         if status == httpx.codes.NOT_FOUND:
-            raise DatabaseNotFound(f"database not found: {name}" if name else f"no LiteFS node at {self.url}")
+            if not name:
+                raise DatabaseNotFound(f"no LiteFS node at {self.url}")
+            raise DatabaseNotFound(f"database not found: {name}; `litefs databases` lists those of the node")
         if status == httpx.codes.UNAUTHORIZED:
             shown = "does not accept our token" if self.tokens.own() is not None else "wants a token"
             hint = f"give one in {TOKEN_VARIABLE}, by -token, or by http.auth-token of -config"
@@ -170,7 +172,10 @@ class Connection:
             other = trio.run(speaks_something_else, self.url)
             if other is not None:
                 return PeerError(f"{self.url}: {describe(other)}")
-        return PeerError(f"{self.url}: {str(error) or type(error).__name__}")
+        reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.ConnectError):
+            reason += "; is the node running there? -url or -config says where it is"
+        return PeerError(f"{self.url}: {reason}")
 
 
 def own_url(config: configuration.Config) -> str:

@@ -5,6 +5,7 @@ A command's module is imported only when it runs: what a mount does not need mus
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -63,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_EXIT_CODE
     command = next((command for command in COMMANDS if command.name == arguments[0]), None)
     if command is None:
-        print(f"ERROR: litefs {arguments[0]}: unknown command", file=sys.stderr)
+        near = difflib.get_close_matches(arguments[0], [one.name for one in COMMANDS], n=1)
+        hint = f"did you mean {near[0]}?" if near else "litefs --help lists them"
+        print(f"ERROR: litefs {arguments[0]}: unknown command; {hint}", file=sys.stderr)
         return 1
     module = importlib.import_module(command.module)
     run: Run = getattr(module, command.function)

@@ -83,7 +83,10 @@ def test_drop(primary_and_replica: tuple[Node, Node]) -> None:
     assert f'remove database "app.db" of {primary.url} from all nodes? [y/N]' in refused.out
     assert "nothing was changed" in refused.out
     missing = litefs("drop", "-url", primary.url, "none.db")
-    assert (missing.status, missing.err) == (1, "ERROR: database not found: none.db\n")
+    assert (missing.status, missing.err) == (
+        1,
+        "ERROR: database not found: none.db; `litefs databases` lists those of the node\n",
+    )
     assert primary.position("app.db") is not None
     done = litefs("drop", "-yes", "-url", replica.url, "app.db")
     assert (done.status, done.out) == (0, 'database "app.db" was dropped\n')
