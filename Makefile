@@ -51,7 +51,7 @@ test: lint consul
 	$(BOUNDED) $(TEST_SECONDS) $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=25 $(PYTEST_ARGS) </dev/null
 
 bench: .build-stamp
-	@set -e; for benchmark in kernels commit reads lag memory; do $(PYTHON) benchmarks/$$benchmark.py; done
+	@set -e; for benchmark in kernels bench commit reads lag memory; do $(PYTHON) benchmarks/$$benchmark.py; done
 
 soak: setup
 	LITEFS_SOAK=$(SOAK_ROUNDS) $(BOUNDED) $(SOAK_SECONDS) $(PYTHON) -m pytest --timeout=0 $(SOAK_TESTS) </dev/null

@@ -1,5 +1,6 @@
-"""Single-row autocommit inserts per second: native, on a mount alone, and with a replica over HTTP/2; with
-``--sync`` also with a replica that must have each commit durably before it is answered.
+"""Single-row autocommit inserts per second, as ``litefs bench insert`` makes them: native, on a mount alone,
+and with a replica over HTTP/2; with ``--sync`` also with a replica that must have each commit durably before
+it is answered.
 
 The replica must have every row at the end of a round; how long it then took is reported too.
 """
@@ -12,63 +13,52 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import (
-    Series,
-    arguments,
-    awake,
-    client,
-    cluster,
-    report,
-    steal_recorded,
-    wait_for,
-    workspace,
-)
+from benchmarks.common import Series, arguments, awake, cluster, report, wait_for, workspace
+from litefs import client
+from litefs.bench.session import NAME, Session
+from litefs.bench.settings import Settings
 from tests.support.node import Node
 from tests.support.processes import wait_until
 
-CLIENT = """
-import apsw, json, sys, time
-path, mode, synchronous, seconds = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
-connection = apsw.Connection(path)
-connection.set_busy_timeout(5000)
-cursor = connection.cursor()
-cursor.execute(f"PRAGMA journal_mode={mode}")
-cursor.execute(f"PRAGMA synchronous={synchronous}")
-cursor.execute("CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, data TEXT)")
-insert = "INSERT INTO t(data) VALUES(?)"
-row = ("x" * 100,)
-for _ in range(100):
-    cursor.execute(insert, row)
-latencies = []
-clock = time.perf_counter
-start = last = clock()
-while last - start < seconds:
-    cursor.execute(insert, row)
-    now = clock()
-    latencies.append(now - last)
-    last = now
-latencies.sort()
-rows = cursor.execute("SELECT count(*) FROM t").fetchone()[0]
-connection.close()
-p50, p99 = (latencies[int(len(latencies) * share)] * 1e6 for share in (0.5, 0.99))
-print(json.dumps({"rate": len(latencies) / (last - start), "p50_us": p50, "p99_us": p99, "rows": rows}))
-"""
 
-COUNT = """
-import apsw, json, sys, time
-connection = apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READONLY)
-connection.set_busy_timeout(5000)
-deadline = time.monotonic() + 60
-while connection.execute("SELECT count(*) FROM t").fetchone()[0] < int(sys.argv[2]):
-    assert time.monotonic() < deadline, "the replica does not catch up"
-    time.sleep(0.002)
-print(json.dumps(True))
-"""
+class Place:
+    """A directory under load: its rates, and its latencies in µs."""
+
+    def __init__(self, name: str) -> None:
+        self.rate = Series(name, "inserts/s")
+        self.p50, self.p99 = (Series(f"{name}, {which}", "µs") for which in ("p50", "p99"))
+
+    def load(self, session: Session) -> None:
+        """One round."""
+        session.round()
+        (done,) = session.target.rounds
+        latencies = done.kinds[0].latencies
+        self.rate.values.append(done.rate)
+        self.rate.steal.append(done.steal)
+        self.p50.values.append(latencies.percentile(0.50) / 1000)
+        self.p99.values.append(latencies.percentile(0.99) / 1000)
+
+    def measure(self, directory: Path, settings: Settings) -> None:
+        """One round on a database of its own."""
+        with Session(directory, settings) as session:
+            self.load(session)
+            session.check()
 
 
 def wait_in_sync(primary: Node) -> None:
     """Until the primary has a replica in sync."""
     wait_until(lambda: bool((primary.info() or {}).get("inSync")), 60, "a replica in sync")
+
+
+def measure_pair(place: Place, behind: Series, primary: Node, replica: Node, settings: Settings) -> None:
+    """One round on a primary with a replica, which has to have it all in the end."""
+    with Session(primary.mount, settings) as session:
+        place.load(session)
+        begin = time.perf_counter()
+        wait_for(replica, NAME)
+        client.wait(replica.path(NAME), client.position(primary.path(NAME)), client.LONGEST_WAIT)
+        behind.values.append((time.perf_counter() - begin) * 1000)
+        session.check(Path(replica.path(NAME)))
 
 
 def main() -> None:
@@ -78,47 +68,30 @@ def main() -> None:
     parser.add_argument("--synchronous", default="NORMAL", help="(default %(default)s)")
     parser.add_argument("--sync", help="also with one replica and replication.sync of this: any, 1")
     options = parser.parse_args()
-    native, alone, replicated, waiting = (
-        Series(name, "inserts/s") for name in ("native", "mount", "mount + replica", "in sync")
+    settings = Settings(
+        journal_mode=options.mode, synchronous=options.synchronous, seconds=options.seconds, rounds=1
     )
-    measured = [native, alone, replicated, *([waiting] if options.sync else [])]
-    latencies = {
-        one.name: [Series(f"{one.name}, {which}", "µs") for which in ("p50", "p99")] for one in measured
-    }
-    catch_up = Series("replica behind at the end", "ms")
-
-    def measure(series: Series, path: Path) -> int:
-        with steal_recorded(series):
-            result = client(CLIENT, path, options.mode, options.synchronous, options.seconds)
-        series.values.append(result["rate"])
-        for latency, which in zip(latencies[series.name], ("p50_us", "p99_us"), strict=True):
-            latency.values.append(result[which])
-        return int(result["rows"])
-
+    native, alone, replicated, waiting = map(Place, ("native", "mount", "mount + replica", "in sync"))
+    behind = Series("replica behind at the end", "ms")
     with workspace(options) as root, awake(options):
         for number in range(options.rounds):
-            name = f"round{number}.db"
-            measure(native, root / name)
+            native.measure(root, settings)
             # Nodes are started afresh for each round: an idle mount would take CPU time from the other.
             with cluster(root / f"alone{number}", 0) as (node,):
-                measure(alone, node.mount / name)
+                alone.measure(node.mount, settings)
             with cluster(root / f"pair{number}", 1) as (primary, replica):
-                rows = measure(replicated, primary.mount / name)
-                begin = time.perf_counter()
-                wait_for(replica, name)
-                client(COUNT, replica.mount / name, rows)
-                catch_up.values.append((time.perf_counter() - begin) * 1000)
+                measure_pair(replicated, behind, primary, replica, settings)
             if options.sync:
                 with cluster(root / f"sync{number}", 1, replication={"sync": options.sync}) as (primary, _):
                     wait_in_sync(primary)
-                    measure(waiting, primary.mount / name)
+                    waiting.measure(primary.mount, settings)
+    places = [native, alone, replicated, *([waiting] if options.sync else [])]
     ratios = {
-        "mount / native": alone.median / native.median,
-        "mount + replica / native": replicated.median / native.median,
+        f"{place.rate.name} / native": place.rate.median / native.rate.median for place in (alone, replicated)
     }
     title = f"single-row inserts, {options.mode}, synchronous={options.synchronous}"
-    quantiles = [one for both in latencies.values() for one in both]
-    report(options, title, [*measured, *quantiles, catch_up], ratios)
+    latencies = [one for place in places for one in (place.p50, place.p99)]
+    report(options, title, [*(place.rate for place in places), *latencies, behind], ratios)
 
 
 if __name__ == "__main__":

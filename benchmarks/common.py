@@ -14,8 +14,6 @@ import os
 import platform
 import shutil
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -27,11 +25,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from litefs.bench import machine  # noqa: E402
 from tests.support.node import Node, wait_present  # noqa: E402
 from tests.support.processes import MARKER  # noqa: E402
-
-CLIENT_SECONDS = 120.0
-"""Bound of one client run."""
 
 
 @dataclass(slots=True)
@@ -58,14 +54,9 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def awake(options: argparse.Namespace) -> Iterator[None]:
-    """Hold /dev/cpu_dma_latency at 0 µs, unless told not to or there is none."""
-    with contextlib.ExitStack() as stack:
-        if not options.default_latency and os.path.exists("/dev/cpu_dma_latency"):
-            device = stack.enter_context(open("/dev/cpu_dma_latency", "wb", buffering=0))
-            device.write(struct.pack("=i", 0))
-        yield
+def awake(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Keep idle CPUs from sleeping meanwhile, unless told not to or that cannot be had here."""
+    return machine.awake(not options.default_latency and machine.LATENCY_DEVICE.exists())
 
 
 @contextlib.contextmanager
@@ -101,29 +92,12 @@ def wait_for(node: Node, name: str) -> None:
     wait_present(node, name, 60)
 
 
-def cpu_times() -> tuple[int, int]:
-    """Ticks of all CPUs in sum: stolen, and all (proc(5), /proc/stat)."""
-    with open("/proc/stat", encoding="ascii") as file:
-        fields = [int(word) for word in file.readline().split()[1:9]]
-    return fields[7], sum(fields)
-
-
 @contextlib.contextmanager
 def steal_recorded(series: Series) -> Iterator[None]:
     """Append to a series the percentage of CPU time that was stolen meanwhile."""
-    before = cpu_times()
+    before = machine.cpu_times()
     yield
-    after = cpu_times()
-    series.steal.append(100 * (after[0] - before[0]) / max(1, after[1] - before[1]))
-
-
-def client(source: str, *words: object) -> Any:
-    """Run Python source in a process of its own and return the JSON that it prints."""
-    command = [sys.executable, "-c", source, *map(str, words)]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, timeout=CLIENT_SECONDS, check=True, cwd=ROOT
-    )
-    return json.loads(done.stdout)
+    series.steal.append(machine.stolen(before, machine.cpu_times()))
 
 
 def percentile(ordered: list[float], share: float) -> float:

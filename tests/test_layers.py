@@ -14,7 +14,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
     frozenset({"clock", "types", "errors", "meters", "mountinfo", "version"}),
     frozenset({"client"}),
-    frozenset({"config_types"}),
+    frozenset({"config_types", "bench"}),
     frozenset({"config_yaml"}),
     frozenset({"config_lease", "config_http", "config_proxy", "config_sections"}),
     frozenset({"config", "fromfiles"}),

@@ -37,6 +37,7 @@ missing_packages() {
     command -v chromium >/dev/null || echo chromium
     command -v wrk >/dev/null || echo wrk
     [ -e /usr/include/fuse3/fuse.h ] || pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
+    [ -e /usr/include/sqlite3.h ] || pkg-config --exists sqlite3 2>/dev/null || echo libsqlite3-dev
     [ -e /usr/include/lz4.h ] || pkg-config --exists liblz4 2>/dev/null || echo liblz4-dev
 }
 
