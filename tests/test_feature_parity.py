@@ -102,7 +102,6 @@ Restore from backup
 NOT_YET = {
     "strict-verify",
     "Snapshot timeout",
-    "Proxy debug",
     "Prometheus",
     "expvar, pprof",
     "/debug/rand",
