@@ -21,10 +21,12 @@ import check_jsonschema
 import jsonschema
 import kubernetes_validate
 import pytest
+import trio
 import yaml
 
 import litefs
 from litefs.config import parse
+from tests.server.support import FakeNode, client, serving
 from tests.support.node import Node
 from tests.support.processes import end, spawn, wait_until
 
@@ -289,3 +291,22 @@ def test_the_fly_example_holds_together(monkeypatch: pytest.MonkeyPatch) -> None
     assert config.lease.advertise_url == "http://m.vm.a.internal:20202"
     monkeypatch.setenv("FLY_REGION", "ams")
     assert not parse((DEPLOY / "fly/litefs.yml").read_text(), "fly", FLY)[0].lease.candidate
+
+
+# -- monitoring -------------------------------------------------------------------------------------------
+
+
+def test_the_alerts_ask_for_metrics_that_a_node_has() -> None:
+    rules = yaml.safe_load((DEPLOY / "prometheus/litefs.rules.yaml").read_text())
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
+    named = {name for rule in alerts for name in re.findall(r"litefs_\w+", rule["expr"])}
+    assert named
+
+    async def metrics() -> str:
+        with trio.fail_after(20):
+            async with serving(FakeNode()) as url, client() as http:
+                return (await http.get(f"{url}/metrics")).text
+
+    assert named <= set(re.findall(r"(?m)^# TYPE (\w+) gauge", trio.run(metrics)))
+    documented = re.findall(r"`(LiteFS\w+)`", (ROOT / "docs/operations.md").read_text())
+    assert sorted(documented) == sorted(rule["alert"] for rule in alerts)
