@@ -13,18 +13,15 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
 
 from litefs.errors import LiteFSError, NotPrimary
-from litefs.proxy.forward import MEDIA_TYPE
+from litefs.proxy.forward import ADMIT_SECONDS, MEDIA_TYPE
 from litefs.proxy.gate import Pass
 from litefs.proxy.link import ClientFault, Link, server_end
-from litefs.proxy.requests import SMALL_BODY, next_request
+from litefs.proxy.requests import next_request
 from litefs.proxy.service import Proxy, Visit
 from litefs.proxy.view import ProxiedNode
 from litefs.stream.handshake import parse_headers
 
 log = logging.getLogger("litefs.proxy")
-
-MOST_AT_ONCE = 4 * SMALL_BODY
-"""Bytes of a request that came whole: its head and its small body."""
 
 
 class _Body(trio.abc.HalfCloseableStream):
@@ -35,18 +32,6 @@ class _Body(trio.abc.HalfCloseableStream):
         self._send = send
         self._kept = b""
         self._ended = self._sent_all = False
-
-    async def read_whole(self, size: int) -> None:
-        """Take in a request of ``size`` bytes: unread ones would hold up others of their connection.
-        Raises trio.BrokenResourceError."""
-        pieces, missing = [], size
-        while not self._ended:
-            piece = await self._piece()
-            pieces.append(piece)
-            missing -= len(piece)
-            if missing < 0:
-                raise trio.BrokenResourceError("the request is longer than announced")
-        self._kept = b"".join(pieces)
 
     async def _piece(self) -> bytes:
         message: Any = await self._receive()
@@ -112,14 +97,10 @@ class Entrance:
         assert scope["type"] == "http"
         body = _Body(receive, send)
         try:
-            size = self._check(scope)
-            if size is not None:
-                await body.read_whole(size)
+            self._check(scope)
             await self._admitted()
         except LiteFSError as error:
             await _refuse(send, error.http_status, str(error))
-            return
-        except trio.BrokenResourceError:
             return
         # nothing is awaited between the look at the gate and the count of who is in it
         with self._proxy.gate.entered(trio.CancelScope()) as admitted:
@@ -127,8 +108,8 @@ class Entrance:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._serve(_HopLink(body, server_end()), admitted)
 
-    def _check(self, scope: HTTPScope) -> int | None:
-        """The length of the request if it comes whole. Raises LiteFSError."""
+    def _check(self, scope: HTTPScope) -> None:
+        """Raises LiteFSError."""
         if scope["method"] != "POST":
             raise ClientFault("method not allowed", 405)
         if scope["http_version"] != "2":
@@ -140,19 +121,11 @@ class Entrance:
             return None if value is None else value.decode("latin-1")
 
         self._node.check_forwarder(parse_headers(get))
-        size = get("content-length")
-        if size is None:
-            return None
-        if not size.isdecimal() or int(size) > MOST_AT_ONCE:
-            raise ClientFault(
-                f"Content-Length: a request that comes whole has up to {MOST_AT_ONCE} bytes", 413
-            )
-        return int(size)
 
     async def _admitted(self) -> None:
         """Wait while the role is being passed on. Raises NotPrimary."""
         gate = self._proxy.gate
-        with trio.move_on_after(self._proxy.redirect_timeout):
+        with trio.move_on_after(ADMIT_SECONDS):
             while self._node.is_primary and not gate.is_open and not self._proxy.closing:
                 await gate.changed()
         if not self._node.is_primary:

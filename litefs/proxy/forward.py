@@ -1,8 +1,9 @@
 """Writes on their way to the primary: over HTTP/2, through the API port of its node, to its application.
 
 What travels in the two bodies of ``POST /proxy`` is HTTP/1.1 itself (application/http, RFC 9112 §10.2), one
-request and its response, so that everything of it arrives, upgrades and trailers included. Status 200 says
-that the request is taken: any other one, that nothing of it was or will be processed.
+request and its response, so that everything of it arrives, upgrades and trailers included. Nothing of the
+request is sent before the primary's node has said, by status 200, that it takes it: so whatever goes wrong
+until then, it may be sent again. That costs a round trip, and is what lets a planned change fail no request.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import trio
 
 from litefs.errors import LiteFSError
 from litefs.proxy.hop import Hop, HopClosed, HopStream
-from litefs.proxy.link import TargetFault
 from litefs.stream.handshake import request_headers
 from litefs.stream.protocols import Identity
 from litefs.tls import ClientTLS, failure
@@ -26,6 +26,9 @@ PATH = "/proxy"
 MEDIA_TYPE = "application/http"
 
 CONNECT_SECONDS = 2.0
+ADMIT_SECONDS = 2.0
+"""How long the primary's node may take to say whether it takes a request; then it is asked again, or another
+node is, if that leads meanwhile."""
 IDLE_SECONDS = 30.0
 """How long a connection to another node is kept without a request; that node closes it after 60 s."""
 PEER_TIMEOUT_MS = 15_000
@@ -84,39 +87,37 @@ class Forwarder:
             if not hops:
                 del self._hops[url]
 
-    async def open(self, leader: Leader, first: bytes, *, complete: bool) -> HopStream:
-        """A byte stream to the application beside ``leader``, which has taken the request.
+    async def open(self, leader: Leader, *, shared: bool) -> HopStream:
+        """A byte stream to the application beside ``leader``, which takes a request from us.
 
-        ``first`` is sent at once; ``complete``: it is all there is. What is not may take long, and gets a
-        connection of its own: a request that the peer does not read would hold up others of its connection.
-        Raises Unprocessed; TargetFault if it cannot be known.
+        ``shared``: the request is small and will be sent at once. Another one gets a connection of its own:
+        while the peer does not read it, it would hold up others of its connection. Raises Unprocessed.
         """
-        hop = await self._shared(leader.url) if complete else await self._connect(leader.url)
         try:
-            stream = hop.open(self._headers(leader.url, len(first) if complete else None))
+            with trio.fail_after(ADMIT_SECONDS):
+                hop = await (self._shared(leader.url) if shared else self._connect(leader.url))
+                return await self._admitted(hop, leader.url, shared=shared)
+        except trio.TooSlowError:
+            raise Unprocessed(f"{leader.url}: no answer within {ADMIT_SECONDS:g} s") from None
+
+    async def _admitted(self, hop: Hop, url: str, *, shared: bool) -> HopStream:
+        try:
+            stream = hop.open(self._headers(url))
         except HopClosed as error:
-            raise Unprocessed(f"{leader.url}: {error}") from error
-        if not complete:
+            raise Unprocessed(f"{url}: {error}") from error
+        if not shared:
             stream.owner = hop
         try:
-            await stream.send_all(first)
-            if complete:
-                await stream.send_eof()
             status = await stream.answered()
-            if status == 200:
-                return stream
-            reason = await self._reason(stream, leader.url, status)
-        except HopClosed as error:
-            await trio.aclose_forcefully(stream)
-            raise Unprocessed(f"{leader.url}: {error}") from error
+            if status != 200:
+                raise Unprocessed(await self._reason(stream, url, status))
         except trio.BrokenResourceError as error:
             await trio.aclose_forcefully(stream)
-            raise TargetFault(f"Proxy error: {leader.url}: {error}") from error
+            raise Unprocessed(f"{url}: {error}") from error
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-        await trio.aclose_forcefully(stream)
-        raise Unprocessed(reason)
+        return stream
 
     async def _reason(self, stream: HopStream, url: str, status: int) -> str:
         if status in (401, 403):
@@ -131,7 +132,7 @@ class Forwarder:
                 text += data
         return f"{url}: {text[:MAX_MESSAGE].decode(errors='replace').strip()} (status {status})"
 
-    def _headers(self, url: str, size: int | None) -> list[tuple[str, str]]:
+    def _headers(self, url: str) -> list[tuple[str, str]]:
         parts = urlsplit(url)
         headers = [
             (":method", "POST"),
@@ -143,8 +144,6 @@ class Forwarder:
         headers += [(name.lower(), value) for name, value in request_headers(self._identity()).items()]
         if (token := self._tokens.own()) is not None:
             headers.append(("authorization", bearer(token)))
-        if size is not None:
-            headers.append(("content-length", str(size)))
         return headers
 
     async def _shared(self, url: str) -> Hop:

@@ -26,8 +26,7 @@ _Headers = Sequence[tuple[str, str]]
 
 
 class HopClosed(Exception):
-    """The connection ended, or is about to, before the stream that was to be opened was taken: nothing of
-    the request was processed."""
+    """The connection ended, or is about to: it takes no stream any more."""
 
 
 class HopStream(trio.abc.HalfCloseableStream):
@@ -38,8 +37,6 @@ class HopStream(trio.abc.HalfCloseableStream):
         self.number = number
         self.status: int | None = None
         """Of the response, once it has begun."""
-        self.refused = False
-        """It is certain that the peer did not process it."""
         self._data = bytearray()
         self.owner: Hop | None = None
         """Its connection, if that is of no use to others and ends with it."""
@@ -47,10 +44,8 @@ class HopStream(trio.abc.HalfCloseableStream):
         self._changed = trio.lowlevel.ParkingLot()
 
     async def answered(self) -> int:
-        """The status of the response. Raises trio.BrokenResourceError, HopClosed."""
+        """The status of the response. Raises trio.BrokenResourceError."""
         while self.status is None:
-            if self.refused:
-                raise HopClosed("the stream was refused")
             if self._lost:
                 raise trio.BrokenResourceError("the connection to the primary's node was lost")
             await self._changed.park()
@@ -113,9 +108,8 @@ class HopStream(trio.abc.HalfCloseableStream):
         self._ended = True
         self.wake()
 
-    def lost(self, *, refused: bool) -> None:
+    def lost(self) -> None:
         self._lost = True
-        self.refused = refused and self.status is None
         self.wake()
 
     def wake(self) -> None:
@@ -175,7 +169,7 @@ class Hop:
             self._is_over = True
             self.begun.set()
             for stream in tuple(self._streams.values()):
-                stream.lost(refused=False)
+                stream.lost()
             await trio.aclose_forcefully(self._stream)
 
     async def _read(self) -> None:
@@ -204,7 +198,7 @@ class Hop:
                 last = event.last_stream_id or 0
                 for stream in tuple(self._streams.values()):
                     if stream.number > last:
-                        stream.lost(refused=True)
+                        stream.lost()
             case h2.events.RemoteSettingsChanged():
                 self.begun.set()
                 for stream in self._streams.values():
@@ -303,4 +297,4 @@ def _stream_did(stream: HopStream, event: h2.events.Event) -> None:
         case h2.events.StreamEnded():
             stream.ended()
         case h2.events.StreamReset():
-            stream.lost(refused=event.error_code == h2.errors.ErrorCodes.REFUSED_STREAM)
+            stream.lost()

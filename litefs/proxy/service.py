@@ -30,8 +30,6 @@ LOOK_SECONDS = 0.25
 """After which a read looks whether this node has become the primary meanwhile."""
 RETRY_SECONDS = 0.1
 """Before a write that waits for a primary is tried again, if nothing tells of a change."""
-ADMIT_SECONDS = 5.0
-"""How long a primary may take to say whether it takes a forwarded write."""
 
 
 @dataclass(slots=True)
@@ -169,7 +167,7 @@ class Proxy:
                 return
             if leader is not None:
                 try:
-                    await self._to_primary(visit, leader, deadline)
+                    await self._to_primary(visit, leader)
                     return
                 except Unprocessed as error:
                     why = str(error)
@@ -186,26 +184,21 @@ class Proxy:
         with self.gate.entered(visit.scope) as one:
             await self._to_target(visit, self._written, on_tunnel=one.is_tunnel)
 
-    async def _to_primary(self, visit: Visit, leader: Leader, deadline: float) -> None:
+    async def _to_primary(self, visit: Visit, leader: Leader) -> None:
         """Raises Unprocessed, ClientFault, TargetFault."""
         visit.way.append(f"forwarded to {leader.hostname}")
-        conn = client_end()
-        # what asks for an upgrade may go on without end
-        complete = visit.incoming.end is not None and upgrades(visit.request.headers) is None
         request = inbound(visit.request, visit.client, self._target.authority)
-        first = serialized(conn, request, visit.incoming)
-        with trio.move_on_at(deadline + ADMIT_SECONDS) as scope:
-            stream = await self._forwarder.open(leader, first if complete else b"", complete=complete)
-        if scope.cancelled_caught:
-            raise TargetFault(f"Proxy error: {leader.url}: the primary's node does not answer")
-        upstream = Link(stream, conn)
+        # what asks for an upgrade may go on without end
+        at_once = visit.incoming.end is not None and upgrades(request.headers) is None
+        upstream = Link(await self._forwarder.open(leader, shared=at_once), client_end())
         try:
-            if not complete:
-                await upstream.send(first)
+            await upstream.send(serialized(upstream.conn, request, visit.incoming))
+            if at_once:
+                await upstream.stream.send_eof()
             if await exchange(visit.front, upstream, visit.incoming, self._last):
                 await self._tunnel(visit, upstream)
         finally:
-            await trio.aclose_forcefully(stream)
+            await trio.aclose_forcefully(upstream.stream)
 
     # -- the application here ---------------------------------------------------------------------------
 

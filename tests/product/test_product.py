@@ -101,6 +101,7 @@ def writes(asked: dict[str, int | None]) -> dict[str, int | None]:
     return {name: status for name, status in asked.items() if "read" not in name}
 
 
+@pytest.mark.timeout(LOAD_SECONDS + 60)
 def test_a_planned_handoff_under_load_fails_no_request(product: Product, tmp_path: Path) -> None:
     old = product.await_replicas()
     proxies = (old, product.replicas()[0])
@@ -122,6 +123,7 @@ def test_a_planned_handoff_under_load_fails_no_request(product: Product, tmp_pat
         assert applied(product, f"planned-{name}") == Counter(dict.fromkeys(sent, 1))
 
 
+@pytest.mark.timeout(LOAD_SECONDS + 60)
 def test_a_kill_under_load_fails_only_what_was_in_flight(product: Product, tmp_path: Path) -> None:
     victim = product.await_replicas()
     through = product.replicas()[0]

@@ -1,10 +1,10 @@
-// Events as they happen. Transactions come by the thousand, so those of a database that follow each other are one line.
+// Events as they happen. Transactions come by the thousand, so those of a database within five seconds are one line.
 
 import { clock, several } from "./format.js";
 import { element, setText } from "./dom.js";
 
 const KEPT = 200;
-const TOGETHER_MS = 2000;
+const TOGETHER_MS = 5000;
 const RENDER_MS = 250;
 const LONGEST_TEXT = 300;
 
@@ -77,8 +77,8 @@ export class EventLog {
 
   transaction(event, now) {
     let entry = this.open.get(event.db);
-    if (!entry || now - entry.time > TOGETHER_MS) {
-      entry = { kind: "tx", database: event.db, transactions: 0 };
+    if (!entry || now - entry.began > TOGETHER_MS) {
+      entry = { began: now, kind: "tx", database: event.db, transactions: 0 };
       this.open.set(event.db, entry);
       this.push(entry);
     }

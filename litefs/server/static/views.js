@@ -97,10 +97,10 @@ function syncText(sync) {
 function stateOf(row) {
   if (row.damaged) return "damaged";
   if (row.replicas.length) {
-    const there = row.replicas.filter((one) => txid(one.databases[row.name] ?? "0") >= txid(row.txid)).length;
-    return there === row.replicas.length ? "on all replicas" : `on ${there} of ${several(row.replicas.length, "replica")}`;
+    const lacks = Math.max(...row.replicas.map((replica) => behind([row], replica)));
+    return lacks ? `${count(lacks)} not on all replicas` : "on all replicas";
   }
-  return row.lag ? `${lag(row.lag)} behind` : "ok";
+  return row.lag === undefined ? "ok" : `applied after ${lag(row.lag)}`;
 }
 
 export class Views {
