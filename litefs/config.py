@@ -73,6 +73,8 @@ class HTTPConfig(_Section, frozen=True):
     """Ours: the token that requests need, and that this node shows to others; without it none is needed."""
     tokens: tuple[TokenConfig, ...] = ()
     """Ours: more tokens that this node accepts, each for all databases or for some."""
+    open_health: bool = True
+    """Ours: answer `/healthz` and `/readyz` without a token, with the status alone."""
 
     @property
     def host_port(self) -> tuple[str, int]:

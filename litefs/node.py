@@ -23,6 +23,7 @@ from litefs.config import Config
 from litefs.errors import LiteFSError
 from litefs.eventfeed import EventFeed
 from litefs.figures import Figures
+from litefs.forwarding import Forwarding
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
 from litefs.housekeeping import Primary, Retention, raise_file_limit
@@ -48,6 +49,7 @@ from litefs.link.messages import (
     Start,
     Unpublished,
 )
+from litefs.mountprobe import MountProbe
 from litefs.notify import Notifier
 from litefs.overview import Overview
 from litefs.proxying import Proxying
@@ -125,6 +127,8 @@ class Node:
         self._take_back = TakeBack(data, self._security, lambda: self.identity, timeout)
         watched = self._guard.mount_guard
         self._figures = Figures(self._catalog, self.replicas.rules)
+        self._forwarding = Forwarding(self._replica, lambda: self.identity, self._security.peer)
+        self._probe = MountProbe(self._mount)
         self._events = EventFeed(data, self._catalog, self.roles)
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
         self._halts = Halts(
@@ -183,10 +187,11 @@ class Node:
                 return 0
             if grant:
                 await self.roles.settled()
-            app = create_app(self._shown, self._security.tokens, self._proxying.routes)
+            routes, health = self._proxying.routes, self._config.http.open_health
+            app = create_app(self._shown, self._security.tokens, routes, open_health=health)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
-            for task in (*tasks, self._events.run):
+            for task in (*tasks, self._events.run, self._probe.run):
                 nursery.start_soon(task)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
@@ -292,6 +297,8 @@ class Node:
                 self._ready.is_set,
             ),
             self._events.hub,
+            self._forwarding,
+            self._probe,
             self._halts,
             self._take_back,
         )
@@ -410,6 +417,7 @@ class Node:
 
     def _disconnected(self, error: LiteFSError | None) -> None:
         self.roles.disconnected()
+        self._forwarding.disconnected()
         self._events.role_changed()
 
     def _applied(self, name: str, position: Position) -> None:

@@ -176,11 +176,23 @@ class NodeView(Protocol):
         """Whether ``position`` is in the history of ``name`` here; true also if the log does not reach so far
         back."""
 
-    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
-        """Replace or create ``name`` by the SQLite database in ``chunks``; raises LiteFSError."""
+    async def import_database(
+        self, name: str, chunks: AsyncIterable[bytes], *, check: bool, peer: bool
+    ) -> Position:
+        """Replace or create ``name`` by the SQLite database in ``chunks``, here or on the primary; its
+        position afterwards, which readers here see. ``check``: nothing is replaced unless it is sound. A
+        ``peer``, that is another node, asks a primary only. Raises NotPrimary, FormatError, PeerError,
+        WaitTimeout, LiteFSError.
+        """
 
-    async def export_database(self, name: str) -> Export:
-        """A copy of ``name``; raises DatabaseNotFound."""
+    async def export_database(self, name: str, *, check: bool) -> Export:
+        """A copy of ``name``, with ``check`` a sound one. Raises DatabaseNotFound, LiteFSError."""
+
+    def unready(self) -> Sequence[str]:
+        """Why this node should get no requests, whatever its lag, a line each."""
+
+    async def unhealthy(self) -> str:
+        """Why this node does not work; empty if it does. Bounded."""
 
     async def drop_database(self, name: str) -> None:
         """Remove ``name``, here and so on all replicas; raises DatabaseNotFound, NotPrimary, OSError."""

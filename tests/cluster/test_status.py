@@ -1,20 +1,27 @@
-"""What nodes tell of themselves over HTTP: /status and /metrics."""
+"""What nodes tell of themselves over HTTP: /status, /metrics, /healthz and /readyz."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from tests.support.node import Node, wait_equal
-from tests.support.processes import Client, wait_until
+from tests.support.processes import Client, pause, wait_until
 
 
 def status(node: Node) -> dict[str, Any]:
     answer = httpx.get(f"{node.url}/status", timeout=5)
     assert answer.status_code == 200
     return dict(answer.json())
+
+
+def asked(node: Node, path: str) -> tuple[int, str]:
+    answer = httpx.get(node.url + path, timeout=5)
+    return answer.status_code, answer.text.strip()
 
 
 def metrics(node: Node) -> dict[str, float]:
@@ -104,6 +111,19 @@ def test_status(make_node: Callable[..., Node], make_client: Callable[..., Clien
         sql.call("execute", statement="INSERT INTO t VALUES(2)")
     assert status(primary)["databases"][0]["commits"] == commits + 3
     _check_metrics(primary, replica, positions["app.db"].txid + 3)
+    assert (asked(primary, "/healthz"), asked(replica, "/readyz?max-lag=10s")) == (
+        (200, "ok"),
+        (200, "ready"),
+    )
+    fs = primary.fs_pid()
+    assert fs is not None
+    pause(fs)
+    try:
+        assert asked(primary, "/healthz") == (503, "unhealthy\nthe mount does not answer within 2 s")
+    finally:
+        os.kill(fs, signal.SIGCONT)
+    wait_until(lambda: asked(primary, "/healthz")[0] == 200, 5, "the mount answers again")
     primary.stop()
     wait_until(lambda: not status(replica)["primary"]["connected"], 10, "the replica misses its primary")
     assert status(replica)["node"]["ready"] is False
+    assert asked(replica, "/readyz") == (503, "not ready\nit is not connected to a primary")
