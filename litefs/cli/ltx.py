@@ -9,6 +9,7 @@ from pathlib import Path
 
 from litefs import config as configuration
 from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
+from litefs.cli.progress import progress
 from litefs.cli.table import render, size
 from litefs.errors import DatabaseNotFound, FormatError, LiteFSError
 from litefs.ltx.format import (
@@ -83,7 +84,8 @@ def _chosen(arguments: Arguments) -> list[DatabaseDir]:
 def _verify(directories: Sequence[DatabaseDir]) -> int:
     bad = False
     for directory in directories:
-        found = inspect.verify(directory)
+        with progress(f"verify {directory.name}", inspect.log_size(directory)) as advance:
+            found = inspect.verify(directory, advance)
         sound = f"{found.records} sound records, {size(found.size)}"
         if found.records:
             sound += f", {found.first:016x} to {found.last.position}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,18 +121,25 @@ def header_of(entry: Entry) -> Header:
         return Header.unpack(stream.read(LTX_HEADER_SIZE))
 
 
-def verify(directory: DatabaseDir) -> Finding:
+def log_size(directory: DatabaseDir) -> int:
+    """Bytes of its log, about. Raises OSError."""
+    return sum(path.stat().st_size for _, path in list_segments(directory.log) if path.exists())
+
+
+def verify(directory: DatabaseDir, advance: Callable[[int], None] = lambda count: None) -> Finding:
     """Read a whole log: each record's hash, its pages and checksums, and that it follows the one before.
-    Raises OSError, LiteFSError if retention is always quicker."""
+    ``advance`` is told of the bytes that were read. Raises OSError, LiteFSError if retention is always
+    quicker.
+    """
     for _ in range(ATTEMPTS):
         try:
-            return _verify(directory)
+            return _verify(directory, advance)
         except (PositionMismatch, FileNotFoundError):
             continue
     raise LiteFSError(f"{directory.log}: retention takes records away more quickly than they can be read")
 
 
-def _verify(directory: DatabaseDir) -> Finding:
+def _verify(directory: DatabaseDir, advance: Callable[[int], None]) -> Finding:
     records = size = first = 0
     last = START
     where = ""
@@ -143,6 +150,7 @@ def _verify(directory: DatabaseDir) -> Finding:
             check_record(entry)
             where = f"after record {entry.txid_max:016x}: "
             records, size, last = records + 1, size + entry.size, entry.point
+            advance(entry.size)
     except (FormatError, TimeoutError) as error:
         return Finding(directory.name, records, size, first, last, f"{where}{error}")
     return Finding(directory.name, records, size, first, last)

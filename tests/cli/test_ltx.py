@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from litefs.store.segments import SEGMENT_HEADER_SIZE, SegmentMap
-from tests.cli.support import Done, litefs
+from tests.cli.support import Done, inside
 from tests.support.node import Node
 from tests.support.processes import Client
 
@@ -28,7 +28,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sql.call("script", statements=["PRAGMA journal_mode=WAL", "CREATE TABLE t(x)"])
             rows = ["INSERT INTO t VALUES(randomblob(100))"] * (COMMITS - count(node.data))
             sql.call("script", statements=rows)
-            running = litefs("ltx", "verify", "-config", node.config)
+            running = inside("ltx", "verify", "-config", node.config)
             assert (running.status, running.err) == (0, "")
             assert running.out.startswith(f"app.db: {COMMITS} sound records, ")
         assert node.stop() == 0
@@ -42,7 +42,7 @@ def count(data: Path) -> int:
 
 
 def ltx(data: Path, action: str, *arguments: str) -> Done:
-    return litefs("ltx", action, "-data", data, *arguments)
+    return inside("ltx", action, "-data", data, *arguments)
 
 
 def segment(data: Path) -> Path:
@@ -80,8 +80,8 @@ def test_list_show_and_verify(data: Path, tmp_path: Path) -> None:
         missing = ltx(data, "show", *arguments)
         assert missing.status == 1
         assert message in missing.err
-    assert litefs("ltx", "show", "-data", data, "-txid", "x").status == 2
-    empty = litefs("ltx", "list", "-data", tmp_path)
+    assert inside("ltx", "show", "-data", data, "-txid", "x").status == 2
+    empty = inside("ltx", "list", "-data", tmp_path)
     assert (empty.status, empty.out) == (1, "")
     assert "is not a data directory of LiteFS" in empty.err
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before, "nothing is written"
@@ -95,18 +95,18 @@ def test_files(data: Path, tmp_path: Path) -> None:
         body = bytes(log.view[extent.body_offset : extent.body_offset + extent.size])
     good.write_bytes(body)
     bad.write_bytes(body[:150] + bytes([body[150] ^ 1]) + body[151:])
-    done = litefs("ltx", "verify", good, bad)
+    done = inside("ltx", "verify", good, bad)
     assert (done.status, done.out) == (1, f"{good}: sound, {1:016x}\n")
     assert done.err.startswith(f"{bad}: DAMAGED: ")
-    row = litefs("ltx", "list", good).out.splitlines()[1].split()
+    row = inside("ltx", "list", good).out.splitlines()[1].split()
     assert (row[0], row[1], row[-1]) == (str(good), f"{1:016x}", f"{extent.post_apply:016x}")
-    assert f"size:            {len(body)} bytes\n" in litefs("ltx", "show", good).out
+    assert f"size:            {len(body)} bytes\n" in inside("ltx", "show", good).out
     assert (
-        litefs("ltx", "verify", tmp_path / "none.ltx").err
+        inside("ltx", "verify", tmp_path / "none.ltx").err
         == f"ERROR: cannot read {tmp_path}/none.ltx: No such file or directory\n"
     )
-    assert litefs("ltx", "verify", "-data", data, good).status == 2
-    assert litefs("ltx", "mend").status == 2
+    assert inside("ltx", "verify", "-data", data, good).status == 2
+    assert inside("ltx", "mend").status == 2
 
 
 def damaged(data: Path, change: Callable[[bytearray], None]) -> str:
