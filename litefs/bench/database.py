@@ -75,12 +75,13 @@ def _start_time(pid: int) -> str:
     return text[text.rindex(")") + 2 :].split()[19]
 
 
-def _is_alive(owner: str) -> bool:
+def _is_another(owner: str) -> bool:
+    """Whether a process that runs now, other than this one, made a database."""
     words = owner.split()
     if len(words) != 3 or not words[1].isdigit():
         return False
-    boot = this_process().split()[0]
-    return words[0] == boot and _start_time(int(words[1])) == words[2]
+    own = this_process()
+    return owner != own and words[0] == own.split()[0] and _start_time(int(words[1])) == words[2]
 
 
 def made(path: Path) -> dict[str, object] | None:
@@ -161,7 +162,7 @@ def clear(path: Path) -> None:
     found = made(path)
     if found is None:
         raise BenchError(f"{path} was not made by litefs bench: move it away, or choose another -name")
-    if _is_alive(str(found.get("owner"))):
+    if _is_another(str(found.get("owner"))):
         raise BenchError(f"{path} is in use by another litefs bench: choose another -name")
     remove(path)
 

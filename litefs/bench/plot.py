@@ -43,12 +43,17 @@ def draw(document: dict[str, Any], path: Path) -> None:
             values, above = complement(target["kinds"][kind]["histogram"])
             latencies.step([value / 1e6 for value in values], above, where="post", label=label)
     rates.set(ylabel="operations/s", ylim=(0, None), xlabel="seconds of load")
-    slowest.set(ylabel="p99 in ms", yscale="log", xlabel="seconds of load")
-    latencies.set(ylabel="share that takes longer", yscale="log", xscale="log", xlabel="latency in ms")
+    slowest.set(ylabel="p99 in ms", xlabel="seconds of load")
+    latencies.set(ylabel="share that takes longer", xlabel="latency in ms")
+    for axes, scales in ((slowest, {"yscale": "log"}), (latencies, {"xscale": "log", "yscale": "log"})):
+        # Without any positive value Matplotlib has no logarithmic scale.
+        if any(value > 0 for line in axes.lines for value in line.get_ydata()):
+            axes.set(**scales)
     latencies.invert_yaxis()
     for axes in (rates, slowest, latencies):
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     settings, machine = document["settings"], document["machine"]
     figure.suptitle(
         f"litefs bench {settings['workload']}, {settings['journalMode']}, "

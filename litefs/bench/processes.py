@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait
+from multiprocessing.connection import Pipe, wait
 from typing import Any
 
 from litefs.bench.settings import BenchError, CheckFailed
@@ -20,18 +20,18 @@ END_SECONDS = 5.0
 LOOK_SECONDS = 0.1
 """How often somebody who waits looks whether the user wants an end."""
 
-_spawn = multiprocessing.get_context("spawn")
-
 
 class Worker:
     """A process that runs a function of :mod:`litefs.bench.worker`."""
 
     def __init__(self, name: str, function: Callable[..., None], *arguments: object) -> None:
         self.name = name
-        self.pipe, theirs = _spawn.Pipe()
-        self._process = _spawn.Process(target=function, args=(theirs, *arguments), daemon=True)
-        self._process.start()
-        theirs.close()
+        self.pipe, theirs = Pipe()
+        with theirs:
+            descriptor = theirs.fileno()
+            command = [sys.executable, "-m", "litefs.bench.spawned", str(descriptor)]
+            self._process = subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL)
+        self.send((function, arguments))
 
     def send(self, message: object) -> None:
         """Raises BenchError if it has ended."""
@@ -51,22 +51,22 @@ class Worker:
         return message
 
     def _gone(self) -> str:
-        self._process.join(END_SECONDS)
-        return f"{self.name}: its process ended with status {self._process.exitcode}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        return f"{self.name}: its process ended with status {self._process.poll()}"
 
     def stop_round(self) -> None:
         """Let it end its round now."""
-        with contextlib.suppress(ProcessLookupError):
-            if self._process.pid is not None and self._process.is_alive():
-                os.kill(self._process.pid, STOP)
+        self._process.send_signal(STOP)
 
     def end(self) -> None:
         """End it, by force if need be."""
         self.pipe.close()
-        self._process.join(END_SECONDS)
-        if self._process.is_alive():
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join(END_SECONDS)
+            self._process.wait(END_SECONDS)
 
 
 def answers(

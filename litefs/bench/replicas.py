@@ -123,7 +123,7 @@ def _by_interval(name: str, measured: Measured, lags: Sequence[tuple[int, int]],
     for ended, lag in lags:
         parts[min(len(parts) - 1, (ended - first) // interval)].append(lag)
     rate = 1e9 * len(lags) / measured.elapsed if measured.elapsed > 0 else 0.0
-    return Figures(name, rate, [Histogram(part) for part in parts])
+    return Figures.of(name, rate, [Histogram(part) for part in parts])
 
 
 class CatchUpSession(_ReplicaSession):

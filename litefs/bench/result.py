@@ -24,16 +24,18 @@ class Figures:
     name: str
     rate: float
     """Operations a second."""
-    intervals: list[Histogram]
-    """Latencies in ns, by when the operations ended."""
+    latencies: Histogram
+    """In ns, of the whole round."""
+    series: list[dict[str, float]]
+    """:func:`latency` of each interval, by when the operations ended."""
 
-    @property
-    def latencies(self) -> Histogram:
-        """Of the whole round."""
-        total = Histogram()
-        for each in self.intervals:
-            total.merge(each)
-        return total
+    @classmethod
+    def of(cls, name: str, rate: float, intervals: Sequence[Histogram]) -> Figures:
+        """From the latencies of each interval, which are not kept: a run may have many rounds."""
+        latencies = Histogram()
+        for each in intervals:
+            latencies.merge(each)
+        return cls(name, rate, latencies, list(map(latency, intervals)))
 
 
 @dataclass(slots=True)
@@ -44,7 +46,7 @@ class Round:
     seconds: float
     """How long it really took."""
     interval: float
-    """Seconds of each of Figures.intervals."""
+    """Seconds of each point of Figures.series."""
     steal: float = 0.0
     """Percent of CPU time that other tenants of the machine took."""
     busy: int = 0
@@ -73,7 +75,7 @@ class Round:
             for client in clients:
                 for interval, part in zip(intervals, client.kinds[kind], strict=False):
                     interval.merge(part)
-            kinds.append(Figures(name, rate, intervals))
+            kinds.append(Figures.of(name, rate, intervals))
         return cls(
             kinds,
             max((client.elapsed for client in clients), default=0) / 1e9,
@@ -196,8 +198,8 @@ def _round(each: Round) -> dict[str, Any]:
                 "rate": kind.rate,
                 "latency": latency(kind.latencies),
                 "series": [
-                    {"at": round((number + 1) * each.interval, 6), **latency(interval)}
-                    for number, interval in enumerate(kind.intervals)
+                    {"at": round((number + 1) * each.interval, 6), **point}
+                    for number, point in enumerate(kind.series)
                 ],
             }
             for kind in each.kinds

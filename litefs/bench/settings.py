@@ -28,6 +28,9 @@ SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 PAGE_SIZES = tuple(1 << power for power in range(9, 17))
 LARGEST_ROW = 256 << 20
 MOST_CLIENTS = 1000
+MOST_ROUNDS = 10_000
+LONGEST_ROUND = 300.0
+"""Seconds: a client keeps the latency of each operation, 8 bytes, until its round is over."""
 
 
 class BenchError(LiteFSError):

@@ -1,13 +1,12 @@
 """What runs in the processes of a bench: clients that load a database, and those that watch a replica.
 
 Each has a pipe to the bench. It answers :class:`Ready` when it can begin, then every task with a message; it
-ends when the pipe does. SIGUSR1 ends a round early; what Ctrl-C sends to all of them is the bench's business.
+ends when the pipe does. SIGUSR1 ends a round early.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import signal
 import sqlite3
 import time
@@ -27,9 +26,6 @@ STOP = signal.SIGUSR1
 
 POLL_SECONDS = 0.00025
 """Between two looks at a replica."""
-
-_PR_SET_TIMERSLACK = 29
-"""prctl(2): by how much the kernel may delay the end of a sleep; 50 µs unless it is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +61,8 @@ class Until:
     deadline: int
 
 
-def _begin(pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000)
-    # Nobody is left to answer to when this process ends in any other way.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-
-
 def load(pipe: Connection, path: Path, settings: Settings, client: int) -> None:
     """A client: answers each :class:`Task` with a Measured, and with Progress meanwhile."""
-    _begin(pipe)
     try:
         connection = connect(path, settings)
         meter = Meter(
@@ -95,7 +83,6 @@ def load(pipe: Connection, path: Path, settings: Settings, client: int) -> None:
 
 def watch_rows(pipe: Connection, path: Path, settings: Settings) -> None:
     """A reader on a replica: answers each watch with ``[(ns, newest num), ...]``, whenever that grew."""
-    _begin(pipe)
     try:
         connection = _open_soon(path, settings)
         cursor = connection.cursor()
@@ -115,7 +102,6 @@ def watch_position(pipe: Connection, path: Path) -> None:
 
     While the replica does not answer, it stays where it was.
     """
-    _begin(pipe)
     last = 0
 
     def txid() -> int:

@@ -129,11 +129,12 @@ def _mixed(settings: Settings, connection: sqlite3.Connection, content: Content,
 def _scan(settings: Settings, connection: sqlite3.Connection, content: Content) -> Operation:
     execute = connection.cursor().execute
     rows = settings.rows
-    # max(data) reads every byte, also what lies on overflow pages.
-    expected = (rows, rows * (rows - 1) // 2, max(content(number) for number in range(rows)))
+    # The greatest content is found by reading every byte, also what lies on overflow pages.
+    greatest, least = (extreme(map(content, range(rows))) for extreme in (max, min))
+    expected = (rows, rows * (rows - 1) // 2, greatest, least)
 
     def scan() -> int:
-        found = execute("SELECT count(*), sum(num), max(data) FROM entry").fetchone()
+        found = execute("SELECT count(*), sum(num), max(data), min(data) FROM entry").fetchone()
         if found != expected:
             raise CheckFailed("the table is not what was written")
         return 0

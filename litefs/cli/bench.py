@@ -14,7 +14,9 @@ from typing import Any
 from litefs.bench.settings import (
     JOURNAL_MODES,
     LARGEST_ROW,
+    LONGEST_ROUND,
     MOST_CLIENTS,
+    MOST_ROUNDS,
     PAGE_SIZES,
     REPLICATING,
     SYNCHRONOUS,
@@ -156,7 +158,7 @@ _NUMBERS = {
     "clients": _Range(int, 1, MOST_CLIENTS),
     "rate": _Range(float, 0, 10_000_000),
     "seed": _Range(int, 0, (1 << 63) - 1),
-    "rounds": _Range(int, 1, 1_000_000),
+    "rounds": _Range(int, 1, MOST_ROUNDS),
 }
 
 
@@ -170,8 +172,8 @@ def _settings(arguments: Arguments, workload: str) -> Settings:
         if given[flag] not in allowed:
             raise UsageError(f"-{flag} {values[flag]}: one of {', '.join(allowed)}")
     given["seconds"], given["warmup"] = _seconds("duration", values), _seconds("warmup", values)
-    if not given["seconds"]:
-        raise UsageError("-duration 0s: there has to be some")
+    if not 0 < given["seconds"] <= LONGEST_ROUND:
+        raise UsageError(f"-duration: more than 0s, at most {Duration(LONGEST_ROUND)}; take more rounds")
     named = {flag.replace("-", "_"): value for flag, value in given.items()}
     assert set(named) <= {field.name for field in fields(Settings)}
     return Settings(workload=workload, **named)
