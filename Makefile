@@ -1,6 +1,7 @@
 # make test   sets up and runs the whole test suite      make demo   a primary and a replica, live
 # make setup  only sets up                               make bench  speed against native SQLite
-# make soak   many more random rounds, then make fuzz    make clean  removes all that was made here
+# make soak   many more random rounds, then make fuzz    make docs   docs/ as a site, in site/
+# make clean  removes all that was made here
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
@@ -18,7 +19,7 @@ FUZZ_SECONDS ?= 3600
 # SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
 BOUNDED = timeout --foreground --signal=INT --kill-after=60
 
-.PHONY: setup consul demo test lint bench soak fuzz suites clean
+.PHONY: setup consul demo docs test lint bench soak fuzz suites clean
 .DELETE_ON_ERROR:
 
 setup: .build-stamp consul
@@ -37,6 +38,11 @@ consul:
 
 demo: .build-stamp
 	$(PYTHON) tools/demo.py $(DEMO_ARGS)
+
+# The pages that are made from the code, then all of docs/ as a site in site/.
+docs: .build-stamp
+	$(PYTHON) tools/reference.py
+	$(PYTHON) -m mkdocs build --strict
 
 lint: .build-stamp
 	$(PYTHON) -m ruff check .
@@ -65,6 +71,6 @@ suites: .build-stamp
 	$(PYTHON) tools/suites.py $(SUITES_ARGS)
 
 clean:
-	rm -rf .venv .build-stamp .cache build dist wheels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo .fuzz
+	rm -rf .venv .build-stamp .cache build dist site wheels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo .fuzz
 	rm -f litefs/_core/*.so litefs/_core/*.c
 	find litefs tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,7 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
-Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
-``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``, ``exec.on-promote``,
-``exec.on-demote``, ``replication``, ``proxy.redirect`` and lists in ``proxy.db``.
+The text below a key is what docs/configuration.md says of it (tools/config_reference.py); that of a key which
+Go LiteFS does not have begins with "Ours:".
 """
 
 from __future__ import annotations
@@ -18,7 +17,15 @@ import msgspec
 from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
 from litefs.config_lease import LeaseConfig
 from litefs.config_proxy import ProxyConfig
-from litefs.config_types import Duration, FileMode, Secret, Sync, split_command
+from litefs.config_sections import (
+    BackupConfig,
+    DataConfig,
+    FuseConfig,
+    LogConfig,
+    ReplicationConfig,
+    TracingConfig,
+)
+from litefs.config_types import Duration, Secret, split_command
 from litefs.config_types import Section as _Section
 from litefs.config_yaml import decode, expand_environment
 from litefs.errors import ConfigError
@@ -40,10 +47,12 @@ _UNIMPLEMENTED = (
 
 
 class ExecCommand(_Section, frozen=True):
-    """One supervised command; ``cmd`` is split into words by :func:`config_types.split_command`."""
+    """One supervised command."""
 
     cmd: str
+    """The command: quotes and backslashes as in a shell, no variables; for more, `sh -c '…'`."""
     if_candidate: bool = False
+    """Leave it out on a node that is no candidate."""
     on_promote: str = ""
     """Ours: what tells the running command that its node became the primary: the name of a signal to it, or
     another command."""
@@ -51,93 +60,26 @@ class ExecCommand(_Section, frozen=True):
     """Ours: the same when its node is no longer the primary."""
 
 
-class DataConfig(_Section, frozen=True):
-    """Where the data directory is and how long the log reaches back."""
-
-    dir: str = "/var/lib/litefs"
-    compress: bool = True
-    retention: Duration = Duration(600)
-    retention_monitor_interval: Duration = Duration(60)
-    retention_bytes: int = 1 << 30
-    """Ours: bytes of log kept per database; the older end goes first."""
-
-
-class FuseConfig(_Section, frozen=True):
-    """The mount."""
-
-    dir: str = "/litefs"
-    allow_other: bool = False
-    debug: bool = False
-    uid: int | None = None
-    """Ours: owner of the files; None takes that of the mount point."""
-    gid: int | None = None
-    mode: FileMode | None = None
-    """Ours: permission bits of database files, in octal."""
-
-
 class HTTPConfig(_Section, frozen=True):
-    """The HTTP server; ``addr`` is ``HOST:PORT``, an empty host means every interface."""
+    """The node's HTTP server, for the other nodes, the commands and whoever watches."""
 
     addr: str = f":{DEFAULT_PORT}"
+    """`HOST:PORT` to listen on; without a host every interface."""
     snapshot_timeout: Duration = Duration(0)
+    """How long the sending of one snapshot may take; `0s`: as long as `data.retention`."""
     tls: TLSConfig = TLSConfig()
+    """Ours: certificates ([who may talk to a node](security.md))."""
     auth_token: Secret | None = None
-    """Ours: the token that requests need, and that this node shows to others; None asks for none."""
+    """Ours: the token that requests need, and that this node shows to others; without it none is needed."""
     tokens: tuple[TokenConfig, ...] = ()
+    """Ours: more tokens that this node accepts, each for all databases or for some."""
     open_health: bool = True
-    """Ours: ``/healthz`` and ``/readyz`` are answered without a token, with the status alone."""
+    """Ours: answer `/healthz` and `/readyz` without a token, with the status alone."""
 
     @property
     def host_port(self) -> tuple[str, int]:
         """Host (empty: every interface) and port. Raises ConfigError."""
         return split_address(self.addr, "http.addr")
-
-
-class ReplicatedDatabase(_Section, frozen=True):
-    """Ours: ``sync`` of the databases whose names match ``name``, which may have ``*``, ``?`` and ``[…]``."""
-
-    name: str
-    sync: Sync
-
-
-class ReplicationConfig(_Section, frozen=True):
-    """Ours: how many replicas must hold a commit durably before its client is told.
-
-    The first entry of ``databases`` that matches counts, else ``sync``.
-    """
-
-    sync: Sync = Sync(0)
-    timeout: Duration = Duration(2)
-    on_shortage: str = "refuse"
-    databases: tuple[ReplicatedDatabase, ...] = ()
-
-
-class BackupConfig(_Section, frozen=True):
-    """The backup target."""
-
-    type: str = ""
-    path: str = ""
-    url: str = ""
-    cluster: str = ""
-    auth_token: str = ""
-
-
-class LogConfig(_Section, frozen=True):
-    """The process log on stderr."""
-
-    format: str = "text"
-    timestamp: bool = False
-    debug: bool = False
-
-
-class TracingConfig(_Section, frozen=True):
-    """The trace log; ``max-size`` is in MB."""
-
-    enabled: bool = True
-    path: str = ""
-    max_size: int = 64
-    max_count: int = 8
-    compress: bool = True
 
 
 class Config(_Section, frozen=True):
@@ -146,18 +88,32 @@ class Config(_Section, frozen=True):
     SEARCH_PATH: ClassVar[tuple[str, ...]] = (FILE_NAME, f"$HOME/{FILE_NAME}", f"/etc/{FILE_NAME}")
 
     exec: str | tuple[ExecCommand, ...] = ()
+    """The application that the node runs: a command, or a list of which all but the last run to their end
+    first. The node ends with the last one, with its exit code."""
     exit_on_error: bool = True
+    """Stop the node when the application fails; else the node stays, to be looked at."""
     skip_sync: bool = False
+    """Start the application at once, before the node has caught up with the primary."""
     strict_verify: bool = False
+    """Compute the checksum of the whole database at each commit; for tests, it is slow."""
     data: DataConfig = DataConfig()
+    """Where the data directory is and how long the log reaches back."""
     fuse: FuseConfig = FuseConfig()
+    """The mount."""
     http: HTTPConfig = HTTPConfig()
+    """The HTTP server."""
     proxy: ProxyConfig = ProxyConfig()
+    """The HTTP proxy."""
     lease: LeaseConfig = LeaseConfig()
+    """Who is primary."""
     replication: ReplicationConfig = ReplicationConfig()
+    """Ours: synchronous replication."""
     backup: BackupConfig = BackupConfig()
+    """Where the primary copies its log to."""
     log: LogConfig = LogConfig()
+    """The process log."""
     tracing: TracingConfig = TracingConfig()
+    """The trace log."""
 
     @property
     def commands(self) -> tuple[ExecCommand, ...]:

@@ -18,17 +18,16 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class TLSConfig(Section, frozen=True):
-    """Paths of PEM files.
-
-    ``cert`` (with its chain) and ``key``: this node's, for its server and towards other nodes. ``ca``: whom
-    to trust; without it the system's authorities. With ``ca`` and ``verify-clients`` whoever connects needs
-    a certificate, too.
-    """
+    """Ours: paths of PEM files, read again when they change ([who may talk to a node](security.md))."""
 
     cert: FilePath | None = None
+    """Ours: this node's certificate with its chain, for its server and towards other nodes."""
     key: FilePath | None = None
+    """Ours: its key, without a passphrase."""
     ca: FilePath | None = None
+    """Ours: whom to trust; without it the system's authorities."""
     verify_clients: bool = True
+    """Ours: with `ca`, whoever connects needs a certificate too."""
 
     @property
     def serves(self) -> bool:
@@ -37,13 +36,16 @@ class TLSConfig(Section, frozen=True):
 
 
 class TokenConfig(Section, frozen=True):
-    """One more token that the server accepts: its text or the file that holds it, a name for the log, and
-    the databases that it is good for (patterns as of the shell; none: all)."""
+    """Ours: one more token that the server accepts."""
 
     name: str
+    """Ours: its name in the log."""
     token: Secret | None = None
+    """Ours: the token itself, or `file:PATH`."""
     token_file: FilePath | None = None
+    """Ours: the file that holds it, in place of `token`."""
     databases: tuple[str, ...] = ()
+    """Ours: the databases that it is good for, as patterns of the shell; none: all."""
 
     @property
     def secret(self) -> Secret:

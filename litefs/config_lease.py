@@ -20,19 +20,26 @@ MAX_TAKE_BACK = 60.0
 
 
 class ConsulConfig(Section, frozen=True):
-    """The Consul lease."""
+    """The Consul lease ([more](leases.md#consul))."""
 
     url: str = ""
+    """`http://:TOKEN@HOST:PORT/PREFIX`; without it `CONSUL_HTTP_ADDR`, or the agent on this machine."""
     key: str = ""
+    """The key that the primary locks, the same on all nodes of a cluster and its own for each cluster."""
     ttl: Duration = Duration(10)
+    """How long the session of a dead node stays in Consul. At least 10s; it does not delay a failover."""
     lock_delay: Duration = Duration(1)
+    """How long Consul keeps the key of a dead primary from the next one."""
 
 
 class ObjectConfig(Section, frozen=True):
-    """Ours: the lease in an object store, or in a directory (``file:///path``) for nodes of one machine."""
+    """Ours: the lease in an object store, or in a directory for nodes of one machine
+    ([more](leases.md#object-store))."""
 
     url: str = ""
+    """Ours: `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `file:///PATH`."""
     key: str = "litefs"
+    """Ours: the name below it, the same on all nodes of a cluster."""
 
     @property
     def directory(self) -> str | None:
@@ -51,28 +58,38 @@ class ObjectConfig(Section, frozen=True):
 
 
 class LeaseConfig(Section, frozen=True):
-    """Who is primary.
+    """Who is primary ([leases](leases.md), [failover](failover.md)).
 
-    With ``static``, ``candidate: true`` is the primary itself; on the others ``hostname``
-    and ``advertise-url`` name the primary. The other types elect it, and the two name this node.
+    With `static`, `candidate: true` is the primary itself; on the others `hostname` and `advertise-url` name
+    the primary. The other types elect it, and the two name this node.
     """
 
     type: str = ""
+    """Required: `static` or `consul`, or `fly` or `object`, which are ours."""
     hostname: str = ""
+    """What `.primary` shows on the other nodes; without it, but for `static`, this machine's name."""
     advertise_url: str = ""
+    """Where the other nodes reach it; without it, but for `static`, the host name and the port of
+    `http.addr`."""
     candidate: bool = True
+    """Whether this node may become primary."""
     promote: bool = False
-    """A candidate that has caught up after its start asks the primary for its role. Not with ``static``."""
+    """A candidate that has caught up after its start asks the primary for its role. Not with `static`."""
     reconnect_delay: Duration = Duration(1)
+    """Between two attempts to reach the primary."""
     demote_delay: Duration = Duration(10)
+    """How long open transactions may keep a node that lost its role from being a replica; then they fail."""
     databases: tuple[str, ...] = ()
+    """What this replica asks for, as patterns; none: all. Not on candidates."""
     consul: ConsulConfig = ConsulConfig()
+    """Of type `consul`."""
     object: ObjectConfig = ObjectConfig()
+    """Ours: of type `object`."""
     grace: Duration = Duration(5)
-    """Ours: how long commits wait for a lease that cannot be renewed before they are refused."""
+    """Ours: how long commits wait for a lease that cannot be renewed, before they are refused."""
     take_back_timeout: Duration = Duration(5)
     """Ours: how long a static primary waits, after its machine went down, for replicas that have commits
-    which its disk has lost."""
+    which its disk has lost. `0s` to `1m`."""
 
     def with_defaults(self, scheme: str, port: int, environment: Mapping[str, str]) -> LeaseConfig:
         """With what the place tells that the file does not: this machine's name, ``scheme`` and ``port`` of

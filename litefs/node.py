@@ -50,6 +50,7 @@ from litefs.link.messages import (
     Unpublished,
 )
 from litefs.mountprobe import MountProbe
+from litefs.notify import Notifier
 from litefs.overview import Overview
 from litefs.proxying import Proxying
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
@@ -93,6 +94,7 @@ class Node:
         self._signal = signal.SIGTERM
         self._catalog = StoreCatalog(data)
         self._supervisor = Supervisor([])
+        self._manager = Notifier.taken_from(os.environ)
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
         self._security = Security.of(config)
@@ -172,6 +174,7 @@ class Node:
         gone, http_stop = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._signals)
+            nursery.start_soon(self._manager.run, self._status)
             grant = self._leading.grant()
             self.roles.begin(grant)
             if grant:
@@ -184,12 +187,8 @@ class Node:
                 return 0
             if grant:
                 await self.roles.settled()
-            app = create_app(
-                self._shown,
-                self._security.tokens,
-                self._proxying.routes,
-                open_health=self._config.http.open_health,
-            )
+            routes, health = self._proxying.routes, self._config.http.open_health
+            app = create_app(self._shown, self._security.tokens, routes, open_health=health)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
             for task in (*tasks, self._events.run, self._probe.run):
@@ -201,6 +200,7 @@ class Node:
             nursery.start_soon(self._proxying.run)
             await nursery.start(self._leading.run)
             code = await self._application(supervisor)
+            self._manager.stopping()
             self.roles.stopping = True
             await self._leading.stop()  # the next primary still has to be sent what it lacks
             self._events.hub.close()
@@ -221,6 +221,7 @@ class Node:
                 else:
                     await self._caught_up()
                 log.info("ready as %s", self.roles.role)
+                self._manager.ready()
                 self._proxying.begin()
                 code = await supervisor.run(self._config.lease.candidate)
                 await self._proxying.finish()
@@ -236,6 +237,12 @@ class Node:
             if not self._ready.is_set():
                 nursery.cancel_scope.cancel()
         return code
+
+    def _status(self) -> str:
+        """The role in a few words, for the service manager."""
+        if self.roles.role is Role.PRIMARY:
+            return f"primary of term {self.roles.term}"
+        return f"replica of {self.roles.primary}" if self.roles.primary else "replica without a primary"
 
     async def _caught_up(self) -> None:
         """Wait until all that the primary has is here; then take its role, if the configuration says so."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from litefs import logs
-from litefs.config import LogConfig
+from litefs.config_sections import LogConfig
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's tree without anything built, as a fresh clone has it."""
     tree = tmp_path_factory.mktemp("source") / "litefs"
     tree.mkdir()
-    for name in ("litefs", "tests", "tools", "benchmarks", "docs"):
+    for name in ("litefs", "tests", "tools", "benchmarks", "deploy", "docs"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith("."):
@@ -47,12 +48,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built with the tools of this environment: the build needs no network."""
+    """The wheel, built with the tools of this environment: the build needs no network, and of the tree
+    only what deploy/docker/Dockerfile copies."""
+    tree = tmp_path_factory.mktemp("context")
+    for line in re.findall(r"(?m)^COPY (?!--)(.+) \S+$", (source / "deploy/docker/Dockerfile").read_text()):
+        for name in line.split():
+            copy = shutil.copytree if (source / name).is_dir() else shutil.copy
+            copy(source / name, tree / name)
     target = tmp_path_factory.mktemp("wheel")
     # Quick to compile: what is tested is the packing.
     environment = {**os.environ, "CFLAGS": "-O0", "LITEFS_COMMIT": COMMIT}
     pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", target, ".")
-    run(*pip, cwd=source, environment=environment)
+    run(*pip, cwd=tree, environment=environment)
     (built,) = target.glob("*.whl")
     return built
 

@@ -32,6 +32,7 @@ missing_packages() {
     command -v sqlite3 >/dev/null || echo sqlite3
     command -v fusermount3 >/dev/null || echo fuse3
     command -v ip >/dev/null && command -v tc >/dev/null || echo iproute2
+    command -v systemd-analyze >/dev/null || echo systemd
     command -v nsenter >/dev/null || echo util-linux
     command -v chromium >/dev/null || echo chromium
     command -v wrk >/dev/null || echo wrk

@@ -14,7 +14,7 @@ import trio
 
 from litefs.cluster.insync import InSync, Standing
 from litefs.cluster.sessions import Session, find_heir
-from litefs.config import ReplicationConfig
+from litefs.config_sections import ReplicationConfig
 from litefs.errors import NotPrimary, PeerError, StreamEnded
 from litefs.link.messages import Replication
 from litefs.link.rules import SyncRule, SyncRules

@@ -135,7 +135,7 @@ def create_app(
     open_health: bool = True,
 ) -> LiteFSApp:
     """The node's HTTP API, for those with a token if one is required; ``routes`` are paths that other
-    applications answer; ``open_health``: whether the node is well may be asked without a token."""
+    applications answer; ``open_health``: whether the node is well may be asked without one."""
     from litefs.server import (
         admin,
         drop,

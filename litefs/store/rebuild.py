@@ -44,7 +44,7 @@ def file_checksums(path: Path, page_size: int, page_count: int) -> bytes:
 class Overlay:
     """The logged page images that a file lacks.
 
-    A context; first ``collect`` or ``collect_missing``, then ``write``.
+    A context; first one of the methods that collect, then ``write``.
     """
 
     def __init__(self, log: Path, page_size: int, commit: int) -> None:
@@ -76,6 +76,11 @@ class Overlay:
                 if wanted != sums.get(pgno):
                     self._images[pgno] = image
                     sums.load(pgno, wanted.to_bytes(8, "little"))
+
+    def collect_all(self, after_txid: int, upto_txid: int) -> None:
+        """Take the newest image of every page that these transactions changed. Raises as ``collect``."""
+        newest = self._newest(after_txid, upto_txid)
+        self._images = {pgno: image for pgno, image in newest if pgno <= self._commit}
 
     def collect_missing(self, after_txid: int, upto_txid: int, sums: PageSums, path: Path) -> None:
         """Find pages with an image of these transactions that the file at ``path`` does not hold as ``sums``

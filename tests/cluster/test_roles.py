@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from litefs.cli.main import main
 from tests.support.node import Node, pages_equal, wait_equal, wait_present
 from tests.support.processes import Client, ClientError, spawn, wait_until
 
@@ -243,12 +244,15 @@ def test_the_fs_process_dies_in_a_promotion(pair: Pair, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_only_the_old_primary_has_is_kept_aside(pair: Pair, mode: str) -> None:
+def test_what_only_the_old_primary_has_is_kept_aside(
+    pair: Pair, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     create(pair, mode)
     wait_equal(pair.primary, pair.replica, "a.db")
     pair.replica.steer("follow", None, pair.term)
     with sql(pair.primary) as client, sql(pair.primary, readonly=True) as reader:
         client.call("script", statements=[INSERT] * 3)
+        had = client.call("execute", statement="SELECT id, hex(a) FROM t")
         pair.primary.steer("demote")
         pair.primary, pair.replica = pair.replica, pair.primary
         pair.lead()
@@ -258,8 +262,14 @@ def test_what_only_the_old_primary_has_is_kept_aside(pair: Pair, mode: str) -> N
         assert reader.call("execute", statement=COUNT) == [[4]]
         with pytest.raises(ClientError):
             client.call("execute", statement=INSERT)
-    kept = [path.name for path in (pair.replica.data / "lost").iterdir()]
-    assert any("diverged" in name for name in kept), kept
+    (kept,) = (pair.replica.data / "lost").glob("*-diverged")
+    # As docs/disaster-recovery.md says.
+    now, old = (str(pair.replica.root / name) for name in ("now.db", "old.db"))
+    assert main(["export", "-url", pair.primary.url, "-name", "a.db", now]) == 0
+    assert main(["lost", "salvage", "-base", now, str(kept), old]) == 0
+    assert "exactly" in capsys.readouterr().out
+    with contextlib.closing(sqlite3.connect(old)) as salvaged:
+        assert [[*row] for row in salvaged.execute("SELECT id, hex(a) FROM t")] == had
 
 
 def test_who_begins_a_transaction_on_a_demoted_node_loses_its_connection(pair: Pair) -> None:
