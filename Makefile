@@ -13,7 +13,8 @@ TEST_WORKERS ?= 2
 SOAK_ROUNDS ?= 500
 SOAK_SECONDS ?= 28800
 # whatever LITEFS_SOAK lengthens
-SOAK_TESTS ?= tests/crash tests/model tests/cluster tests/fs/test_super_crash.py tests/cluster_unit/test_lease_faults.py
+SOAK_TESTS ?= tests/crash tests/model tests/cluster tests/fs/test_super_crash.py \
+	tests/cluster_unit/test_lease_faults.py tests/product
 FUZZ_SECONDS ?= 3600
 # SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
 BOUNDED = timeout --foreground --signal=INT --kill-after=60

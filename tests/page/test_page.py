@@ -116,6 +116,15 @@ def test_commits_move_the_page(
     assert second.page.locator("#nodes a").get_attribute("href") == f"{primary.url}/"
     second.wait_text("#lag-now", "s")
 
+    visit.page.get_by_role("button", name="Pause").click()
+    visit.wait_text("#events-state", "paused, 0 events since")
+    shown = visit.text("#events-list")
+    insert(writer, 3)
+    visit.wait_text("#events-state", "paused, 3 events since")
+    assert visit.text("#events-list") == shown
+    visit.page.get_by_role("button", name="Go on").click()
+    visit.wait_text("#events-list", f"TXID {position.txid + 3:x}")
+
     assert second.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 21, 27)"
     visit.shoot(tmp_path / "primary.png")
     second.shoot(tmp_path / "replica-400-dark.png")

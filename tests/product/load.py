@@ -13,30 +13,37 @@ import httpx
 from tests.support.processes import end, spawn
 
 SCRIPT = Path(__file__).with_name("load.lua")
-CONNECTIONS = 8
 
 
 class Load:
-    """``count`` requests to ``browser``'s URL with its session, three of four of them writes."""
+    """``count`` requests to ``browser``'s URL with its session, three of four of them writes, over so many
+    connections; all are done within ``seconds``."""
 
     def __init__(
-        self, browser: httpx.Client, prefix: str, count: int, directory: Path, seconds: float
+        self,
+        browser: httpx.Client,
+        prefix: str,
+        directory: Path,
+        *,
+        count: int,
+        connections: int,
+        seconds: float,
     ) -> None:
         tool = shutil.which("wrk")
         assert tool, "no wrk: run tools/setup.sh, or apt-get install wrk"
         self._prefix = prefix
-        self._files = [directory / f"{prefix}.{number}" for number in range(CONNECTIONS)]
+        self._files = [directory / f"{prefix}.{number}" for number in range(connections)]
         self._deadline = time.monotonic() + seconds
         self._log = (directory / f"{prefix}.out").open("wb")
         cookies = "; ".join(f"{key}={browser.cookies[key]}" for key in ("sessionid", "csrftoken"))
         threads = (
-            f"-t{CONNECTIONS}",
-            f"-c{CONNECTIONS}",
+            f"-t{connections}",
+            f"-c{connections}",
             f"-d{int(seconds)}s",
             "--timeout",
             f"{int(seconds)}s",
         )
-        quota, files = str(count // CONNECTIONS), str(directory / prefix)
+        quota, files = str(count // connections), str(directory / prefix)
         arguments = (prefix, quota, cookies, browser.cookies["csrftoken"], files)
         command = [tool, *threads, "-s", str(SCRIPT), str(browser.base_url), "--", *arguments]
         self._process = spawn(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT)
@@ -61,7 +68,7 @@ class Load:
     def finish(self) -> dict[str, int | None]:
         """Wait until every connection has had its answers; returns the status of each request by its name,
         None where there was no answer."""
-        while sum(what == "done" for _, what in self.lines()) < CONNECTIONS:
+        while sum(what == "done" for _, what in self.lines()) < len(self._files):
             assert time.monotonic() < self._deadline, f"only {self.answered} requests were answered"
             assert self._process.poll() is None, "wrk ended early"
             time.sleep(0.05)

@@ -28,7 +28,7 @@ _SETTINGS = """
 import os
 from stock.settings import *
 DATABASES["default"]["NAME"] = os.environ["PRODUCT_DATABASE"]
-DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 30}
+DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 120}
 ALLOWED_HOSTS = ["127.0.0.1"]
 DEBUG = False
 LOGGING = {
@@ -39,7 +39,8 @@ LOGGING = {
 """
 """Over the settings of the stock project: where the database is, and what a deployment must set. Django's
 notes on SQLite advise ``IMMEDIATE`` where several clients write: else one that has read before it writes is
-told at once that the database is locked, on any file system."""
+told at once that the database is locked, on any file system. SQLite does not wait for locks in turn, so under
+steady load some writer waits for many others."""
 
 
 class Product:

@@ -15,11 +15,12 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.product.load import CONNECTIONS, Load
+from tests.product.load import Load
 from tests.product.product import PASSWORD, Product, submit
 
 REQUESTS = 10_000 if "LITEFS_SOAK" in os.environ else 400
 LOAD_SECONDS = REQUESTS / 10 + 60
+CONNECTIONS = 8
 UPLOAD = 50 << 20
 
 
@@ -109,8 +110,16 @@ def test_a_planned_handoff_under_load_fails_no_request(product: Product, tmp_pat
         loads = []
         for name in proxies:
             session = stack.enter_context(product.login(name))
-            loads.append(Load(session, f"planned-{name}", REQUESTS // 2, tmp_path, LOAD_SECONDS))
-            stack.callback(loads[-1].close)
+            load = Load(
+                session,
+                f"planned-{name}",
+                tmp_path,
+                count=REQUESTS // 2,
+                connections=CONNECTIONS // 2,
+                seconds=LOAD_SECONDS,
+            )
+            loads.append(load)
+            stack.callback(load.close)
         for load in loads:
             load.await_answers(REQUESTS // 8)
         product.nodes[old].post("/handoff")
@@ -128,7 +137,9 @@ def test_a_kill_under_load_fails_only_what_was_in_flight(product: Product, tmp_p
     victim = product.await_replicas()
     through = product.replicas()[0]
     with product.login(through) as session:
-        load = Load(session, "killed", REQUESTS, tmp_path, LOAD_SECONDS)
+        load = Load(
+            session, "killed", tmp_path, count=REQUESTS, connections=CONNECTIONS, seconds=LOAD_SECONDS
+        )
         try:
             load.await_answers(REQUESTS // 4)
             product.kill(victim)

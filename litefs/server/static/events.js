@@ -43,17 +43,14 @@ const TEXTS = {
 
 export class EventLog {
   constructor(list, state, pause) {
-    Object.assign(this, { list, state, pause, entries: [], open: new Map(), scheduled: 0, unseen: 0, status: "" });
+    Object.assign(this, { list, state, entries: [], open: new Map(), scheduled: 0, status: "" });
+    Object.assign(this, { paused: false, unseen: 0 });
     pause.addEventListener("click", () => {
-      pause.setAttribute("aria-pressed", String(!this.paused));
+      this.paused = !this.paused;
       setText(pause, this.paused ? "Go on" : "Pause");
       this.unseen = 0;
       this.schedule();
     });
-  }
-
-  get paused() {
-    return this.pause.getAttribute("aria-pressed") === "true";
   }
 
   /** Where the stream stands, in words. */

@@ -91,8 +91,7 @@ function connection(age) {
   const since = state.answer ? ` What is shown is of ${clock(date)}, ${span(age / 1000)} ago.` : "";
   if (trouble instanceof Refused && trouble.status === 401) return null;
   if (trouble instanceof Refused) {
-    const why = trouble.status === 403 ? "This token may not see the node's status" : "The node answers with an error";
-    return { level: "bad", text: `${why} (${trouble.status}: ${trouble.message}).${since}` };
+    return { level: "bad", text: `The node answers with an error (${trouble.status}: ${trouble.message}).${since}` };
   }
   if (trouble || (state.answer && age > OLD_MS)) return { level: "bad", text: `The node does not answer.${since}` };
   return null;
@@ -189,12 +188,8 @@ async function followEvents() {
     try {
       await events(stream.signal, opened, (event) => log.add(event));
       log.say("interrupted");
-    } catch (error) {
+    } catch {
       if (stream.signal.aborted) return;
-      if (error instanceof Refused && error.status === 403) {
-        log.say("this token may not see events");
-        return;
-      }
       log.say("interrupted");
     }
     await new Promise((resolve) => setTimeout(resolve, wait));
