@@ -124,15 +124,29 @@ def text(message: str, status: int = 200) -> Response:
 def create_app(node: NodeView, tokens: Tokens | None = None, *, open_health: bool = True) -> LiteFSApp:
     """The node's HTTP API, for those with a token if one is required; ``open_health``: whether the node is
     well may be asked without one."""
-    from litefs.server import admin, events, halt, health, metrics, positions, replication, roles, status
+    from litefs.server import (
+        admin,
+        debug,
+        events,
+        halt,
+        health,
+        metrics,
+        openapi,
+        positions,
+        replication,
+        roles,
+        status,
+    )
     from litefs.server.access import TokenWall
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
+    debug.register(app, node)
     events.register(app, node)
     halt.register(app, node)
     health.register(app, node)
     metrics.register(app, node)
+    openapi.register(app)
     positions.register(app, node)
     replication.register(app, node)
     roles.register(app, node)
