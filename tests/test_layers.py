@@ -22,7 +22,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"store", "link"}),
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "notify", "proxy", "server", "supervise"}),
-    frozenset({"copies", "figures", "guard", "halt", "housekeeping", "mountprobe", "replica", "security"}),
+    frozenset(
+        {
+            "copies",
+            "figures",
+            "guard",
+            "halt",
+            "housekeeping",
+            "lockview",
+            "mountprobe",
+            "replica",
+            "security",
+        }
+    ),
     frozenset({"rolechange", "takeback"}),
     frozenset({"eventfeed", "forwarding", "leading", "overview"}),
     frozenset({"answers"}),
