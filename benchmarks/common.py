@@ -30,7 +30,6 @@ from litefs.bench import machine  # noqa: E402
 from tests.support.node import Node, wait_present  # noqa: E402
 from tests.support.processes import MARKER  # noqa: E402
 
-
 CLIENT_SECONDS = 120.0
 """Bound of one client run."""
 

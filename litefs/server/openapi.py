@@ -70,9 +70,7 @@ ENDPOINTS = (
         query={**_NAME, "check": _CHECK},
         errors=(404, 500),
     ),
-    Endpoint(
-        "delete", "/db/{name}", "Remove a database from the primary, and so from all.", errors=(404, 503)
-    ),
+    Endpoint("delete", "/db/{name}", "Remove a database, from all nodes.", errors=(404, 503)),
     Endpoint("get", "/db/{name}/pos", "The position of a database.", errors=(404,)),
     Endpoint(
         *("get", "/db/{name}/wait", "Wait until readers here see a transaction; the position then."),
