@@ -146,3 +146,16 @@ def test_links_of_the_other_pages_lead_to_files(name: str) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / name).read_text())
     missing = [one for one in targets if "://" not in one and not (ROOT / unquote(one)).exists()]
     assert not missing
+
+
+def test_the_architecture_names_every_module_and_package() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    units = [
+        path
+        for path in (ROOT / "litefs").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    named = {
+        f"{path.name}/" if path.is_dir() else path.name for path in units if not path.name.startswith("__")
+    }
+    assert not [name for name in named if f"`{name}`" not in text and not name.startswith("config_")]
