@@ -23,7 +23,8 @@ from tools import reference
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"(?m)^```(\w*) ?(\S*)\n((?:.*\n)*?)^```$")
-GUIDE_SECONDS = 100
+GUIDE_SECONDS = 170
+"""A bound, not an expectation: the machine may be busy with other things."""
 
 
 def blocks(path: Path) -> list[tuple[str, str, str]]:
@@ -40,6 +41,7 @@ def matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed) is not None
 
 
+@pytest.mark.timeout(GUIDE_SECONDS + 30)
 def test_getting_started(tmp_path: Path, network: Network) -> None:
     """All commands, in one shell and on a machine of their own, each with what the page shows below it."""
     steps: list[tuple[str, str | None]] = []
