@@ -3,6 +3,8 @@ behind a real HTTP/2 server."""
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import trio
 import trio.testing
@@ -103,6 +105,32 @@ async def test_bodies_and_tunnels_are_forwarded_as_they_come() -> None:
             assert await client.stream.receive_some(100) == word.upper()
         await client.stream.send_eof()
         assert await client.ended()
+
+
+@in_trio
+async def test_an_upload_that_nobody_reads_holds_up_no_other_write() -> None:
+    """Nor does a response that its client does not read."""
+    echo = Echo()
+
+    async def choosy(stream: trio.SocketStream) -> None:
+        first = await stream.socket.recv(4, socket.MSG_PEEK)
+        if first == b"PUT ":
+            await trio.sleep_forever()
+        elif first == b"POST":
+            await echo(stream)
+        else:
+            await stream.receive_some(65536)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(99999999))
+
+    async with running(choosy) as primary, running(Echo(), replica_of(primary)) as replica:
+        upload, download = await replica.connect(), await replica.connect()
+        await upload.send("PUT / HTTP/1.1\nHost: h\nContent-Length: 99999999\n\n")
+        replica.nursery.start_soon(upload.stream.send_all, bytes(99999999))
+        await download.send("DELETE / HTTP/1.1\nHost: h\n\n")
+        await trio.sleep(0.5)
+        for number in range(5):
+            assert await post(replica, f"/{number}") == (200, f"POST /{number} ")
+        replica.nursery.cancel_scope.cancel()
 
 
 @in_trio
