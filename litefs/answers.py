@@ -15,11 +15,13 @@ from litefs.errors import NotPrimary
 from litefs.figures import Figures
 from litefs.halt.node import Halts
 from litefs.leading import Leading
+from litefs.meters import Meters
 from litefs.overview import Overview
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
+from litefs.server.event_hub import EventHub
 from litefs.server.status_format import Status
-from litefs.server.view import DatabaseInfo, Export, HaltGrant
+from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
 from litefs.store.paths import DataDir
 from litefs.store.reader import Entry
 from litefs.stream.catalog import StoreCatalog
@@ -43,6 +45,7 @@ class Parts:
     leading: Leading
     figures: Figures
     overview: Overview
+    events: EventHub
     halts: Halts
     take_back: TakeBack
 
@@ -90,11 +93,21 @@ class Answers:
         return self._parts.catalog
 
     @property
+    def events(self) -> EventHub:
+        return self._parts.events
+
+    @property
     def lag_seconds(self) -> float | None:
         return self._parts.overview.lag()
 
     def databases(self) -> list[DatabaseInfo]:
         return self._parts.figures.databases()
+
+    def meters(self) -> Meters:
+        return self._parts.figures.meters()
+
+    def figures(self) -> NodeFigures:
+        return self._parts.overview.figures()
 
     def status(self, databases: Sequence[DatabaseInfo]) -> Status:
         return self._parts.overview.status(databases)
@@ -141,3 +154,6 @@ class Answers:
 
     async def export_database(self, name: str) -> Export:
         return await self._copies.export_database(name)
+
+    async def drop_database(self, name: str) -> None:
+        await self._copies.drop_database(name)

@@ -255,7 +255,10 @@ def load(path: str | None = None, *, expand_env: bool = True) -> LoadedConfig:
         else:
             config, raw = parse(text, candidate, os.environ if expand_env else None)
             return LoadedConfig(config, os.path.abspath(candidate), raw)
-    raise ConfigError(f"config file not found; looked for {', '.join(Config.SEARCH_PATH)}")
+    raise ConfigError(
+        f"config file not found; looked for {', '.join(Config.SEARCH_PATH)}. Name one by -config PATH, or "
+        "try `litefs mount -dir DIR`, which needs none"
+    )
 
 
 def parse(text: str, origin: str, environment: Mapping[str, str] | None) -> tuple[Config, dict[str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import AsyncIterable, Iterator
@@ -12,7 +13,7 @@ import trio
 
 from litefs.apply.ownprocess import call
 from litefs.apply.transfer import export_file, import_file
-from litefs.errors import DatabaseNotFound
+from litefs.errors import DatabaseNotFound, NotPrimary
 from litefs.server.view import Export
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
@@ -52,6 +53,19 @@ class Copies:
         if self._data.database_dir(name).name not in self._catalog.sources():
             raise DatabaseNotFound("database not found")
         return await trio.to_thread.run_sync(self._export, name, limiter=self._limiter)
+
+    async def drop_database(self, name: str) -> None:
+        """Remove *name*, as ``rm`` on the mount does. Raises DatabaseNotFound, InvalidName, NotPrimary,
+        OSError."""
+        path = self._mount / self._data.database_dir(name).name
+        try:
+            await trio.to_thread.run_sync(os.unlink, path, limiter=self._limiter)
+        except FileNotFoundError:
+            raise DatabaseNotFound(f"{name}: database not found") from None
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                raise NotPrimary(f"{name}: this node is not the primary any more") from None
+            raise
 
     def _export(self, name: str) -> Export:
         with self._scratch() as scratch:

@@ -9,7 +9,9 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
+from litefs.link.messages import Measured
 from litefs.link.rules import SyncRules
+from litefs.meters import METERS, Meters
 from litefs.server.view import DatabaseInfo
 from litefs.stream.catalog import StoreCatalog, StoreSource
 
@@ -23,6 +25,7 @@ class _Usage:
     at: float
     segments: int
     size: int
+    first_txid: int
 
 
 @dataclass(slots=True)
@@ -43,6 +46,8 @@ class Figures:
         self._catalog = catalog
         self._rules = rules
         self._seen: dict[str, _Seen] = {}
+        self._fs = Meters()
+        """What the fs process has told of."""
         self._generation = -1
         catalog.listen(self._follow)
 
@@ -66,6 +71,21 @@ class Figures:
             _, timestamp, *_ = source.header()
             self._of(name, source).lag = max(0.0, time.time() - timestamp / 1000)
 
+    def measured(self, message: Measured) -> None:
+        """The fs process has measured something."""
+        for name, (buckets, total) in message.times.items():
+            self._fs.times[name].merge(buckets, total)
+        for database, counts in message.counts.items():
+            for name, count in counts.items():
+                self._fs.counts[name][database] += count
+
+    def meters(self) -> Meters:
+        """What both processes have counted and timed."""
+        found = Meters()
+        found.merge(METERS)
+        found.merge(self._fs)
+        return found
+
     def databases(self) -> list[DatabaseInfo]:
         """All of them, by name; a database that is being recovered is left out. Reads files, and may wait for
         a second: for a worker thread."""
@@ -77,7 +97,8 @@ class Figures:
         return found
 
     def _database(self, name: str, source: StoreSource) -> DatabaseInfo:
-        position, _, page_size, pages = source.header()
+        point, _, page_size, pages = source.header()
+        position = point.position
         seen = self._of(name, source)
         seen.first_txid = min(seen.first_txid, position.txid)  # lost to another history
         usage, now = seen.usage, time.monotonic()
@@ -91,6 +112,7 @@ class Figures:
             commits=position.txid - seen.first_txid,
             log_segments=usage.segments,
             log_bytes=usage.size,
+            first_txid=usage.first_txid,
             damaged=source.damaged,
             sync=self._rules.required(name),
             lag=seen.lag,
@@ -103,13 +125,16 @@ class Figures:
         return seen
 
 
-def _log_usage(directory: Path) -> tuple[int, int]:
-    """Files and bytes of a log; those that retention deletes meanwhile do not count."""
+def _log_usage(directory: Path) -> tuple[int, int, int]:
+    """Files and bytes of a log, and the first TXID in it; files that retention deletes meanwhile do not
+    count."""
     count = size = 0
+    first = ""
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:
             if entry.name.endswith(".seg"):
                 with contextlib.suppress(FileNotFoundError):
                     size += entry.stat().st_size
                     count += 1
-    return count, size
+                    first = min(first or entry.name, entry.name)
+    return count, size, int(first.removesuffix(".seg"), 16) if first else 0

@@ -272,4 +272,7 @@ def prepare_mountpoint(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as exc:
-        raise MountError(f"cannot create mount point {path}: {exc.strerror}") from exc
+        raise MountError(
+            f"cannot create mount point {path}: {exc.strerror}; fuse.dir has to name a directory, or a place "
+            "where this user may make one"
+        ) from exc

@@ -16,9 +16,11 @@ from litefs.apply.publish import Publisher
 from litefs.apply.retire import MountGuard
 from litefs.apply.transfer import empty_wal
 from litefs.errors import LiteFSError
+from litefs.meters import METERS
 from litefs.store.dropped import reap_dropped
 from litefs.store.paths import DataDir
 from litefs.store.retention import reap
+from litefs.store.segments import list_segments
 from litefs.store.sums import SumsFile
 from litefs.stream.catalog import StoreCatalog
 
@@ -231,4 +233,5 @@ class Retention:
             log.warning("%s: retention: %s", name, exc)
             return
         if removed:
+            METERS.reaped[name] += list_segments(directory.log)[0][0] - int(removed[0].stem, 16)
             log.debug("%s: removed %d log segments", name, len(removed))

@@ -21,6 +21,7 @@ from litefs.cluster.follow import Callbacks
 from litefs.cluster.replicas import Replicas, sync_rules
 from litefs.config import Config
 from litefs.errors import LiteFSError
+from litefs.eventfeed import EventFeed
 from litefs.figures import Figures
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
@@ -40,6 +41,7 @@ from litefs.link.messages import (
     Lag,
     LogOptions,
     Loose,
+    Measured,
     Mounted,
     Opened,
     Staged,
@@ -120,6 +122,7 @@ class Node:
         self._take_back = TakeBack(data, self._security, lambda: self.identity, timeout)
         watched = self._guard.mount_guard
         self._figures = Figures(self._catalog, self.replicas.rules)
+        self._events = EventFeed(data, self._catalog, self.roles)
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
         self._halts = Halts(
             data,
@@ -171,7 +174,7 @@ class Node:
             app = create_app(self._answers(), self._security.tokens)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
-            for task in tasks:
+            for task in (*tasks, self._events.run):
                 nursery.start_soon(task)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
@@ -181,6 +184,7 @@ class Node:
             code = await self._application(supervisor)
             self.roles.stopping = True
             await self._leading.stop()  # the next primary still has to be sent what it lacks
+            self._events.hub.close()
             http_stop.set()
             await self._leave(gone)
             nursery.cancel_scope.cancel()
@@ -255,6 +259,7 @@ class Node:
             self._leading,
             self._figures,
             Overview(
+                self._data,
                 self._config,
                 lambda: self.identity,
                 self.roles,
@@ -262,6 +267,7 @@ class Node:
                 self.replicas,
                 self._ready.is_set,
             ),
+            self._events.hub,
             self._halts,
             self._take_back,
         )
@@ -306,6 +312,7 @@ class Node:
 
     async def _role_changed(self, role: Role) -> None:
         self._leading.changed(role)
+        self._events.role_changed()
         if role is Role.PRIMARY:
             self._ready.set()
         else:
@@ -323,6 +330,8 @@ class Node:
                 self._watch.loose(message.name)
             case Holding():
                 self.replicas.holding(message.hold)
+            case Measured():
+                self._figures.measured(message)
             case Dropped():
                 self._dropped(message.name)
             case Forgotten():
@@ -373,9 +382,11 @@ class Node:
     def _connected(self, hello: Hello) -> None:
         self._leading.saw_term(hello.identity.term)
         self.roles.connected(hello.identity.hostname, hello.identity.term)
+        self._events.role_changed()
 
     def _disconnected(self, error: LiteFSError | None) -> None:
         self.roles.disconnected()
+        self._events.role_changed()
 
     def _applied(self, name: str, position: Position) -> None:
         if position == ZERO:
@@ -402,8 +413,14 @@ class Node:
 
 
 async def _main(config: Config, command: list[str] | None) -> int:
-    data = DataDir(config.data.dir)
-    lock_fd = data.lock()
+    try:
+        data = DataDir(config.data.dir)
+        lock_fd = data.lock()
+    except OSError as error:
+        raise LiteFSError(
+            f"cannot use the data directory {config.data.dir}: {error.strerror}; let this user write there, "
+            "or choose another data.dir in litefs.yml"
+        ) from error
     raise_file_limit()
     try:
         return await Node(config, data, lock_fd).run(command)

@@ -13,7 +13,9 @@ from litefs.config import Config
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
 from litefs.server.status_format import DatabaseStatus, NodeStatus, PrimaryStatus, ReplicaStatus, Status
-from litefs.server.view import DatabaseInfo
+from litefs.server.view import DatabaseInfo, NodeFigures
+from litefs.store.lost import lost_names
+from litefs.store.paths import DataDir
 from litefs.stream.acks import ReplicaInfo
 from litefs.stream.handshake import format_node_id
 from litefs.stream.protocols import Identity
@@ -26,6 +28,7 @@ class Overview:
 
     def __init__(
         self,
+        data: DataDir,
         config: Config,
         identity: Callable[[], Identity],
         roles: RoleChanges,
@@ -34,6 +37,7 @@ class Overview:
         caught_up: Callable[[], bool],
     ) -> None:
         """``caught_up``: whether this node has had all that the primary had once, or was primary itself."""
+        self._data = data
         self._config = config
         self._identity = identity
         self._roles = roles
@@ -66,6 +70,12 @@ class Overview:
         if not self._roles.leads and self._roles.primary is None:
             return ["it is not connected to a primary"]
         return []
+
+    def figures(self) -> NodeFigures:
+        """The node in figures; reads a directory."""
+        return NodeFigures(
+            self._identity().term, self._roles.role_changes, not self.unready(), len(lost_names(self._data))
+        )
 
     def primary(self) -> PrimaryStatus | None:
         """The primary as this node knows it."""

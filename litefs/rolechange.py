@@ -74,6 +74,8 @@ class RoleChanges:
         self.role = Role.NONE
         self.leads = False
         self.term = 0
+        self.role_changes = 0
+        """How often this node came to serve as primary, or ceased to, since its start."""
         self.primary: str | None = None
         """Hostname of the primary that this node is connected to."""
         self.held_up: list[str] = []
@@ -171,6 +173,7 @@ class RoleChanges:
             return
         if self.role is Role.PRIMARY:
             self._replicas.mounted(primary=True)  # the fs process begins every role without knowing of them
+            self.role_changes += not self.leads
             self.leads = True
         elif not self._attached:
             self._spawn(self._attach, self._life)
@@ -328,6 +331,7 @@ class RoleChanges:
         if told := self.role is Role.PRIMARY:
             log.warning("no longer primary: %s", reason)
             self._fenced, self._set = trio.Event(), trio.Event()
+            self.role_changes += self.leads
             self.role, self.leads, self._is_frozen, self._deadline_ns = Role.REPLICA, False, False, 0
             self._replicas.end()
             self._catalog.notify()

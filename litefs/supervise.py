@@ -197,7 +197,10 @@ def _start(argv: list[str]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=_die_with(os.getpid()))
     except (OSError, subprocess.SubprocessError) as error:
-        raise CommandFailed(f"cannot start {argv[0]!r}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CommandFailed(
+            f"cannot start {argv[0]!r}: {reason}; exec takes a program of $PATH or its whole path"
+        ) from None
 
 
 async def _wait(child: subprocess.Popen[bytes]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 import trio
@@ -134,10 +135,14 @@ class FakeNode:
     cut: bool = False
     """Stop in the middle of an export."""
     url: str = ""
+    checks: list[str] = field(default_factory=list)
+    """The parameter ``check`` of each request."""
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         assert scope["type"] == "http"
-        name = scope["query_string"].decode().removeprefix("name=")
+        query = parse_qs(scope["query_string"].decode())
+        name = query.get("name", [""])[0]
+        self.checks.append(query.get("check", [""])[0])
         if scope["http_version"] != "2":
             await self._answer(send, 426, b"HTTP/2 required\n")
         elif scope["path"] == "/info":
@@ -244,13 +249,6 @@ def test_import_reports_the_nodes_refusal(node: FakeNode, database: Path) -> Non
         import_database(Connection(node.url), "a.db", database)
 
 
-def test_import_sends_nothing_to_a_replica(node: FakeNode, database: Path) -> None:
-    node.primary = "other"
-    with pytest.raises(PeerError, match=r"is not the primary, which is other"):
-        import_database(Connection(node.url), "a.db", database)
-    assert not node.databases
-
-
 def test_a_failed_export_touches_nothing(node: FakeNode, database: Path, tmp_path: Path) -> None:
     before = database.read_bytes()
     database.with_name("source.db-wal").write_bytes(b"x")
@@ -266,6 +264,31 @@ def test_a_failed_export_touches_nothing(node: FakeNode, database: Path, tmp_pat
         export_database(Connection(node.url), "a.db", tmp_path / "missing" / "f")
     assert database.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.db", "source.db-wal"]
+
+
+def test_a_damaged_export_replaces_nothing(
+    node: FakeNode, database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = database.read_bytes()
+    damaged = bytearray(whole)
+    damaged[4096:4196] = b"x" * 100  # the table's root page
+    node.databases = {"a.db": bytes(damaged)}
+    target = tmp_path / "target.db"
+    target.write_bytes(b"old")
+    export = ["export", "-url", node.url, "-name", "a.db"]
+    assert main([*export, str(target)]) == 1
+    assert "is damaged: " in capsys.readouterr().err
+    assert target.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.db", "target.db"]
+    assert main([*export, "-no-check", str(target)]) == 0
+    assert target.read_bytes() == damaged
+
+
+def test_an_import_may_ask_for_no_check(node: FakeNode, database: Path) -> None:
+    line = ["import", "-url", node.url, "-name", "a.db"]
+    assert main([*line, str(database)]) == 0
+    assert main([*line, "--no-check", str(database)]) == 0
+    assert node.checks == ["", "", "", "0"], "a greeting before each"
 
 
 def test_an_export_takes_the_old_wal_away(node: FakeNode, database: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "litefs"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
-    frozenset({"clock", "types", "errors", "mountinfo", "version"}),
+    frozenset({"clock", "types", "errors", "meters", "mountinfo", "version"}),
     frozenset({"client"}),
     frozenset({"config_types", "bench"}),
     frozenset({"config_yaml"}),
@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"fs", "cluster", "server", "supervise"}),
     frozenset({"copies", "figures", "guard", "halt", "housekeeping", "replica", "security"}),
     frozenset({"rolechange", "takeback"}),
-    frozenset({"leading", "overview"}),
+    frozenset({"eventfeed", "leading", "overview"}),
     frozenset({"answers"}),
     frozenset({"node"}),
     frozenset({"cli"}),

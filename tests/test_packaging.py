@@ -18,6 +18,9 @@ ROOT = Path(__file__).parent.parent
 BUILD_SECONDS = 600
 """A bound, not an expectation: all kernels are compiled again."""
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""What the build is told: the copy of the tree has no repository."""
+
 _LEFT_OUT = ("*.so", "*.c", "__pycache__", "*.egg-info", ".*")
 
 
@@ -47,7 +50,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built with the tools of this environment: the build needs no network."""
     target = tmp_path_factory.mktemp("wheel")
     # Quick to compile: what is tested is the packing.
-    environment = {**os.environ, "CFLAGS": "-O0"}
+    environment = {**os.environ, "CFLAGS": "-O0", "LITEFS_COMMIT": COMMIT}
     pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", target, ".")
     run(*pip, cwd=source, environment=environment)
     (built,) = target.glob("*.whl")
@@ -78,7 +81,7 @@ def test_the_wheel_installs_in_a_clean_environment(source: Path, wheel: Path, tm
     version = tomllib.loads((source / "pyproject.toml").read_text())["project"]["version"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     output = run(tmp_path / "venv/bin/litefs", "version", cwd=tmp_path, environment=environment)
-    assert output == f"LiteFS v{version}\n"
+    assert output == f"LiteFS v{version}, commit={COMMIT}\n"
     alone = kernels(source) - {"fuseloop", "openinfo"}  # these import trio and pyfuse3
     imports = "; ".join(f"import litefs._core.{kernel}" for kernel in sorted(alone))
     run(python, "-c", imports, cwd=tmp_path, environment=environment)

@@ -23,6 +23,7 @@ from litefs.apply.state import DatabaseState, lay_records, put_in_place, rebuild
 from litefs.apply.wal import Buffer
 from litefs.errors import LiteFSError, PositionMismatch
 from litefs.ltx import Header
+from litefs.meters import METERS, now_ns
 from litefs.store.dropped import drop
 from litefs.store.lost import keep_file
 from litefs.store.paths import DatabaseDir, DataDir
@@ -349,6 +350,7 @@ class ReplicaSink:
         assert state.applier is not None
         at_once = self.sync_at_once(state.directory.name)
         state.applier.sync_interval = 0.0 if at_once else self._sync_interval
+        begin, count = now_ns(), len(bodies)
         try:
             position = await self._thread(state.applier.apply, bodies)
         except LockTimeout as error:  # of somebody who opened it while this node was primary
@@ -360,6 +362,8 @@ class ReplicaSink:
             bodies = [body for body in bodies if Header.unpack(body).min_txid > position.txid]
             if bodies:
                 position = await self._thread(state.applier.apply, bodies)
+        METERS.apply.since(begin)
+        METERS.applied[state.directory.name] += count
         return position
 
     async def _first_records(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:

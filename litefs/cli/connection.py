@@ -63,6 +63,7 @@ class Info(msgspec.Struct, rename="camel"):
     """What ``GET /info`` says of the node's role; other keys are not ours."""
 
     is_primary: bool
+    candidate: bool = False
     primary: Primary = msgspec.field(default_factory=Primary)
 
 
@@ -111,26 +112,30 @@ class Connection:
         path: str,
         name: str | None = None,
         *,
+        about: str = "",
+        query: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
         content: Iterator[bytes] | None = None,
         timeout: float = IDLE_TIMEOUT,
     ) -> Iterator[httpx.Response]:
-        """One request, about the database ``name``; yields the open response of a success.
+        """One request, about the database ``name``, or about one that ``path`` names; yields the open
+        response of a success.
 
-        ``timeout``: seconds without a byte. Raises DatabaseNotFound for 404, NotTrusted for 401 and what is
-        wrong with certificates, AccessDenied for 403, RefusedByNode for any other status, PeerError.
+        ``query``: parameters beside the name. ``timeout``: seconds without a byte. Raises DatabaseNotFound
+        for 404, NotTrusted for 401 and what is wrong with certificates, AccessDenied for 403, RefusedByNode
+        for any other status, PeerError.
         """
         try:
             request = client.build_request(
                 method,
                 self.url + path,
-                params=None if name is None else {"name": name},
+                params=({} if name is None else {"name": name}) | (query or {}) or None,
                 headers=headers,
                 content=content,
                 timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
             )
             with contextlib.closing(client.send(request, stream=True)) as response:
-                self._check(response, name)
+                self._check(response, name or about)
                 yield response
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._failure(error) from None
@@ -143,10 +148,12 @@ class Connection:
             except msgspec.MsgspecError as error:
                 raise PeerError(f"{self.url} is not a LiteFS node: {error}") from None
 
-    def _check(self, response: httpx.Response, name: str | None) -> None:
+    def _check(self, response: httpx.Response, name: str) -> None:
         status = response.status_code
         if status == httpx.codes.NOT_FOUND:
-            raise DatabaseNotFound(f"database not found: {name}" if name else f"no LiteFS node at {self.url}")
+            if not name:
+                raise DatabaseNotFound(f"no LiteFS node at {self.url}")
+            raise DatabaseNotFound(f"database not found: {name}; `litefs databases` lists those of the node")
         if status == httpx.codes.UNAUTHORIZED:
             shown = "does not accept our token" if self.tokens.own() is not None else "wants a token"
             hint = f"give one in {TOKEN_VARIABLE}, by -token, or by http.auth-token of -config"
@@ -165,7 +172,10 @@ class Connection:
             other = trio.run(speaks_something_else, self.url)
             if other is not None:
                 return PeerError(f"{self.url}: {describe(other)}")
-        return PeerError(f"{self.url}: {str(error) or type(error).__name__}")
+        reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.ConnectError):
+            reason += "; is the node running there? -url or -config says where it is"
+        return PeerError(f"{self.url}: {reason}")
 
 
 def own_url(config: configuration.Config) -> str:

@@ -28,6 +28,18 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
+class Spec:
+    """What a command takes, for shell completion: flags, and the words or ``paths`` of files that may follow.
+
+    Each module of a command has ``SPECS``, by the command's name.
+    """
+
+    flags: Sequence[Flag] = ()
+    words: tuple[str, ...] = ()
+    paths: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Arguments:
     """Parsed flags and the arguments after them."""
 

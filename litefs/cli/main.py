@@ -5,6 +5,7 @@ A command's module is imported only when it runs: what a mount does not need mus
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -19,8 +20,8 @@ Run = Callable[[Sequence[str]], int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Command:
-    """Where a command is: the module has ``USAGE: str`` and the function named here."""
+class Command:
+    """Where a command is: the module has ``USAGE`` and ``SPECS``, by command, and the function named here."""
 
     name: str
     summary: str
@@ -28,21 +29,27 @@ class _Command:
     function: str
 
 
-_COMMANDS = (
-    _Command("mount", "mount the file system and replicate its databases", "litefs.cli.mount", "mount"),
-    _Command("import", "send a SQLite database file into a cluster", "litefs.cli.transfer", "import_command"),
-    _Command("export", "fetch a database from a node into a file", "litefs.cli.transfer", "export_command"),
-    _Command("run", "run a command, also one that writes on a replica", "litefs.cli.run", "run"),
-    _Command("promote", "make a node the primary", "litefs.cli.roles", "promote"),
-    _Command("handoff", "have the primary pass its role to a node", "litefs.cli.roles", "handoff"),
-    _Command("bench", "load a directory, say how fast it is", "litefs.cli.bench", "bench"),
-    _Command("version", "print the version", "litefs.cli.version", "version"),
+COMMANDS = (
+    Command("mount", "mount the file system and replicate its databases", "litefs.cli.mount", "mount"),
+    Command("import", "send a SQLite database file into a cluster", "litefs.cli.transfer", "import_command"),
+    Command("export", "fetch a database from a node into a file", "litefs.cli.transfer", "export_command"),
+    Command("run", "run a command, also one that writes on a replica", "litefs.cli.run", "run"),
+    Command("promote", "make a node the primary", "litefs.cli.roles", "promote"),
+    Command("handoff", "have the primary pass its role to a node", "litefs.cli.roles", "handoff"),
+    Command("status", "show nodes, databases, positions and lag", "litefs.cli.status", "status"),
+    Command("databases", "list the databases of a node", "litefs.cli.databases", "databases"),
+    Command("drop", "remove a database from the cluster", "litefs.cli.databases", "drop"),
+    Command("ltx", "list, show or verify the log, also of a stopped node", "litefs.cli.ltx", "ltx"),
+    Command("config", "check a configuration and show what is in force", "litefs.cli.config", "config"),
+    Command("completion", "print a completion script for a shell", "litefs.cli.completion", "completion"),
+    Command("bench", "load a directory, say how fast it is", "litefs.cli.bench", "bench"),
+    Command("version", "print the version", "litefs.cli.version", "version"),
 )
 
 
 def usage() -> str:
     """The text of ``litefs --help``."""
-    commands = "\n".join(f"  {command.name:<10}{command.summary}" for command in _COMMANDS)
+    commands = "\n".join(f"  {command.name:<12}{command.summary}" for command in COMMANDS)
     return (
         "litefs replicates SQLite databases from one primary to many replicas.\n\n"
         f"Usage:\n\n  litefs COMMAND [ARGUMENTS]\n\nCommands:\n\n{commands}\n\n"
@@ -56,9 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] == "help" or arguments[0].startswith("-"):
         print(usage(), file=sys.stderr)
         return USAGE_EXIT_CODE
-    command = next((command for command in _COMMANDS if command.name == arguments[0]), None)
+    command = next((command for command in COMMANDS if command.name == arguments[0]), None)
     if command is None:
-        print(f"ERROR: litefs {arguments[0]}: unknown command", file=sys.stderr)
+        near = difflib.get_close_matches(arguments[0], [one.name for one in COMMANDS], n=1)
+        hint = f"did you mean {near[0]}?" if near else "litefs --help lists them"
+        print(f"ERROR: litefs {arguments[0]}: unknown command; {hint}", file=sys.stderr)
         return 1
     module = importlib.import_module(command.module)
     run: Run = getattr(module, command.function)

@@ -11,7 +11,7 @@ import msgspec
 
 from litefs import config as configuration
 from litefs import logs
-from litefs.cli.flags import Arguments, Flag, UsageError, describe, parse_flags
+from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
 from litefs.config import Config
 
 _FLAGS = (
@@ -31,6 +31,8 @@ USAGE = {
     f"Without -config, the first of {', '.join(Config.SEARCH_PATH)} is read.\n\n"
     f"Arguments:\n\n{describe(_FLAGS)}"
 }
+
+SPECS = {"mount": Spec(_FLAGS)}
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from litefs.cli.connection import FLAGS, Connection, RefusedByNode
-from litefs.cli.flags import Flag, UsageError, describe, parse_flags
+from litefs.cli.flags import Flag, Spec, UsageError, describe, parse_flags
 from litefs.errors import NotEligible, PeerError
 
 _PROMOTE_FLAGS = (
@@ -29,6 +29,8 @@ USAGE = {
     "Has the primary pass its role to NODE, a candidate that is connected to it: a hostname or a node id.\n\n"
     f"Arguments:\n\n{describe(FLAGS)}",
 }
+
+SPECS = {"promote": Spec(_PROMOTE_FLAGS), "handoff": Spec(FLAGS)}
 
 _NODE_ID = re.compile(r"[0-9A-Fa-f]{16}")
 CONFLICT = 409
@@ -57,7 +59,7 @@ def promote(argv: Sequence[str]) -> int:
         if force and prospect.lacks and not _agreed(prospect.lacks, "yes" in arguments.switches):
             print("nothing was changed")
             return 1
-        lost = _promote(node, client, force=force)
+        lost = promote_node(node, client, force=force)
     print(f"{node.url} is the primary now; {'lost:' if lost else 'nothing was lost'}")
     _list(lost)
     return 0
@@ -81,8 +83,11 @@ def _agreed(lacks: Sequence[str], yes: bool) -> bool:
     return input("go on? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _promote(node: Connection, client: httpx.Client, *, force: bool) -> list[str]:
-    """What was lost, in lines. Raises NotEligible with what to do, PeerError."""
+def promote_node(node: Connection, client: httpx.Client, *, force: bool = False) -> list[str]:
+    """Make ``node`` the primary, and wait until it is; returns what was lost, in lines.
+
+    Raises NotEligible with what to do, PeerError.
+    """
     try:
         with node.exchange(client, "POST", "/promote?force=1" if force else "/promote") as response:
             lost = response.read().decode("utf-8", "replace").strip()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 from litefs.cli.connection import FLAGS, Connection
-from litefs.cli.flags import Arguments, Flag, UsageError, describe, parse_flags
+from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
+from litefs.cli.progress import Advance, progress
 from litefs.config_types import Duration
-from litefs.errors import FormatError, LiteFSError, PeerError
+from litefs.errors import FormatError, LiteFSError
 from litefs.sqlite.header import SIZE as HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 from litefs.store import fileops
@@ -22,41 +25,53 @@ CHUNK = 1 << 20
 
 _SIDE_FILES = ("-journal", "-wal", "-shm")
 
-_FLAGS = (
-    Flag("name", "name of the database in the cluster", "NAME"),
+_NAME_FLAG = Flag("name", "name of the database in the cluster", "NAME")
+_IMPORT_FLAGS = (
+    _NAME_FLAG,
+    Flag("no-check", "take the file as it is, without an integrity check by the node"),
+    *FLAGS,
+)
+_EXPORT_FLAGS = (
+    _NAME_FLAG,
+    Flag("no-check", "keep the file as it came, without an integrity check"),
     *FLAGS,
 )
 
 USAGE = {
     "import": "Usage:\n\n  litefs import [ARGUMENTS] PATH\n\n"
-    "Sends the SQLite database at PATH to the primary, replacing the database NAME if there is one.\n\n"
-    f"Arguments:\n\n{describe(_FLAGS)}",
+    "Sends the SQLite database at PATH into the cluster, replacing the database NAME if there is one. Any\n"
+    "node may be given; whatever fails leaves the old database as it was.\n\n"
+    f"Arguments:\n\n{describe(_IMPORT_FLAGS)}",
     "export": "Usage:\n\n  litefs export [ARGUMENTS] PATH\n\n"
-    "Writes a consistent copy of the database NAME to PATH, replacing PATH when all of it has arrived.\n\n"
-    f"Arguments:\n\n{describe(_FLAGS)}",
+    "Writes a consistent copy of the database NAME to PATH, replacing PATH when all of it has arrived and\n"
+    "is a sound database.\n\n"
+    f"Arguments:\n\n{describe(_EXPORT_FLAGS)}",
 }
+SPECS = {"import": Spec(_IMPORT_FLAGS, paths=True), "export": Spec(_EXPORT_FLAGS, paths=True)}
 
 
 def import_command(argv: Sequence[str]) -> int:
     """``litefs import``. Raises UsageError, LiteFSError."""
-    arguments, path = _arguments(argv)
+    arguments, path = _arguments(_IMPORT_FLAGS, argv)
     started = time.monotonic()
-    import_database(Connection.of(arguments), arguments.values["name"], path)
+    check = "no-check" not in arguments.switches
+    import_database(Connection.of(arguments), arguments.values["name"], path, check=check)
     _report("Import", arguments.values["name"], started)
     return 0
 
 
 def export_command(argv: Sequence[str]) -> int:
     """``litefs export``. Raises UsageError, LiteFSError."""
-    arguments, path = _arguments(argv)
+    arguments, path = _arguments(_EXPORT_FLAGS, argv)
     started = time.monotonic()
-    export_database(Connection.of(arguments), arguments.values["name"], path)
+    check = "no-check" not in arguments.switches
+    export_database(Connection.of(arguments), arguments.values["name"], path, check=check)
     _report("Export", arguments.values["name"], started)
     return 0
 
 
-def import_database(node: Connection, name: str, path: Path) -> None:
-    """Send the database file at ``path`` to the primary ``node`` as ``name``.
+def import_database(node: Connection, name: str, path: Path, *, check: bool = True) -> None:
+    """Send the database file at ``path`` to ``node`` as ``name``; with ``check`` the node checks it first.
 
     Raises FormatError, before anything is sent, for a file that is no SQLite database or is not complete
     without its journal or WAL; PeerError if the node cannot be reached or refuses, NotTrusted, AccessDenied.
@@ -69,19 +84,19 @@ def import_database(node: Connection, name: str, path: Path) -> None:
         size = os.fstat(file.fileno()).st_size
         _require_database(file, size, path)
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        content = _chunks(file, size, path)
-        with node.client() as client:
-            info = node.greet(client)
-            if not info.is_primary:
-                # Said before gigabytes are sent for nothing.
-                primary = info.primary.hostname or "not known there"
-                raise PeerError(f"{node.url} is not the primary, which is {primary}")
-            with node.exchange(client, "POST", "/import", name, headers=headers, content=content):
+        query = None if check else {"check": "0"}
+        with node.client() as client, progress(f"import of {name}", size) as advance:
+            node.greet(client)
+            content = _chunks(file, size, path, advance)
+            with node.exchange(
+                client, "POST", "/import", name, query=query, headers=headers, content=content
+            ):
                 pass
 
 
-def export_database(node: Connection, name: str, path: Path) -> None:
-    """Write the database ``name`` of ``node`` to ``path``; on failure ``path`` is as it was.
+def export_database(node: Connection, name: str, path: Path, *, check: bool = True) -> None:
+    """Write the database ``name`` of ``node`` to ``path``, with ``check`` if it is sound; on failure ``path``
+    is as it was.
 
     Journal, WAL and wal-index that lie beside ``path`` belong to its old content and go with it: SQLite
     would apply them to the new one. Raises DatabaseNotFound, PeerError, NotTrusted, AccessDenied,
@@ -93,12 +108,18 @@ def export_database(node: Connection, name: str, path: Path) -> None:
             with node.client() as client:
                 node.greet(client)
                 with node.exchange(client, "GET", "/export", name) as response:
-                    for chunk in response.iter_bytes(CHUNK):
-                        file.write(chunk)
+                    length = response.headers.get("content-length", "")
+                    total = int(length) if length.isdecimal() else None
+                    with progress(f"export of {name}", total) as advance:
+                        for chunk in response.iter_bytes(CHUNK):
+                            file.write(chunk)
+                            advance(len(chunk))
             file.flush()
             fileops.fsync(file.fileno())
         with temporary.open("rb") as file:
             _require_header(file, temporary.stat().st_size, f"the answer of {node.url}")
+        if check:
+            require_sound(temporary, f"{name} of {node.url}")
         for suffix in _SIDE_FILES:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         fileops.rename(temporary, path)
@@ -110,8 +131,24 @@ def export_database(node: Connection, name: str, path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _arguments(argv: Sequence[str]) -> tuple[Arguments, Path]:
-    arguments = parse_flags(_FLAGS, argv)
+def require_sound(path: Path, what: str) -> None:
+    """Raise FormatError unless SQLite's integrity check finds nothing wrong with the database at ``path``,
+    which nobody else has open; LiteFSError if it cannot be checked here."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(os.fspath(path.absolute()))}?mode=ro&immutable=1", uri=True)
+        ) as connection:
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    except sqlite3.OperationalError as error:  # of modules and collations that only the application has
+        raise LiteFSError(f"{what} cannot be checked here: {error}; -no-check takes it unchecked") from None
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise FormatError(f"{what} is damaged: {found}; -no-check takes it as it is")
+
+
+def _arguments(flags: Sequence[Flag], argv: Sequence[str]) -> tuple[Arguments, Path]:
+    arguments = parse_flags(flags, argv)
     if not arguments.values["name"]:
         raise UsageError("database name required: -name NAME")
     if not arguments.rest:
@@ -152,8 +189,9 @@ def _require_header(file: BinaryIO, size: int, what: str) -> None:
         raise FormatError(f"{what} is cut off: {size} bytes of {pages} pages of {header.page_size}")
 
 
-def _chunks(file: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
-    """The first ``size`` bytes of the file, as announced. Raises FormatError if it shrank meanwhile."""
+def _chunks(file: BinaryIO, size: int, path: Path, advance: Advance) -> Iterator[bytes]:
+    """The first ``size`` bytes of the file, as announced; ``advance`` is told of each piece. Raises
+    FormatError if it shrank meanwhile."""
     file.seek(0)
     left = size
     while left:
@@ -162,3 +200,4 @@ def _chunks(file: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
             raise FormatError(f"{path} became shorter while it was read")
         left -= len(chunk)
         yield chunk
+        advance(len(chunk))

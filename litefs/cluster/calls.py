@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
@@ -15,6 +16,8 @@ Ts = TypeVarTuple("Ts")
 
 MAX_THREADS = 8
 """Of one lease, with those that were given up and still wait for their answer."""
+
+_SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 
 
 class Calls:
@@ -49,6 +52,8 @@ class Calls:
                 call, *arguments, abandon_on_cancel=True, limiter=self._limiter
             )
         except self._errors as error:
-            # Some stores' messages go on for pages.
+            # Some stores' messages go on for pages, or wrap what the system said in layers of their own.
             message = str(error).partition("\n")[0] or type(error).__name__
+            if found := _SYSTEM_ERROR.findall(message):
+                message = found[-1]
             raise LeaseUnavailable(f"{self._store}: {message}") from error

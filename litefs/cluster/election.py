@@ -278,7 +278,7 @@ class Election:
                 view = await (self._lease.changed(view, WATCH_SECONDS) if view else self._lease.observe())
             except LeaseUnavailable as error:
                 if not silent:
-                    log.warning("the lease's store does not answer: %s", error)
+                    log.warning("the lease's store does not answer: %s; waiting for it", error)
                 silent, view = True, None
                 self._feed(steps.Silent())
                 await trio.sleep(RETRY_SECONDS)

@@ -15,6 +15,7 @@ import trio
 from litefs.cluster.probe import describe, speaks_something_else
 from litefs.config_http import TLSConfig
 from litefs.errors import ClusterMismatch, FormatError, LiteFSError, NotTrusted, PeerError, ProtocolMismatch
+from litefs.meters import METERS
 from litefs.stream.acks import HEADER_STREAM_ID, Ack, AckAnswer, decode_answer, encode
 from litefs.stream.handshake import (
     FILTER,
@@ -321,6 +322,8 @@ class _Watched:
         with self._peer.translated():
             try:
                 with trio.fail_after(self._peer.read_idle):
-                    return await anext(self._chunks)
+                    chunk = await anext(self._chunks)
             except trio.TooSlowError:
                 raise PeerError(f"{self._peer.url}: silent for {self._peer.read_idle:g} s") from None
+        METERS.received_bytes += len(chunk)
+        return chunk

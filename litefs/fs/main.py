@@ -27,6 +27,7 @@ from litefs.errors import FormatError, LiteFSError, MountError
 from litefs.fs.databases import Databases
 from litefs.fs.halting import Halts
 from litefs.fs.inodes import Kind
+from litefs.fs.measuring import report
 from litefs.fs.namespace import Ownership
 from litefs.fs.operations import Operations
 from litefs.fs.replication import Replicated
@@ -170,6 +171,7 @@ class FsProcess:
                 nursery.start_soon(self._sweep, databases)
                 nursery.start_soon(self._look_at_seals, databases)
                 nursery.start_soon(self._flush_link)
+                nursery.start_soon(report, self._post)
                 nursery.start_soon(self._changes.run)
                 asked = await self._serve_link(databases, operations, Mounted(session.minor, reports))
                 self._halts.abandon()

@@ -25,9 +25,11 @@ from litefs.fs import control
 from litefs.fs.databases import Databases, FsDatabase
 from litefs.fs.handles import Handle, may_be_sqlite
 from litefs.fs.inodes import CONTROL, ROOT_INO, Inode, Kind, split_suffix
+from litefs.fs.measuring import answering
 from litefs.fs.namespace import Ownership, answered
 from litefs.fs.role import RoleState
 from litefs.fs.supers import SuperRequests
+from litefs.meters import METERS, now_ns
 from litefs.store import fileops
 from litefs.store.paths import DataDir, validate_name
 from litefs.types import Role
@@ -109,7 +111,8 @@ class Operations(SuperRequests):
                 capture.wal.truncate(fd, size)
             elif inode.kind is Kind.JOURNAL:
                 capture.check_writable(inode.path)
-                await db.run(capture.journal.truncate(fd, size, db.open_database()))
+                with answering(capture.db):
+                    await db.run(capture.journal.truncate(fd, size, db.open_database()))
             else:
                 capture.database_truncate(fd, size, fh)
             await db.answerable()
@@ -276,11 +279,14 @@ class Operations(SuperRequests):
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        begin = now_ns()
         handle = self._handles[fh]
         inode = handle.inode
         db = inode.db
         if inode.kind is Kind.SHM or db is None:
             fileops.pwrite_all(handle.fd, buf, off)
+            if db is not None:
+                METERS.shm_writes[db.name] += 1
             return len(buf)
         if db.must_wait or self._role.must_wait():
             await self._turn(db, inode)
@@ -292,17 +298,23 @@ class Operations(SuperRequests):
             raise Refused(inode.path, "write to a file that was unlinked meanwhile")
         before = capture.db.sums.txid
         if inode.kind is Kind.WAL:
+            METERS.wal_writes[db.name] += 1
             job = capture.wal_write(handle.fd, off, buf)
         elif inode.kind is Kind.DATABASE:
+            METERS.database_writes[db.name] += 1
             job = capture.database_write(handle.fd, off, buf, fh)
         else:
+            METERS.journal_writes[db.name] += 1
             job = capture.journal_write(handle.fd, off, buf, db.open_database())
         if job is not None:
             await db.run(job)
-        if capture.db.sums.txid != before:
+        committed = capture.db.sums.txid != before
+        if committed:
             handle.unconfirmed = True
         if db.owes_answer:
             await db.answerable()
+        if committed:
+            METERS.answer.since(begin)
         return len(buf)
 
     @answered
@@ -381,7 +393,8 @@ class Operations(SuperRequests):
         if inode.kind is Kind.WAL:
             capture.wal.unlink()
             os.unlink(inode.backing)
-        else:
+            return
+        with answering(capture.db):
             await db.run(capture.journal.unlink(inode.backing, db.open_database()))
 
     def _users(self, db: FsDatabase) -> list[bool]:

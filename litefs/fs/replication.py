@@ -16,6 +16,7 @@ from litefs.errors import CommitRefused, OutcomeUnknown
 from litefs.fs.role import RoleState
 from litefs.link.messages import Replication
 from litefs.link.rules import SyncRules
+from litefs.meters import METERS, now_ns
 
 MARGIN_SECONDS = 3.0
 """How long after the timeout of a replica the lease's store may take to be rid of it."""
@@ -92,6 +93,13 @@ class Replicated:
         """Wait until so many replicas have that transaction, and all that are in sync. Raises OutcomeUnknown,
         also after the role or the lease ended."""
         self._wake()
+        begin = now_ns()
+        try:
+            await self._answerable(name, txid, required)
+        finally:
+            METERS.replicas.since(begin)
+
+    async def _answerable(self, name: str, txid: int, required: int) -> None:
         give_up = trio.current_time() + self.rules.timeout + MARGIN_SECONDS
         while True:
             self._role.confirm()

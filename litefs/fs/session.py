@@ -180,7 +180,10 @@ class Session:
         try:
             pyfuse3.init(self._operations, self._path, options)
         except RuntimeError as error:
-            raise MountError(f"cannot mount {self._path}: {error}") from error
+            raise MountError(
+                f"cannot mount {self._path}: {error}, for the reason above; to mount takes root, in a "
+                "container --device /dev/fuse and --cap-add SYS_ADMIN, or fusermount3 of the package fuse3"
+            ) from error
         mount = find_mount(self._path)
         if mount is None or mount.fstype != FSTYPE:
             pyfuse3.close(unmount=True)
@@ -231,17 +234,25 @@ class Session:
 def check_mountpoint(path: str | os.PathLike[str]) -> None:
     """Raise MountError unless ``path`` is an empty directory with nothing mounted on it."""
     if is_mounted(path):
-        raise MountError(f"mount point {path} is in use: unmount what is there or choose another")
+        raise MountError(
+            f"mount point {path} is in use: unmount what is there (umount {path}), or choose another fuse.dir"
+        )
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISDIR(mode):
-            raise MountError(f"mount point {path} is not a directory")
+            raise MountError(f"mount point {path} is not a directory: choose another fuse.dir")
         if os.listdir(path):
-            raise MountError(f"mount point {path} is not empty: mounting would hide its files")
+            raise MountError(
+                f"mount point {path} is not empty: mounting would hide its files; move them away, or choose "
+                "another fuse.dir. Databases go into the mount when it is there"
+            )
     except OSError as error:
         raise MountError(f"mount point {path}: {error.strerror}") from error
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise MountError("/dev/fuse is missing or not accessible: load the fuse module or pass the device in")
+        raise MountError(
+            "/dev/fuse is missing or not accessible: load the module (modprobe fuse), or give the container "
+            "--device /dev/fuse"
+        )
 
 
 def _trio_wakeup_fd() -> int:

@@ -274,6 +274,16 @@ class Holding(Message, frozen=True):
     hold: int
 
 
+class Measured(Message, frozen=True):
+    """Each second: what was added to the fs process's :mod:`litefs.meters` since the last time.
+
+    ``times``: counts by bucket and the sum in ns, by name; ``counts``: by database and name.
+    """
+
+    times: dict[str, tuple[dict[int, int], int]]
+    counts: dict[str, dict[str, int]]
+
+
 class HaltSet(Message, frozen=True):
     """The database may be written; or ``error`` says why not."""
 
@@ -327,6 +337,7 @@ AnyMessage = (
     | Unpublished
     | Loose
     | Holding
+    | Measured
     | Stopped
     | Halt
     | HaltUntil

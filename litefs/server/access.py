@@ -27,7 +27,19 @@ _KEY = "litefs.access"
 _CHALLENGE = [(b"www-authenticate", b"Bearer"), (b"content-length", b"0")]
 """RFC 9110 §15.5.2 asks for the first."""
 
-FILTERED = ("/", "/info", "/status", "/metrics", "/import", "/export", "/stream", "/db", "/halt", "/tx")
+FILTERED = (
+    "/",
+    "/info",
+    "/status",
+    "/events",
+    "/metrics",
+    "/import",
+    "/export",
+    "/stream",
+    "/db",
+    "/halt",
+    "/tx",
+)
 """Paths whose handlers know of tokens that see only some databases, and what lies below them. Whatever is not
 here is refused to such a token: a new endpoint is closed to it until somebody has thought of it."""
 

@@ -110,11 +110,13 @@ def text(message: str, status: int = 200) -> Response:
 
 def create_app(node: NodeView, tokens: Tokens | None = None) -> LiteFSApp:
     """The node's HTTP API, for those with a token if one is required."""
-    from litefs.server import admin, halt, metrics, positions, replication, roles, status
+    from litefs.server import admin, drop, events, halt, metrics, positions, replication, roles, status
     from litefs.server.access import TokenWall
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
+    drop.register(app, node)
+    events.register(app, node)
     halt.register(app, node)
     metrics.register(app, node)
     positions.register(app, node)

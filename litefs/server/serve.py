@@ -85,14 +85,18 @@ def bind_local(path: Path, mode: int, uid: int | None = None, gid: int | None = 
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise _cannot(str(path), error) from error
+        raise LiteFSError(f"cannot listen on {path}: {error.strerror or error}") from error
     finally:
         os.close(directory)
     return sock
 
 
 def _cannot(address: str, error: OSError) -> LiteFSError:
-    return LiteFSError(f"cannot listen on {address}: {error.strerror or error}")
+    hint = {
+        errno.EADDRINUSE: "stop what listens there (ss -ltnp shows it), or choose another port in http.addr",
+        errno.EACCES: "ports below 1024 are for root; choose another in http.addr",
+    }.get(error.errno or 0, "http.addr has to be an address of this machine, or only :PORT")
+    return LiteFSError(f"cannot listen on {address}: {error.strerror or error}; {hint}")
 
 
 def _listen(family: socket.AddressFamily, host: str, port: int, *, dual: bool = False) -> socket.socket:

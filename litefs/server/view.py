@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import IO, Protocol
 
 from litefs.errors import FormatError
+from litefs.meters import Meters
+from litefs.server.event_hub import EventHub
 from litefs.server.status_format import Status
 from litefs.stream.acks import Ack, AckAnswer, ReplicaInfo
 from litefs.stream.protocols import Catalog, Entry, Identity, Source
@@ -17,8 +19,9 @@ from litefs.types import Point, Position
 
 @dataclass(frozen=True, slots=True)
 class DatabaseInfo:
-    """One database in figures: sizes in bytes, ``pages`` of it, ``log_segments`` files of log; ``commits`` is
-    how many transactions it has gained since this process started, by clients here or from the primary.
+    """One database in figures: sizes in bytes, ``pages`` of it; a log of ``log_segments`` files that begins
+    with ``first_txid`` (0: there is none); ``commits`` is how many transactions it has gained since this
+    process started, by clients here or from the primary.
 
     ``damaged``: it is served for reading only. ``sync``: so many replicas must hold a commit. ``lag``: how
     old, in seconds, the last transaction from the primary was when it was applied here; None without one.
@@ -31,9 +34,22 @@ class DatabaseInfo:
     commits: int = 0
     log_segments: int = 0
     log_bytes: int = 0
+    first_txid: int = 0
     damaged: bool = False
     sync: int = 0
     lag: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFigures:
+    """``term`` counts changes of primary; ``role_changes``: how often this node became primary or ceased to
+    be, since its start; ``ready`` as of ``/readyz``; ``lost``: directories of ``lost/``, of what is kept of
+    removed databases not counted."""
+
+    term: int
+    role_changes: int
+    ready: bool
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +146,20 @@ class NodeView(Protocol):
     def replicas(self) -> Replicas: ...
 
     @property
+    def events(self) -> EventHub: ...
+
+    @property
     def lag_seconds(self) -> float | None:
         """How far this replica is behind; 0 on the primary, None before its first contact with one."""
 
     def databases(self) -> Sequence[DatabaseInfo]:
         """All of them, by name. Reads files: call it in a worker thread."""
+
+    def meters(self) -> Meters:
+        """What both processes of the node have counted and timed."""
+
+    def figures(self) -> NodeFigures:
+        """The node itself in figures. Reads a directory: call it in a worker thread."""
 
     def status(self, databases: Sequence[DatabaseInfo]) -> Status:
         """How this node and its cluster are, of which ``databases`` are to be told."""
@@ -152,6 +177,9 @@ class NodeView(Protocol):
 
     async def export_database(self, name: str) -> Export:
         """A copy of ``name``; raises DatabaseNotFound."""
+
+    async def drop_database(self, name: str) -> None:
+        """Remove ``name``, here and so on all replicas; raises DatabaseNotFound, NotPrimary, OSError."""
 
     async def before_stream(self) -> None:
         """A replica is about to be sent what this node has. Raises OSError."""

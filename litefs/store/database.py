@@ -12,6 +12,7 @@ from litefs._core.pagesums import HEADER_SIZE, PageSums, checksums_of
 from litefs.errors import CommitRefused, FormatError, LogCorrupt, LogSyncFailed, NotSupported
 from litefs.ltx.encoder import Encoder
 from litefs.ltx.format import Header, lock_pgno
+from litefs.meters import METERS, now_ns
 from litefs.store import fileops
 from litefs.store.log import Log
 from litefs.store.paths import DatabaseDir
@@ -187,6 +188,7 @@ class Database:
         first transaction has no pages. Raises CommitRefused after ``stop``, NotSupported for another page
         size, FormatError for pages that do not fit, OSError.
         """
+        begin = now_ns()
         sums = self._begin(commit, page_size or _infer_page_size(pgnos, images))
         if fill is not None and commit > sums.page_count:
             pgnos, images = _filled(pgnos, images, sums, commit, fill)
@@ -198,6 +200,7 @@ class Database:
             record = encode_record(header, pgnos, images, post)
         except ValueError as error:
             raise FormatError(f"{self.dir.name}: not a transaction: {error}") from error
+        METERS.prepare.since(begin)
         return Prepared(pgnos, new, record, commit, position, stamp)
 
     def changes(self, prepared: Prepared) -> bool:
@@ -219,10 +222,12 @@ class Database:
 
         Raises OSError, LogSyncFailed; then log and checksums are as before.
         """
+        begin = now_ns()
         record = prepared.record
         if self.forward is not None:
             record = b"".join(self.forward(prepared.position, (record,)))
         self.log.append(record, prepared.position.txid, prepared.position.checksum)
+        METERS.append.since(begin)
         if publish:
             self.publish(prepared)
 
@@ -235,6 +240,7 @@ class Database:
         if full is not None:
             new = full.array(1, prepared.commit)
             sums.replace(full.page_size, new, at.txid, at.checksum, stamp, at.hash)
+        METERS.commits[self.dir.name] += 1
 
     def commit(
         self,
@@ -290,6 +296,7 @@ class Database:
         the GIL. Raises as ``append``, CommitRefused after ``stop``, FormatError for pages that do not fit,
         also if the second pass gives other pages than the first.
         """
+        start = now_ns()
         sums = self._file.sums
         full = bool(sums.txid and page_size and page_size != sums.page_size)
         sums = self._begin(commit, 0 if full else page_size)
@@ -317,6 +324,7 @@ class Database:
                 for piece in accepted:
                     record.write(piece)
             record.commit(position.txid, post)
+        METERS.append.since(start)
         return Prepared(pgnos, new, b"", commit, position, stamp, after if full else None)
 
     def retract(self, position: Position) -> None:

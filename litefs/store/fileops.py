@@ -15,6 +15,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from litefs.meters import METERS, now_ns
+
 _ZEROS = bytes(1 << 20)
 _COPY = 1 << 20
 
@@ -82,12 +84,16 @@ def pread_all(fd: int, length: int, offset: int) -> bytes:
 
 def fsync(fd: int) -> None:
     """fsync(2)."""
+    begin = now_ns()
     os.fsync(fd)
+    METERS.fsync.since(begin)
 
 
 def fdatasync(fd: int) -> None:
     """fdatasync(2)."""
+    begin = now_ns()
     os.fdatasync(fd)
+    METERS.fsync.since(begin)
 
 
 def reread(path: Path) -> None:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from litefs.errors import InvalidName
 from litefs.store import fileops
-from litefs.store.paths import DatabaseDir
+from litefs.store.paths import DatabaseDir, DataDir, decode_name
 from litefs.store.segments import list_segments
+
+_NAME = re.compile(r"(.+)-\d{8}T\d{6}Z-([a-z]+)(?:-\d+)?\Z")
+
+
+def lost_names(data: DataDir) -> dict[str, tuple[str, str]]:
+    """What lies in ``lost/``: by directory, the database and why it was set aside. What is kept of removed
+    databases until retention is left out. Raises OSError."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError, InvalidName):
+        for directory in os.listdir(data.path / "lost"):
+            match = _NAME.fullmatch(directory)
+            if match is not None and match[2] != "dropped":
+                found[directory] = decode_name(match[1]), match[2]
+    return found
 
 
 def keep_diverged(directory: DatabaseDir, after_txid: int, reason: str) -> Path | None:

@@ -194,7 +194,8 @@ class DataDir:
             if not fileops.try_lock(fd):
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise DataDirInUse(
-                    f"data directory {self.path} is in use by process {holder} or a child of it"
+                    f"data directory {self.path} is in use by process {holder} or a child of it: stop that "
+                    "node, or give this one a data.dir of its own"
                 )
             fileops.truncate(fd, 0)
             fileops.pwrite_all(fd, b"%d\n" % os.getpid(), 0)

@@ -377,12 +377,12 @@ def newest_images(
         if extent.page_size != page_size:
             found.clear()
             continue
-        for pgno, offset, size in _page_index(extent):
+        for pgno, offset, size in page_index(extent):
             found[pgno] = Image(extent.path, extent.body_offset + offset, size)
     return found
 
 
-def _page_index(extent: Extent) -> list[tuple[int, int, int]]:
+def page_index(extent: Extent) -> list[tuple[int, int, int]]:
     """The page index of a record, reading only its end."""
     fd = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -67,11 +67,11 @@ class StoreSource:
     def damaged(self) -> bool:
         return self._file.sums.damaged
 
-    def header(self) -> tuple[Position, int, int, int]:
-        """Position, time of its transaction (Unix ms), page size and pages of one moment. Raises
-        TimeoutError as ``PageSums.snapshot``, also from ``position`` and ``point``."""
-        txid, checksum, timestamp, page_size, pages, _ = self._file.sums.snapshot()
-        return Position(txid, checksum), timestamp, page_size, pages
+    def header(self) -> tuple[Point, int, int, int]:
+        """Point, time of its transaction (Unix ms), page size and pages of one moment. Raises TimeoutError as
+        ``PageSums.snapshot``, also from ``position`` and ``point``."""
+        txid, checksum, timestamp, page_size, pages, digest = self._file.sums.snapshot()
+        return Point(txid, checksum, digest), timestamp, page_size, pages
 
     def is_current(self) -> bool:
         """False once the files are gone, also if another database has the name."""

@@ -13,6 +13,7 @@ from io import BytesIO
 import trio
 
 from litefs.errors import LiteFSError
+from litefs.meters import METERS
 from litefs.stream.frames import (
     MAX_PAYLOAD,
     encode_piece,
@@ -175,6 +176,7 @@ class Feed:
     def _at_tip(self, tip: Point) -> bytes | None:
         if self.state is State.TAIL:
             self.state, self._end, self.at = State.LIVE, None, tip
+            METERS.snapshots_sent[self.source.name] += 1
             self._delay = RETRY_FIRST
             return encode_snapshot_end(self.handle, tip)
         if tip != self.at:
@@ -222,6 +224,7 @@ class Feed:
             self.at = Point(first.txid_max)
             self._entries.popleft()
             first = self._entries[0] if self._entries else first
+        METERS.sent[self.source.name] += len(bodies)
         return encode_records(self.handle, bodies)
 
     async def _pack_piece(self, file: RecordStream, offset: int) -> bytes:
@@ -238,6 +241,7 @@ class Feed:
         self._big = None
         self._entries.popleft()
         self.at = Point(entry.txid_max)
+        METERS.sent[self.source.name] += 1
         return chunk
 
     def _fail(self, error: Exception) -> bytes | None:

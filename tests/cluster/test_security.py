@@ -125,6 +125,17 @@ def test_commands_take_what_they_need_from_a_nodes_configuration_or_from_flags(
         monkeypatch.setenv("LITEFS_TOKEN", token)
         assert main([*line, target]) != 0
         assert words in capsys.readouterr().err
+    monkeypatch.setenv("LITEFS_TOKEN", OWN)
+    asked = [replica.url, *identified[identified.index("-ca") :]]
+    assert main(["status", "-url", *asked]) == 0
+    rows = {line.split()[0] for line in capsys.readouterr().out.splitlines() if ".db" in line}
+    assert rows == {"app.db", "reports.db"}, "found on the primary, with the same token and certificates"
+    monkeypatch.setenv("LITEFS_TOKEN", REPORTS)
+    limited = [primary.url, *asked[1:]]
+    assert main(["databases", "-url", *limited]) == 0
+    assert "app.db" not in capsys.readouterr().out
+    assert main(["drop", "-yes", "-url", *limited, "app.db"]) == 1
+    assert "our token is not for database app.db (status 403)" in capsys.readouterr().err
 
 
 def test_certificates_and_tokens_are_renewed_while_nodes_run(

@@ -1,4 +1,4 @@
-"""What nodes tell of themselves over HTTP: /status."""
+"""What nodes tell of themselves over HTTP: /status and /metrics."""
 
 from __future__ import annotations
 
@@ -15,6 +15,49 @@ def status(node: Node) -> dict[str, Any]:
     answer = httpx.get(f"{node.url}/status", timeout=5)
     assert answer.status_code == 200
     return dict(answer.json())
+
+
+def metrics(node: Node) -> dict[str, float]:
+    """Values by name and labels."""
+    text = httpx.get(f"{node.url}/metrics", timeout=5).text
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def _check_metrics(primary: Node, replica: Node, txid: int) -> None:
+    """After so many transactions of app.db, and some of sync.db, which waited for the replica."""
+
+    def told() -> bool:
+        return (
+            metrics(primary)['litefs_db_commit_count{db="app.db"}'] == txid
+            and metrics(replica)['litefs_db_apply_count{db="app.db"}'] > 0
+        )
+
+    wait_until(told, 5, f"{txid} commits are counted")
+    first, second = metrics(primary), metrics(replica)
+    for name, least in (
+        ('litefs_db_wal_write_count{db="app.db"}', 2 * 3),
+        ('litefs_db_database_write_count{db="app.db"}', 1),
+        ('litefs_db_journal_write_count{db="app.db"}', 1),
+        ('litefs_http_frame_send_count{db="app.db",type="ltx"}', 3),
+        ('litefs_http_frame_send_count{db="app.db",type="ltx:snapshot"}', 1),
+        ('litefs_commit_seconds_count{phase="prepare"}', txid),
+        ('litefs_commit_seconds_count{phase="append"}', txid),
+        ('litefs_commit_seconds_count{phase="answer"}', txid),
+        ('litefs_commit_seconds_count{phase="replicas"}', 2),
+        ("litefs_fsync_seconds_count", 1),
+        ("litefs_stream_sent_bytes_total", 1000),
+        ('litefs_db_ltx_count{db="app.db"}', txid),
+    ):
+        assert first[name] >= least, name
+    assert 0 < first['litefs_commit_seconds_sum{phase="append"}'] < 10
+    assert first['litefs_db_commit_count{db="sync.db"}'] == first['litefs_db_txid{db="sync.db"}']
+    assert (first["litefs_is_primary"], second["litefs_is_primary"]) == (1, 0)
+    assert first["litefs_role_changes_total"] == 1
+    assert second["litefs_stream_received_bytes_total"] > 1000
+    assert second["litefs_apply_seconds_count"] >= 1
+    assert second['litefs_db_commit_count{db="app.db"}'] == 0
+    assert 0 <= second['litefs_db_lag_seconds{db="app.db"}'] < 10
 
 
 def test_status(make_node: Callable[..., Node], make_client: Callable[..., Client]) -> None:
@@ -60,6 +103,7 @@ def test_status(make_node: Callable[..., Node], make_client: Callable[..., Clien
     for _ in range(3):
         sql.call("execute", statement="INSERT INTO t VALUES(2)")
     assert status(primary)["databases"][0]["commits"] == commits + 3
+    _check_metrics(primary, replica, positions["app.db"].txid + 3)
     primary.stop()
     wait_until(lambda: not status(replica)["primary"]["connected"], 10, "the replica misses its primary")
     assert status(replica)["node"]["ready"] is False

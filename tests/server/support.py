@@ -15,10 +15,12 @@ from litefs.cluster.replicas import Replicas
 from litefs.config_http import TLSConfig
 from litefs.errors import DatabaseNotFound
 from litefs.link.rules import SyncRules
+from litefs.meters import Meters
 from litefs.server.app import create_app
+from litefs.server.event_hub import Begin, EventHub
 from litefs.server.serve import bind, serve
 from litefs.server.status_format import DatabaseStatus, NodeStatus, PrimaryStatus, ReplicaStatus, Status
-from litefs.server.view import DatabaseInfo, Export, HaltGrant
+from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
 from litefs.stream.memory import MemoryCatalog
 from litefs.stream.protocols import Entry, Identity
 from litefs.tls import ServerTLS
@@ -40,6 +42,7 @@ class FakeNode:
         self.mountpoint = "/litefs"
         self.primary_hostname: str | None = None
         self.catalog = catalog or MemoryCatalog()
+        self.measured = Meters()
         self.lag_seconds: float | None = 0.25
         self.seen_term = 0
         self.unpublished = False
@@ -48,15 +51,26 @@ class FakeNode:
         self.import_gate = trio.Event()
         self.import_gate.set()
         self.exports: list[IO[bytes]] = []
+        self.events = EventHub(self._begin)
         self.replicas = Replicas(self.catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
     def databases(self) -> Sequence[DatabaseInfo]:
         return [
-            DatabaseInfo(name, source.position(), commits=7, log_segments=2, log_bytes=4096)
+            DatabaseInfo(name, source.position(), commits=7, log_segments=2, log_bytes=4096, first_txid=1)
             for name, source in self.catalog.sources().items()
         ]
 
     held_up: Sequence[str] = ()
+
+    def _begin(self) -> Begin:
+        positions = {name: str(source.position()) for name, source in self.catalog.sources().items()}
+        return Begin(self.is_primary, self.primary_hostname, positions)
+
+    def meters(self) -> Meters:
+        return self.measured
+
+    def figures(self) -> NodeFigures:
+        return NodeFigures(term=3, role_changes=2, ready=True, lost=1)
 
     def status(self, databases: Sequence[DatabaseInfo]) -> Status:
         found = [
@@ -81,6 +95,10 @@ class FakeNode:
 
     def lacks(self) -> Sequence[str]:
         return []
+
+    async def drop_database(self, name: str) -> None:
+        if self.imported.pop(name, None) is None:
+            raise DatabaseNotFound(f"{name}: database not found")
 
     async def before_stream(self) -> None:
         pass

@@ -63,8 +63,13 @@ def test_info_has_the_shape_of_go_litefs(http2: bool) -> None:
 def test_metrics() -> None:
     async def main() -> None:
         node = FakeNode(MemoryCatalog(filled("app.db")))
+        node.measured.commits.update({"app.db": 7, "gone.db": 1})
+        node.measured.snapshots_sent["app.db"] = 1
+        for seconds in (500e-9, 2e-3, 100):
+            node.measured.answer.add(int(seconds * 1e9))
         async with serving(node) as url, client() as http:
             response = await http.get(f"{url}/metrics")
+            assert "gone.db" not in response.text
             lines = response.text.splitlines()
             for line in (
                 "litefs_is_primary 1.0",
@@ -73,7 +78,19 @@ def test_metrics() -> None:
                 "litefs_sync_replicas 0.0",
                 "litefs_lag_seconds 0.25",
                 'litefs_db_txid{db="app.db"} 1.0',
-                'litefs_db_commit_count_total{db="app.db"} 7.0',
+                "litefs_lease_term 3.0",
+                "litefs_role_changes_total 2.0",
+                "litefs_lost_directories 1.0",
+                'litefs_db_ltx_count{db="app.db"} 1.0',
+                'litefs_db_commit_count{db="app.db"} 7.0',
+                'litefs_db_wal_write_count{db="app.db"} 0.0',
+                'litefs_http_frame_send_count{db="app.db",type="ltx:snapshot"} 1.0',
+                'litefs_commit_seconds_bucket{le="1.024e-06",phase="answer"} 1.0',
+                'litefs_commit_seconds_bucket{le="0.00104858",phase="answer"} 1.0',
+                'litefs_commit_seconds_bucket{le="0.00209715",phase="answer"} 2.0',
+                'litefs_commit_seconds_count{phase="answer"} 3.0',
+                'litefs_commit_seconds_sum{phase="answer"} 100.0020005',
+                "litefs_fsync_seconds_count 0.0",
                 'litefs_db_damaged{db="app.db"} 0.0',
             ):
                 assert line in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -44,6 +45,7 @@ ENDPOINTS = (
     ("POST", "/halt?name=app.db&id=1"),
     ("POST", "/tx?name=app.db&lockID=1"),
     ("GET", "/db/app.db/pos"),
+    ("DELETE", "/db/app.db"),
     ("GET", "/unknown"),
     ("GET", "/info/../unknown"),
     ("HEAD", "/info"),
@@ -160,7 +162,8 @@ def test_a_token_with_a_list_sees_those_databases() -> None:
     async def main() -> None:
         limited = tokens("reports*", "dir/[ab].db")
         names = ("app.db", "reports.db", "reports/2026.db", "dir/a.db", "dir/c.db")
-        async with serving(node(*names), tokens=limited) as url, client(headers=authorized(REPORTS)) as http:
+        fake = node(*names)
+        async with serving(fake, tokens=limited) as url, client(headers=authorized(REPORTS)) as http:
             metrics = (await http.get(f"{url}/metrics")).text
             seen = {name for name in names if f'litefs_db_txid{{db="{name}"}}' in metrics}
             assert seen == {"reports.db", "reports/2026.db", "dir/a.db"}
@@ -172,6 +175,12 @@ def test_a_token_with_a_list_sees_those_databases() -> None:
                 == set(status["replicas"][0]["databases"])
             )
             assert status["heldUp"] == []
+            async with http.stream("GET", f"{url}/events") as answer:
+                lines = answer.aiter_lines()
+                assert set(json.loads(await anext(lines))["data"]["positions"]) == seen
+                fake.events.publish("tx", {}, "app.db")
+                fake.events.publish("tx", {}, "dir/a.db")
+                assert json.loads(await anext(lines))["db"] == "dir/a.db"
             assert (await http.post(f"{url}/import?name=reports.db", content=b"x")).status_code == 200
             assert (await http.get(f"{url}/export?name=reports.db")).content == b"x"
             assert (await http.get(f"{url}/db/reports.db/wait?txid=1")).status_code == 200

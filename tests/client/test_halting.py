@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from litefs import client
-from litefs.client import HaltLost, Place
+from litefs.client import HaltLost, Place, halt, halting
 from litefs.errors import LiteFSError, PeerError, PositionMismatch
 
 
@@ -32,11 +31,11 @@ class FakeNode:
 
 def halted(node: FakeNode, renewals: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold the lock until the node was asked so often, or no more."""
-    monkeypatch.setattr(client, "locate", lambda path: Place(Path("/"), "a.db", Path("/litefs.sock")))
-    monkeypatch.setattr(client, "_request", node.request)
-    monkeypatch.setattr(client, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(halting, "locate", lambda path: Place(Path("/"), "a.db", Path("/litefs.sock")))
+    monkeypatch.setattr(halting, "request", node.request)
+    monkeypatch.setattr(halting, "RENEW_SECONDS", 0.01)
     deadline = time.monotonic() + 5
-    with client.halt("a.db"):
+    with halt("a.db"):
         assert node.is_held
         while node.renewals < renewals and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -62,7 +61,7 @@ def test_a_lock_is_not_called_kept_when_the_last_renewal_failed(monkeypatch: pyt
 def test_a_lock_that_cannot_be_held_any_more_is_lost(
     error: LiteFSError, lasts: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "LOCK_SECONDS", lasts)
+    monkeypatch.setattr(halting, "LOCK_SECONDS", lasts)
     node = FakeNode(error)
     with pytest.raises(HaltLost, match=str(error)):
         halted(node, 1 if lasts > 1 else 6, monkeypatch)
