@@ -102,7 +102,8 @@ def _notes(target: Target, asked: Settings) -> list[str]:
         )
     unstarted = sum(each.unstarted for each in target.rounds)
     if unstarted:
-        notes.append(f"{unstarted:,} operations were due but not begun in time: too slow for this rate")
+        begun = sum(kind.count for name, kind in target.kinds().items() if name != "visible")
+        notes.append(f"{unstarted:,} of {begun + unstarted:,} operations were due but not begun in time")
     if busy := sum(each.busy for each in target.rounds):
         notes.append(f"{busy:,} operations were tried again: another client was in the way for too long")
     if asked.workload == "lag":

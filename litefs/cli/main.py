@@ -44,6 +44,7 @@ COMMANDS = (
     Command("bench", "load a directory, say how fast it is", "litefs.cli.bench", "bench"),
     Command("config", "check a configuration and show what is in force", "litefs.cli.config", "config"),
     Command("completion", "print a completion script for a shell", "litefs.cli.completion", "completion"),
+    Command("bench", "load a directory, say how fast it is", "litefs.cli.bench", "bench"),
     Command("version", "print the version", "litefs.cli.version", "version"),
 )
 

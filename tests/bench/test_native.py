@@ -299,7 +299,7 @@ def test_a_table_and_nothing_else(tmp_path: Path) -> None:
         (["-warmup", "-1s", "."], "not negative"),
         (["-plot", "x.gif", "."], "has to end with .svg, .png, .pdf"),
         (["-plot", "/nonexistent/x.svg", "."], "no such directory"),
-        (["-from", "x.json"], "needs -plot FILE"),
+        (["-from", "x.json"], "needs -plot PATH"),
         (["-from", "x.json", "-plot", "x.svg", "."], "takes neither a workload nor a directory"),
         (["lag", "."], "-replica DIR is for catch-up and lag, which need it"),
         (["-replica", ".", "."], "-replica DIR is for"),
