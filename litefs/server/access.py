@@ -33,6 +33,7 @@ FILTERED = (
     "/status",
     "/events",
     "/metrics",
+    "/openapi.json",
     "/import",
     "/export",
     "/stream",
