@@ -102,7 +102,6 @@ Restore from backup
 NOT_YET = {
     "strict-verify",
     "Snapshot timeout",
-    "Trace log",
     "File backup",
     "Cloud backup",
     "Backup batching",

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "litefs"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
     frozenset({"clock", "types", "errors", "meters", "mountinfo", "version"}),
-    frozenset({"client"}),
+    frozenset({"client", "trace"}),
     frozenset({"config_types", "bench"}),
     frozenset({"config_yaml"}),
     frozenset({"config_lease", "config_http", "config_proxy", "config_sections"}),
