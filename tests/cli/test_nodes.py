@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -158,7 +159,9 @@ def test_import_and_export_with_checks(nodes: tuple[Node, Node], tmp_path: Path)
         connection.commit()
     shown = on_terminal("import", "-url", primary.url, "-name", "in.db", source)
     assert (shown.status, 'Import of database "in.db" in ' in shown.out) == (0, True), shown.out
-    assert "import of in.db" in shown.out, "the progress bar"
+    bars = re.findall(r"import of in\.db .*?([\d.]+)/([\d.]+) MiB", shown.out)
+    assert bars, "the progress bar"
+    assert bars[-1][0] == bars[-1][1]
     wait_present(replica, "in.db")
     quiet = inside("export", "-url", replica.url, "-name", "in.db", target)
     assert (quiet.status, quiet.err) == (0, ""), "no bar for scripts"
