@@ -32,6 +32,7 @@ http:
   tls: {cert: /c, key: /k, ca: /a, verify-clients: false}
   auth-token: file:/t
   tokens: [{name: reports, token: r, databases: [r.db]}]
+  open-health: false
 proxy:
   addr: ":8080"
   target: "localhost:8081"
@@ -65,7 +66,7 @@ replication:
   databases: [{name: "log*.db", sync: off}, {name: m.db, sync: 2}]
 backup: {type: file, path: /b, url: http://u, cluster: c, auth-token: t}
 log: {format: json, timestamp: true, debug: true}
-tracing: {enabled: false, path: /t, max-size: 1, max-count: 2, compress: false}
+tracing: {enabled: false, path: /t, max-size: 1, max-count: 2, compress: false, stdout: true}
 """
 
 

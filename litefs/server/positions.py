@@ -52,7 +52,6 @@ async def reached(node: NodeView, name: str, txid: int, checksum: int | None, se
     """
     deadline, pause = trio.current_time() + seconds, PUBLISH_SECONDS
     while True:
-        seen = node.catalog.revision
         position = position_of(node, name)
         reached = position.txid >= txid
         if (
@@ -61,14 +60,14 @@ async def reached(node: NodeView, name: str, txid: int, checksum: int | None, se
             and not await _holds(node, name, position, Position(txid, checksum))
         ):
             raise PositionMismatch(f"{name}: at {position}, which is another history")
-        if reached and await node.readers_see(name):
+        if reached and await node.waiting.seen(name):
             return position
         with trio.move_on_at(deadline) as scope:
             if reached:
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PUBLISH_SECONDS)
             else:
-                await node.catalog.wait_change(seen)
+                await node.waiting.advanced(name, txid)
         if scope.cancelled_caught:
             raise WaitTimeout(f"{name}: at {position} after {seconds:g} s, not at {txid:016x}")
 

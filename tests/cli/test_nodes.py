@@ -157,12 +157,12 @@ def test_import_and_export_with_checks(nodes: tuple[Node, Node], tmp_path: Path)
         connection.execute("CREATE INDEX i ON t(x)")
         connection.executemany("INSERT INTO t VALUES (randomblob(2000))", [()] * 2000)
         connection.commit()
-    shown = on_terminal("import", "-url", primary.url, "-name", "in.db", source)
+    shown = on_terminal("import", "-url", replica.url, "-name", "in.db", source)
     assert (shown.status, 'Import of database "in.db" in ' in shown.out) == (0, True), shown.out
     bars = re.findall(r"import of in\.db .*?([\d.]+)/([\d.]+) MiB", shown.out)
     assert bars, "the progress bar"
     assert bars[-1][0] == bars[-1][1]
-    wait_present(replica, "in.db")
+    assert replica.position("in.db") == primary.position("in.db"), "there when it is answered"
     quiet = inside("export", "-url", replica.url, "-name", "in.db", target)
     assert (quiet.status, quiet.err) == (0, ""), "no bar for scripts"
     with closing(sqlite3.connect(target)) as connection:

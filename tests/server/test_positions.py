@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
+from litefs.errors import WaitTimeout
+from litefs.server.positions import reached
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.types import Position
 from tests.server.support import FakeNode, client, serving
@@ -124,5 +127,62 @@ def test_a_wait_for_what_another_history_replaced() -> None:
         async with serving(node) as url, client() as http:
             assert (await http.get(f"{url}/db/a.db/wait?txid=1")).status_code == 200
             assert (await http.get(f"{url}/db/a.db/wait?txid={lost}")).status_code == 409
+
+    run(main)
+
+
+class CountedSource(MemorySource):
+    """Counts how often it is asked for its position."""
+
+    asked = 0
+
+    def position(self) -> Position:
+        self.asked += 1
+        return super().position()
+
+
+def test_many_who_wait_do_not_look_at_each_commit() -> None:
+    async def main() -> None:
+        source = CountedSource("a.db")
+        source.commit({1: b"a" * 512})
+        node = FakeNode(MemoryCatalog(source))
+        waiters, commits = 300, 50
+        answered: list[int] = []
+
+        async def wait(txid: int) -> None:
+            answered.append((await reached(node, "a.db", txid, None, 10)).txid)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(waiters):
+                nursery.start_soon(wait, commits + 1 + number % 3)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (source.asked, node.looks) == (waiters, 0)
+            source.asked = 0
+            for _ in range(commits - 1):
+                source.commit({1: b"b" * 512})
+                node.catalog.notify()
+                await trio.testing.wait_all_tasks_blocked()
+            assert source.asked == commits - 1, "one look for all at each notification"
+            assert not answered
+            source.commit({1: b"c" * 512})
+            node.catalog.notify()
+            await trio.sleep(0.1)
+            assert answered == [commits + 1] * (waiters // 3)
+            assert node.looks <= 2, "one look at what readers see is for all"
+            source.commit({1: b"c" * 512})
+            source.commit({1: b"c" * 512})
+            node.catalog.notify()
+        assert len(answered) == waiters
+
+    run(main)
+
+
+def test_who_gave_up_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        node, _ = sources("a.db")
+        for txid in (5, 6):
+            with pytest.raises(WaitTimeout):
+                await reached(node, "a.db", txid, None, 0.01)
+        assert node.waiting.count == 0
 
     run(main)
