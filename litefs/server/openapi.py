@@ -77,6 +77,7 @@ ENDPOINTS = (
         query={"txid*": "TXID, or a position", "timeout": "seconds"},
         errors=(404, 409, 504),
     ),
+    Endpoint("delete", "/db/{name}", "Remove a database, on the primary.", errors=(404, 503)),
     Endpoint("get", "/promote", "What a promotion of this node would cost.", _JSON),
     Endpoint(
         *("post", "/promote", "Make this node the primary."),
