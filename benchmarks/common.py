@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -28,6 +29,9 @@ sys.path.insert(0, str(ROOT))
 from litefs.bench import machine  # noqa: E402
 from tests.support.node import Node, wait_present  # noqa: E402
 from tests.support.processes import MARKER  # noqa: E402
+
+CLIENT_SECONDS = 120.0
+"""Bound of one client run."""
 
 
 @dataclass(slots=True)
@@ -98,6 +102,15 @@ def steal_recorded(series: Series) -> Iterator[None]:
     before = machine.cpu_times()
     yield
     series.steal.append(machine.stolen(before, machine.cpu_times()))
+
+
+def client(source: str, *words: object) -> Any:
+    """Run Python source in a process of its own and return the JSON that it prints."""
+    command = [sys.executable, "-c", source, *map(str, words)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, timeout=CLIENT_SECONDS, check=True, cwd=ROOT
+    )
+    return json.loads(done.stdout)
 
 
 def percentile(ordered: list[float], share: float) -> float:

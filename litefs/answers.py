@@ -16,6 +16,7 @@ from litefs.figures import Figures
 from litefs.forwarding import Forwarding
 from litefs.halt.node import Halts
 from litefs.leading import Leading
+from litefs.lockview import held_locks
 from litefs.meters import Meters
 from litefs.mountprobe import MountProbe
 from litefs.overview import Overview
@@ -113,6 +114,9 @@ class Answers:
 
     def databases(self) -> list[DatabaseInfo]:
         return self._parts.figures.databases()
+
+    def locks(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        return held_locks(self._parts.mount, names)
 
     def meters(self) -> Meters:
         return self._parts.figures.meters()

@@ -41,7 +41,6 @@ _UNIMPLEMENTED = (
     "data.compress",
     "http.snapshot-timeout",
     "backup",
-    "tracing",
 )
 """Keys, or whole sections, that are read but have no function yet."""
 
@@ -158,6 +157,8 @@ class Config(_Section, frozen=True):
         if self.proxy.target:
             split_address(self.proxy.addr, "proxy.addr")
             split_address(self.proxy.target, "proxy.target")
+        if self.tracing.max_size < 1 or self.tracing.max_count < 0:
+            raise ConfigError("tracing.max-size must be 1 MB or more, tracing.max-count not negative")
         if self.data.retention_bytes < 0:
             raise ConfigError(f"data.retention-bytes must not be negative, got {self.data.retention_bytes}")
         if self.data.retention_monitor_interval <= 0:

@@ -90,15 +90,22 @@ class LogConfig(Section, frozen=True):
 
 
 class TracingConfig(Section, frozen=True):
-    """The trace log: one line for each operation on a database."""
+    """The trace log: one line for each thing that happens to a database."""
 
     enabled: bool = True
     """Write it, if `path` is set."""
     path: str = ""
-    """The file; empty: no trace log."""
+    """The file; empty: none."""
     max_size: int = 64
     """MB after which the file is rotated."""
     max_count: int = 8
-    """Rotated files that are kept."""
+    """Rotated files that are kept; 0: all."""
     compress: bool = True
-    """Compress rotated files."""
+    """Compress rotated files by gzip."""
+    stdout: bool = False
+    """Ours: write it to standard output too, as the flag `-tracing` does."""
+
+    @property
+    def file(self) -> str:
+        """Where the trace log is; empty: nowhere."""
+        return self.path if self.enabled else ""

@@ -17,6 +17,7 @@ from litefs.errors import DatabaseNotFound, NotPrimary
 from litefs.server.view import Export
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
+from litefs.trace import TRACE
 from litefs.types import Position
 
 COPIES = 4
@@ -50,7 +51,10 @@ class Copies:
                     await file.write(chunk)
             await trio.to_thread.run_sync(call, import_file, scratch, target, check, limiter=self._limiter)
         self._catalog.refresh(name)  # it may be new, and the fs process's word of it under way
-        return self._catalog.position(name)
+        position = self._catalog.position(name)
+        if TRACE.enabled:
+            TRACE("Import", name, pos=position)
+        return position
 
     async def export_database(self, name: str, *, check: bool) -> Export:
         """A consistent copy of *name*, of any node, with *check* one that SQLite finds sound.
@@ -78,7 +82,10 @@ class Copies:
         with self._scratch() as scratch:
             call(export_file, self._mount / name, scratch, check)
             file = scratch.open("rb")
-        return Export(file, os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        if TRACE.enabled:
+            TRACE("Export", name, bytes=size)
+        return Export(file, size)
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:

@@ -26,7 +26,7 @@ from litefs.figures import Figures
 from litefs.forwarding import Forwarding
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
-from litefs.housekeeping import Primary, Retention, raise_file_limit
+from litefs.housekeeping import Primary, Retention, raise_file_limit, rotate
 from litefs.leading import Leading, ask_for_handoff
 from litefs.link.channel import Wake
 from litefs.link.messages import (
@@ -47,6 +47,7 @@ from litefs.link.messages import (
     Opened,
     Staged,
     Start,
+    TraceTo,
     Unpublished,
 )
 from litefs.mountprobe import MountProbe
@@ -64,6 +65,7 @@ from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Identity
 from litefs.supervise import Supervisor, commands_of
 from litefs.takeback import TakeBack
+from litefs.trace import TRACE
 from litefs.types import ZERO, Position, Role
 
 log = logging.getLogger("litefs.node")
@@ -196,6 +198,7 @@ class Node:
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
+            nursery.start_soon(rotate, self._config.tracing)
             nursery.start_soon(self._replica.run, self._ready)
             nursery.start_soon(self._proxying.run)
             await nursery.start(self._leading.run)
@@ -327,6 +330,7 @@ class Node:
             gid=fuse.gid,
             mode=fuse.mode,
             log=LogOptions(log_.format, log_.timestamp, log_.debug),
+            trace=TraceTo(self._config.tracing.file, self._config.tracing.stdout),
             grace_ns=int(self._config.lease.grace * 1e9),
             sync=self.replicas.rules,
         )
@@ -343,6 +347,8 @@ class Node:
 
     async def _role_changed(self, role: Role) -> None:
         self._leading.changed(role)
+        if TRACE.enabled:
+            TRACE("Role", role=role, term=self.roles.term)
         self._events.role_changed()
         if role is Role.PRIMARY:
             self._ready.set()
@@ -412,10 +418,14 @@ class Node:
 
     def _connected(self, hello: Hello) -> None:
         self._leading.saw_term(hello.identity.term)
+        if TRACE.enabled:
+            TRACE("Connect", primary=hello.identity.hostname, term=hello.identity.term)
         self.roles.connected(hello.identity.hostname, hello.identity.term)
         self._events.role_changed()
 
     def _disconnected(self, error: LiteFSError | None) -> None:
+        if TRACE.enabled:
+            TRACE("Disconnect", error=error)
         self.roles.disconnected()
         self._forwarding.disconnected()
         self._events.role_changed()
@@ -454,6 +464,7 @@ async def _main(config: Config, command: list[str] | None) -> int:
             "or choose another data.dir in litefs.yml"
         ) from error
     raise_file_limit()
+    TRACE.setup(TraceTo(config.tracing.file, config.tracing.stdout))
     try:
         return await Node(config, data, lock_fd).run(command)
     finally:

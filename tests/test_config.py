@@ -67,7 +67,7 @@ replication:
   databases: [{name: "log*.db", sync: off}, {name: m.db, sync: 2}]
 backup: {type: file, path: /b, url: http://u, cluster: c, auth-token: t}
 log: {format: json, timestamp: true, debug: true}
-tracing: {enabled: false, path: /t, max-size: 1, max-count: 2, compress: false}
+tracing: {enabled: false, path: /t, max-size: 1, max-count: 2, compress: false, stdout: true}
 """
 
 

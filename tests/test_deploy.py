@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -99,6 +100,18 @@ def heard(manager: socket.socket, wanted: str) -> None:
         assert time.monotonic() < deadline, f"systemd was not told {wanted}"
 
 
+def probed() -> set[str]:
+    """The paths of the API port that the files below deploy/ have somebody ask."""
+    (container,) = manifest("StatefulSet")["spec"]["template"]["spec"]["containers"]
+    kubernetes = {
+        container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")
+    }
+    compose = re.findall(r":20202(/\w+)'", (DEPLOY / "docker/compose.yaml").read_text())
+    fly = tomllib.loads((DEPLOY / "fly/fly.toml").read_text())["checks"]["litefs"]["path"]
+    assert compose
+    return {*kubernetes, *compose, fly}
+
+
 WRITE = """
 import os, sqlite3, sys, time
 assert os.getuid() == {app}
@@ -150,6 +163,9 @@ def test_the_unit_runs_a_node_and_an_application_of_another_user(
             f"the application has committed\n{node.log_tail()}",
         )
         heard(manager, "WATCHDOG=1")
+        for path in probed():
+            with urllib.request.urlopen(node.url + path, timeout=10) as response:
+                assert response.status == 200, path
         process.send_signal(signal.SIGTERM)
         heard(manager, "STOPPING=1")
         assert process.wait(10) == 0, node.log_tail()

@@ -102,10 +102,6 @@ Restore from backup
 NOT_YET = {
     "strict-verify",
     "Snapshot timeout",
-    "Prometheus",
-    "expvar, pprof",
-    "/debug/rand",
-    "Trace log",
     "File backup",
     "Cloud backup",
     "Backup batching",

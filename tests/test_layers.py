@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "litefs"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
     frozenset({"clock", "types", "errors", "meters", "mountinfo", "version"}),
-    frozenset({"client"}),
+    frozenset({"client", "trace"}),
     frozenset({"config_types", "bench"}),
     frozenset({"config_yaml"}),
     frozenset({"config_lease", "config_http", "config_proxy", "config_sections"}),
@@ -22,7 +22,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"store", "link"}),
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "notify", "proxy", "server", "supervise"}),
-    frozenset({"copies", "figures", "guard", "halt", "housekeeping", "mountprobe", "replica", "security"}),
+    frozenset(
+        {
+            "copies",
+            "figures",
+            "guard",
+            "halt",
+            "housekeeping",
+            "lockview",
+            "mountprobe",
+            "replica",
+            "security",
+        }
+    ),
     frozenset({"rolechange", "takeback"}),
     frozenset({"eventfeed", "forwarding", "leading", "overview"}),
     frozenset({"answers"}),

@@ -7,6 +7,7 @@ omission"). What was due in the round but never begun is counted as such.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sqlite3
 import time
@@ -107,7 +108,8 @@ class Meter:
             finished = self._clock()
             if not (self._stopped and is_busy(error)):
                 measured.error = str(error)
-            self._rollback()
+            with contextlib.suppress(sqlite3.Error):
+                self._rollback()
         measured.elapsed = finished - started
         measured.kinds = [
             list(map(Histogram, pieces(samples, [mark[kind] for mark in self._marks])))

@@ -20,7 +20,7 @@ def require_matplotlib() -> None:
     except ImportError:
         raise BenchError(
             "plots need Matplotlib: pip install 'litefs-fuse[plot]', here or elsewhere; a run's -json can be "
-            "plotted there with -from FILE"
+            "plotted there with -from PATH"
         ) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,22 +47,23 @@ class _ReplicaSession(Session):
             self._eye.end()
         super()._close()
 
-    def _watch(self) -> Worker:
+    def _open_eye(self, function: Callable[..., None], *arguments: object) -> None:
+        """Start the process that watches."""
+        self._eye = Worker(f"watcher of {self.replica}", function, self.replica, *arguments)
+        answers([self._eye], 0, lambda: False)
+
+    def _watch(self) -> None:
         """Begin to watch."""
         assert self._eye is not None
         self._eye.send(Watch())
-        self._answer(0)
-        return self._eye
-
-    def _answer(self, seconds: float) -> Any:
-        assert self._eye is not None
-        return answers([self._eye], seconds, self.stop)[0]
+        answers([self._eye], 0, lambda: False)
 
     def _seen(self, value: int, seconds: float) -> list[tuple[int, int]]:
         """What was seen, and when, until it was ``value``; for at most so long."""
         assert self._eye is not None
         self._eye.send(Until(value, time.monotonic_ns() + int(seconds * 1e9)))
-        seen: list[tuple[int, int]] = self._answer(seconds)
+        seen: list[tuple[int, int]]
+        (seen,) = answers([self._eye], seconds, self.stop)
         return seen
 
     def check(self, path: Path | None = None) -> None:
@@ -76,8 +77,7 @@ class LagSession(_ReplicaSession):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._eye = Worker(f"reader of {self.replica}", watch_rows, self.replica, self.settings)
-        self._answer(0)
+        self._open_eye(watch_rows, self.settings)
 
     def round(self) -> None:
         """See Session."""
@@ -149,10 +149,10 @@ class CatchUpSession(_ReplicaSession):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._eye = Worker(f"watcher of {self.replica}", watch_position, self.replica)
-        self._answer(0)
+        self._open_eye(watch_position)
         self._watch()
-        self._arrived(self._seen(self._position(), CATCH_UP_SECONDS), self._position())
+        target = self._position()
+        self._require(self._seen(target, CATCH_UP_SECONDS), target)
 
     def _position(self) -> int:
         try:
@@ -160,8 +160,11 @@ class CatchUpSession(_ReplicaSession):
         except (LiteFSError, OSError, ValueError) as error:
             raise BenchError(f"{self.path}-pos: {error}; catch-up needs two mounts of LiteFS") from None
 
-    def _arrived(self, seen: Sequence[tuple[int, int]], target: int) -> None:
+    def _require(self, seen: Sequence[tuple[int, int]], target: int) -> None:
+        """Raise BenchError if the replica has not come to ``target``, or KeyboardInterrupt."""
         if seen[-1][1] < target:
+            if self.stop():
+                raise KeyboardInterrupt
             raise BenchError(
                 f"{self.replica} is at {seen[-1][1]:016x} after {CATCH_UP_SECONDS:g} s, {self.path} at "
                 f"{target:016x}: is {self.target.path} the primary's mount and the other a replica's?"
@@ -179,9 +182,7 @@ class CatchUpSession(_ReplicaSession):
             _command("-resume", self._resume)
         target = self._position()
         seen = self._seen(target, CATCH_UP_SECONDS)
-        if self.stop() and seen[-1][1] < target:
-            return
-        self._arrived(seen, target)
+        self._require(seen, target)
         done = Round.of(("commit",), measured, interval)
         done.other = catching_up(seen, target, written)
         done.steal = stolen(before, cpu_times())

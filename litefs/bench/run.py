@@ -97,7 +97,11 @@ def run(
             except (BenchError, KeyboardInterrupt) as error:
                 if not any(target.rounds for target in targets):
                     raise
-                failure = error if isinstance(error, BenchError) else BenchError("interrupted in the check")
+                failure = (
+                    error
+                    if isinstance(error, BenchError)
+                    else BenchError("interrupted in a round or in the check")
+                )
             result = Result(sessions[0].settings, machine, targets, stop())
     except BenchError as error:
         # Even if the databases cannot be removed, what was measured counts.

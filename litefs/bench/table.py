@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litefs.bench.histogram import Histogram
 from litefs.bench.result import SHARES, Result, Target, rows_of, spread
-from litefs.bench.settings import REPLICATING, Settings
+from litefs.bench.settings import Settings
 from litefs.bench.workloads import LARGE_ROW, large_rows
 
 _COLUMNS = ("p50", "p90", "p99", "p99.9", "max")
@@ -102,10 +102,11 @@ def _notes(target: Target, asked: Settings) -> list[str]:
         )
     unstarted = sum(each.unstarted for each in target.rounds)
     if unstarted:
-        notes.append(f"{unstarted:,} operations were due but not begun in time: too slow for this rate")
+        begun = sum(kind.count for name, kind in target.kinds().items() if name != "visible")
+        notes.append(f"{unstarted:,} of {begun + unstarted:,} operations were due but not begun in time")
     if busy := sum(each.busy for each in target.rounds):
         notes.append(f"{busy:,} operations were tried again: another client was in the way for too long")
-    if asked.workload in REPLICATING and len(target.rounds) and not any(others):
+    if asked.workload == "lag":
         notes.append("visible: from the commit's end until a reader of the replica saw the row")
     return notes
 

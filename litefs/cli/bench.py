@@ -59,8 +59,8 @@ _FLAGS = (
     Flag("no-check", "do not read the database at the end to see that it holds what it has to"),
     Flag("awake", "keep idle CPUs from sleeping meanwhile, for figures that vary less (root)"),
     Flag("json", "print one JSON object instead of a table"),
-    Flag("plot", "write plots to FILE: .svg, .png or .pdf", "FILE"),
-    Flag("from", "load nothing: show the run whose -json is in FILE, as -plot", "FILE"),
+    Flag("plot", "write plots to PATH: .svg, .png or .pdf", "PATH"),
+    Flag("from", "load nothing: show the run whose -json is in PATH, as -plot", "PATH"),
 )
 
 _GO_FLAGS = (
@@ -90,6 +90,14 @@ USAGE = {
     f"Arguments:\n\n{describe(_GO_FLAGS)}"
 }
 SPECS = {"bench": Spec(_FLAGS, words=tuple(WORKLOADS), paths=True)}
+
+SPECS = {
+    "bench": Spec(
+        tuple({flag.name: flag for flag in (*_GO_FLAGS, *_FLAGS)}.values()),
+        words=tuple(WORKLOADS),
+        paths=True,
+    )
+}
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -271,7 +279,7 @@ def _show(arguments: Arguments, plot: Path | None) -> int:
     from litefs.bench.result import FORMAT
 
     if plot is None:
-        raise UsageError("-from FILE needs -plot FILE")
+        raise UsageError("-from PATH needs -plot PATH")
     source = arguments.values["from"]
     try:
         found = json.loads(Path(source).read_text("utf-8"))

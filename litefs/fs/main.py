@@ -71,6 +71,7 @@ from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
 from litefs.store.together import resolve
+from litefs.trace import TRACE
 from litefs.types import Role
 
 log = logging.getLogger("litefs.fs")
@@ -125,6 +126,8 @@ class FsProcess:
         self._post(Loose(name))
 
     def _dropped(self, name: str) -> None:
+        if TRACE.enabled:
+            TRACE("Drop", name)
         self.replicated.removed(name)
         self._post(Dropped(name))
 
@@ -378,6 +381,7 @@ async def _main(link_fd: int, wake_fd: int) -> int:
     assert isinstance(start, Start)
     logs.setup(start.log)
     try:
+        TRACE.setup(start.trace)
         await FsProcess(channel, Wake(wake_fd), start).run()
     except (LiteFSError, OSError) as exc:
         code = exc.exit_code if isinstance(exc, LiteFSError) else 1

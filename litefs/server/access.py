@@ -32,6 +32,7 @@ FILTERED = (
     "/status",
     "/events",
     "/metrics",
+    "/openapi.json",
     "/import",
     "/export",
     "/stream",

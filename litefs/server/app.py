@@ -138,11 +138,13 @@ def create_app(
     applications answer; ``open_health``: whether the node is well may be asked without one."""
     from litefs.server import (
         admin,
+        debug,
         drop,
         events,
         halt,
         health,
         metrics,
+        openapi,
         positions,
         replication,
         roles,
@@ -153,11 +155,13 @@ def create_app(
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
+    debug.register(app, node)
     drop.register(app, node)
     events.register(app, node)
     halt.register(app, node)
     health.register(app, node)
     metrics.register(app, node)
+    openapi.register(app)
     positions.register(app, node)
     replication.register(app, node)
     roles.register(app, node)

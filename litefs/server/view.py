@@ -159,6 +159,10 @@ class NodeView(Protocol):
     def databases(self) -> Sequence[DatabaseInfo]:
         """All of them, by name. Reads files: call it in a worker thread."""
 
+    def locks(self, names: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
+        """SQLite's locks on these databases of the mount: "unlocked", "shared" or "exclusive" by name. For a
+        worker thread: it blocks."""
+
     def meters(self) -> Meters:
         """What both processes of the node have counted and timed."""
 

@@ -19,6 +19,7 @@ from litefs.store.paths import DatabaseDir
 from litefs.store.rewrite import write_again
 from litefs.store.segments import list_segments
 from litefs.store.sums import SumsFile
+from litefs.trace import TRACE
 from litefs.types import START, Point, Position
 
 if TYPE_CHECKING:
@@ -241,6 +242,9 @@ class Database:
             new = full.array(1, prepared.commit)
             sums.replace(full.page_size, new, at.txid, at.checksum, stamp, at.hash)
         METERS.commits[self.dir.name] += 1
+        if TRACE.enabled:
+            pages = memoryview(prepared.pgnos).nbytes // 4
+            TRACE("Commit", self.dir.name, pos=at.position, pages=pages, commit=prepared.commit)
 
     def commit(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from litefs.store.segments import SEGMENT_HEADER_SIZE, SegmentMap
+from litefs.store.segments import RECORD_HEAD, SEGMENT_HEADER_SIZE, SegmentMap, record_hash
 from tests.cli.support import Done, inside
 from tests.support.node import Node
 from tests.support.processes import Client
@@ -135,6 +135,20 @@ def test_verify_names_the_first_bad_record(data: Path) -> None:
     assert f"app.db: DAMAGED: after record {2:016x}: " in said
     assert f"offset {third.offset}" in said
     assert ltx(data, "verify").out.startswith("app.db: 2 sound records, ")
+
+
+def test_verify_reads_the_pages_too(data: Path) -> None:
+    """A record that was written wrong: the log's hash of it is right, what it holds is not."""
+    with SegmentMap(segment(data)) as log:
+        third = list(log.extents(verify=True))[2]
+
+    def write_wrong(content: bytearray) -> None:
+        content[third.body_offset + 120] ^= 1  # in its first page
+        body = bytes(content[third.body_offset : third.body_offset + third.size])
+        RECORD_HEAD.pack_into(content, third.offset, third.size, record_hash(body, third.size))
+
+    said = damaged(data, write_wrong)
+    assert f"app.db: DAMAGED: record {3:016x} at {segment(data)}, offset {third.offset}: " in said
 
 
 def test_verify_misses_what_was_cut_off(data: Path) -> None:

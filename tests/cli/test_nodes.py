@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,10 @@ def test_status_and_databases(nodes: tuple[Node, Node]) -> None:
     primary.start()
 
 
+def listed(node: Node) -> list[str]:
+    return [line.split()[0] for line in inside("databases", "-url", node.url).out.splitlines()[1:]]
+
+
 def test_drop(nodes: tuple[Node, Node]) -> None:
     primary, replica = nodes
     created(primary, "other.db")
@@ -103,10 +108,9 @@ def test_drop(nodes: tuple[Node, Node]) -> None:
     assert (done.status, done.out) == (0, 'database "app.db" was dropped\n')
     wait_until(lambda: replica.position("app.db") is None, 10, "the replica drops it too")
     assert "app.db" not in primary.files("list", path=str(primary.mount))
-    assert [line.split()[0] for line in inside("databases", "-url", replica.url).out.splitlines()] == [
-        "NAME",
-        "other.db",
-    ]
+    wait_until(
+        lambda: "app.db" not in listed(replica), 10, "the replica's process hears of it, after its mount"
+    )
     primary.stop()
     orphan = inside("drop", "-yes", "-url", replica.url, "app.db")
     assert orphan.status == 1
@@ -156,10 +160,12 @@ def test_import_and_export_with_checks(nodes: tuple[Node, Node], tmp_path: Path)
         connection.execute("CREATE INDEX i ON t(x)")
         connection.executemany("INSERT INTO t VALUES (randomblob(2000))", [()] * 2000)
         connection.commit()
-    shown = on_terminal("import", "-url", primary.url, "-name", "in.db", source)
+    shown = on_terminal("import", "-url", replica.url, "-name", "in.db", source)
     assert (shown.status, 'Import of database "in.db" in ' in shown.out) == (0, True), shown.out
-    assert "import of in.db" in shown.out, "the progress bar"
-    wait_present(replica, "in.db")
+    bars = re.findall(r"import of in\.db .*?([\d.]+)/([\d.]+) MiB", shown.out)
+    assert bars, "the progress bar"
+    assert bars[-1][0] == bars[-1][1]
+    assert replica.position("in.db") == primary.position("in.db"), "there when it is answered"
     quiet = inside("export", "-url", replica.url, "-name", "in.db", target)
     assert (quiet.status, quiet.err) == (0, ""), "no bar for scripts"
     with closing(sqlite3.connect(target)) as connection:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from litefs.client import Event, NotOnMount, NotReady, PeerError, PrimaryMonitor, WaitTimeout, aio, events
+from litefs.client.feed import FIRST_PAUSE
 from tests.client.conftest import SECONDS, Run, in_asyncio, in_trio
 from tests.support.node import Node, free_port
 from tests.support.processes import Client, wait_until
@@ -57,8 +58,13 @@ def test_a_lost_connection_is_made_again(nodes: tuple[Node, Node], sql: Client) 
         take(stream, "init")
         replica.stop()
         take(stream, "disconnected")
+        following: list[Event] = []
+        reader = threading.Thread(target=lambda: following.append(next(stream)))
+        reader.start()
+        time.sleep(3 * FIRST_PAUSE)  # some attempts fail
         replica.start()
-        init = next(stream)
+        reader.join(SECONDS)
+        init = following[0]
         assert init.type == "init", "said once, however often it was tried"
         sql.call("execute", statement=INSERT)
         position = take(stream, "tx").position

@@ -67,9 +67,21 @@ def _check_metrics(primary: Node, replica: Node, txid: int) -> None:
     assert 0 <= second['litefs_db_lag_seconds{db="app.db"}'] < 10
 
 
+def _check_trace(primary: Node, replica: Node) -> None:
+    """Both processes of each node write to its file."""
+    told = [(node.root / "trace.log").read_text() for node in (primary, replica)]
+    assert told[0].count(" [Commit(app.db)]: pos=") == status(primary)["databases"][0]["commits"]
+    assert " [Role()]: role=primary " in told[0]
+    assert " [Apply(app.db)]: pos=" in told[1]
+    assert " [Connect()]: primary=primary " in told[1]
+
+
 def test_status(make_node: Callable[..., Node], make_client: Callable[..., Client]) -> None:
-    primary = make_node("primary", replication={"databases": [{"name": "sy*", "sync": "any"}]}).start()
-    replica = make_node("replica", primary=primary).start()
+    primary = make_node("primary", replication={"databases": [{"name": "sy*", "sync": "any"}]})
+    replica = make_node("replica", primary=primary)
+    for one in (primary, replica):
+        one.configure("tracing", {"path": str(one.root / "trace.log")})
+        one.start()
     sql = make_client("sql", "sqlite3")
     for name in ("app.db", "sync.db"):
         sql.call("open", path=primary.path(name))
@@ -91,8 +103,8 @@ def test_status(make_node: Callable[..., Node], make_client: Callable[..., Clien
     assert second["primary"] == {"hostname": "primary", "url": primary.url, "connected": True}
     assert first["lag"] == 0
     assert 0 <= second["lag"] < 10
-    for one in (first, second):
-        assert {db["name"]: f"{db['txid']}/{db['checksum']}" for db in one["databases"]} == {
+    for found in (first, second):
+        assert {db["name"]: f"{db['txid']}/{db['checksum']}" for db in found["databases"]} == {
             name: str(position) for name, position in positions.items()
         }
     app, sync = first["databases"]
@@ -111,10 +123,9 @@ def test_status(make_node: Callable[..., Node], make_client: Callable[..., Clien
         sql.call("execute", statement="INSERT INTO t VALUES(2)")
     assert status(primary)["databases"][0]["commits"] == commits + 3
     _check_metrics(primary, replica, positions["app.db"].txid + 3)
-    assert (asked(primary, "/healthz"), asked(replica, "/readyz?max-lag=10s")) == (
-        (200, "ok"),
-        (200, "ready"),
-    )
+    _check_trace(primary, replica)
+    assert asked(primary, "/healthz") == (200, "ok")
+    assert asked(replica, "/readyz?max-lag=10s") == (200, "ready")
     fs = primary.fs_pid()
     assert fs is not None
     pause(fs)

@@ -80,6 +80,9 @@ class FakeNode:
         positions = {name: str(source.position()) for name, source in self.catalog.sources().items()}
         return Begin(self.is_primary, self.primary_hostname, positions)
 
+    def locks(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        return {name: {"pending": "unlocked"} for name in names}
+
     def meters(self) -> Meters:
         return self.measured
 
