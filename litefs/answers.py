@@ -37,11 +37,12 @@ from litefs.types import Position
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the answers come from; ``mount`` and ``candidate`` as configured."""
+    """What the answers come from; ``mount``, ``candidate`` and ``snapshot_seconds`` as configured."""
 
     data: DataDir
     mount: Path
     candidate: bool
+    snapshot_seconds: float
     identity: Callable[[], Identity]
     catalog: StoreCatalog
     roles: RoleChanges
@@ -84,6 +85,10 @@ class Answers:
     @property
     def candidate(self) -> bool:
         return self._parts.candidate
+
+    @property
+    def snapshot_seconds(self) -> float:
+        return self._parts.snapshot_seconds
 
     @property
     def mountpoint(self) -> str:

@@ -7,6 +7,7 @@ the follower with its applier (replica).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import signal
@@ -283,6 +284,7 @@ class Node:
             self._data,
             self._mount,
             self._config.lease.candidate,
+            float(self._config.http.snapshot_timeout) or math.inf,
             lambda: self.identity,
             self._catalog,
             self.roles,
@@ -333,6 +335,8 @@ class Node:
             trace=TraceTo(self._config.tracing.file, self._config.tracing.stdout),
             grace_ns=int(self._config.lease.grace * 1e9),
             sync=self.replicas.rules,
+            compress=self._config.data.compress,
+            strict_verify=self._config.strict_verify,
         )
 
     # -- the fs process -------------------------------------------------------------------------------
