@@ -36,9 +36,7 @@ FILE_NAME = "litefs.yml"
 MAX_SYNC_TIMEOUT = 8.0
 """Seconds: the kernel keeps the lock of a WAL while a commit's answer is held, and new connections wait."""
 
-_UNIMPLEMENTED = (
-    "backup",
-)
+_UNIMPLEMENTED = ("backup",)
 """Keys, or whole sections, that are read but have no function yet."""
 
 

@@ -61,6 +61,12 @@ class Overview:
             return "primary" if self._roles.leads else "promoting"
         return "demoting" if self._roles.held_up else "replica"
 
+    def in_words(self) -> str:
+        """The role in a few words, for the service manager."""
+        if self._roles.leads:
+            return f"primary of term {self._roles.term}"
+        return f"replica of {self._roles.primary}" if self._roles.primary else "replica without a primary"
+
     def unready(self) -> list[str]:
         """Why this node should get no requests, in lines; nothing if it is ready."""
         if not self._caught_up():

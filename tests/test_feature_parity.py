@@ -100,8 +100,6 @@ Restore from backup
 """Of version 0.5, commit a51e72d, read from its source."""
 
 NOT_YET = {
-    "strict-verify",
-    "Snapshot timeout",
     "File backup",
     "Cloud backup",
     "Backup batching",

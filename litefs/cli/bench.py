@@ -89,7 +89,6 @@ USAGE = {
     "  litefs bench -mode insert|query [ARGUMENTS] FILE\n\n"
     f"Arguments:\n\n{describe(_GO_FLAGS)}"
 }
-SPECS = {"bench": Spec(_FLAGS, words=tuple(WORKLOADS), paths=True)}
 
 SPECS = {
     "bench": Spec(

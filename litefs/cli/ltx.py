@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,8 +45,12 @@ USAGE = {
 }
 SPECS = {"ltx": Spec(_FLAGS, words=_ACTIONS, paths=True)}
 
-_HEADER = ("TRANSACTION", "PAGES", "SIZE", "TIME", "CHECKSUM")
-_RIGHT = ("PAGES", "SIZE")
+_ROW = "{:<16}  {:>8}  {:>10}  {:<29}  {:<16}"
+"""Columns of fixed width: a log has millions of rows, which are printed as they come."""
+_HEADER = _ROW.format("TRANSACTION", "PAGES", "SIZE", "TIME", "CHECKSUM")
+
+Read = Callable[[int, int], bytes]
+"""So many bytes of a record from an offset in it on."""
 
 
 def ltx(argv: Sequence[str]) -> int:
@@ -64,6 +69,8 @@ def ltx(argv: Sequence[str]) -> int:
         lines = _files(action, files) if files else _logs(action, arguments)
         for line in lines:
             print(line)
+    except BrokenPipeError:
+        raise  # of who reads what is printed
     except OSError as error:
         raise LiteFSError(f"cannot read {error.filename or 'the log'}: {error.strerror}") from None
     return 0
@@ -113,17 +120,16 @@ def _logs(action: str, arguments: Arguments) -> Iterator[str]:
     if action == "list":
         for directory in chosen:
             yield f"{directory.name}:"
-            rows = (
-                _row(inspect.header_of(one), one.size, one.point.checksum)
-                for one in inspect.entries(directory)
-            )
-            yield render(_HEADER, rows, right=_RIGHT)
+            yield _HEADER
+            for entry in inspect.entries(directory):
+                yield _row(inspect.header_of(entry), entry.size, entry.point.checksum)
         return
     if len(chosen) != 1:
         raise UsageError("required: -name, the database")
     entry = _find(chosen[0], arguments.values["txid"])
-    with inspect.open_entry(entry) as stream:
-        yield from _show(stream.read())
+    with entry.extent.path.open("rb") as file:
+        start = entry.extent.body_offset
+        yield from _show(lambda offset, count: os.pread(file.fileno(), count, start + offset), entry.size)
 
 
 def _find(directory: DatabaseDir, wanted: str) -> Entry:
@@ -143,22 +149,30 @@ def _find(directory: DatabaseDir, wanted: str) -> Entry:
 
 
 def _files(action: str, files: Sequence[Path]) -> Iterator[str]:
-    if action == "show":
-        for path in files:
-            yield from _show(path.read_bytes())
-        return
-    rows = []
+    if action == "list":
+        yield f"{_HEADER}  FILE"
     for path in files:
-        with path.open("rb") as stream:
-            header = Header.unpack(stream.read(HEADER_SIZE))
-            stream.seek(-TRAILER_SIZE, 2)
-            trailer = Trailer.unpack(stream.read())
-            rows.append((str(path), *_row(header, stream.tell(), trailer.post_apply)))
-    yield render(("FILE", *_HEADER), rows, right=_RIGHT)
+        with path.open("rb") as file:
+            count = os.fstat(file.fileno()).st_size
+
+            def read(offset: int, count: int, descriptor: int = file.fileno()) -> bytes:
+                return os.pread(descriptor, count, offset)
+
+            if action == "list":
+                header, trailer = _ends(read, count)
+                yield f"{_row(header, count, trailer.post_apply)}  {path}"
+            else:
+                yield from _show(read, count)
 
 
-def _row(header: Header, count: int, checksum: int) -> tuple[str, ...]:
-    return (_range(header), str(header.commit), size(count), _time(header), f"{checksum:016x}")
+def _ends(read: Read, count: int) -> tuple[Header, Trailer]:
+    """Raises FormatError."""
+    end = read(max(0, count - TRAILER_SIZE), TRAILER_SIZE)
+    return Header.unpack(read(0, HEADER_SIZE)), Trailer.unpack(end)
+
+
+def _row(header: Header, count: int, checksum: int) -> str:
+    return _ROW.format(_range(header), header.commit, size(count), _time(header), f"{checksum:016x}")
 
 
 def _range(header: Header) -> str:
@@ -171,19 +185,19 @@ def _time(header: Header) -> str:
     return datetime.fromtimestamp(header.timestamp / 1000, UTC).isoformat(timespec="milliseconds")
 
 
-def _show(record: bytes) -> Iterator[str]:
-    """A record's header, trailer and pages. Raises FormatError."""
-    header = Header.unpack(record)
-    trailer = Trailer.unpack(record[-TRAILER_SIZE:])
-    offset, length = index_span(record[-TRAILER_SIZE - INDEX_LENGTH_SIZE :], len(record))
-    pages = parse_index(record[offset : offset + length], offset)
+def _show(read: Read, count: int) -> Iterator[str]:
+    """Header, trailer and pages of a record of ``count`` bytes. Raises FormatError."""
+    header, trailer = _ends(read, count)
+    tail = TRAILER_SIZE + INDEX_LENGTH_SIZE
+    offset, length = index_span(read(count - tail, tail), count)
+    pages = parse_index(read(offset, length), offset)
     for what, value in (
         ("transaction", _range(header)),
         ("time", _time(header)),
         ("page size", str(header.page_size)),
         ("pages after it", "0 (the database was removed)" if not header.commit else str(header.commit)),
         ("pages in it", str(len(pages))),
-        ("size", f"{len(record)} bytes"),
+        ("size", f"{count} bytes"),
         ("checksum before", f"{header.pre_apply:016x}"),
         ("checksum after", f"{trailer.post_apply:016x}"),
         ("file checksum", f"{trailer.file_checksum:016x}"),

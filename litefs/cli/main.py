@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,6 @@ COMMANDS = (
     Command("drop", "remove a database from the cluster", "litefs.cli.databases", "drop"),
     Command("ltx", "list, show or verify the log, also of a stopped node", "litefs.cli.ltx", "ltx"),
     Command("lost", "list what was set aside, make a database of it", "litefs.cli.lost", "lost"),
-    Command("bench", "load a directory, say how fast it is", "litefs.cli.bench", "bench"),
     Command("config", "check a configuration and show what is in force", "litefs.cli.config", "config"),
     Command("completion", "print a completion script for a shell", "litefs.cli.completion", "completion"),
     Command("bench", "load a directory, say how fast it is", "litefs.cli.bench", "bench"),
@@ -74,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(command.module)
     run: Run = getattr(module, command.function)
     try:
-        return run(arguments[1:])
+        code = run(arguments[1:])
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         if str(error):
             print(f"ERROR: {error}\n", file=sys.stderr)
@@ -83,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LiteFSError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # as `litefs ltx list | head`; nothing more may be written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("ERROR: interrupted", file=sys.stderr)
         return 1

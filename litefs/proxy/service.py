@@ -131,8 +131,6 @@ class Proxy:
         """Wait until this node has what the client wrote last; False if it was told that that takes too
         long. The primary has all that there is, whatever an old cookie says."""
         cookies = [value for name, value in visit.request.headers if name == b"cookie"]
-        if not cookies or self._node.is_primary:
-            return True
         deadline = trio.current_time() + READ_WAIT_SECONDS
         for name, txid in cookie_positions(cookies, self._databases).items():
             while not self._node.is_primary and not self._node.shows(name, txid):

@@ -130,12 +130,12 @@ def text(message: str, status: int = 200) -> Response:
 def create_app(
     node: NodeView,
     tokens: Tokens | None = None,
-    routes: Mapping[str, ASGIFramework] | None = None,
     *,
     open_health: bool = True,
+    routes: Mapping[str, ASGIFramework] | None = None,
 ) -> LiteFSApp:
-    """The node's HTTP API, for those with a token if one is required; ``routes`` are paths that other
-    applications answer; ``open_health``: whether the node is well may be asked without one."""
+    """The node's HTTP API, for those with a token if one is required; ``open_health``: whether the node is
+    well may be asked without one. ``routes`` are paths that other applications answer."""
     from litefs.server import (
         admin,
         debug,

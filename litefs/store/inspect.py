@@ -101,9 +101,13 @@ def entries(directory: DatabaseDir) -> Iterator[Entry]:
             upto = reader.tip()
             reader.seek(base)
         while reader.point.txid < upto.txid:
-            yield from reader.read(
-                upto.txid, 1
-            )  # one at a time: then all that are whole come before an error
+            at = reader.point
+            try:
+                yield from reader.read(upto.txid)
+            except LogCorrupt:
+                reader.seek(at)  # once more, one at a time: those before the bad one are whole
+                while reader.point.txid < upto.txid:
+                    yield from reader.read(upto.txid, 1)
         if reader.point != upto:
             raise LogCorrupt(f"{directory.log}: the log is at {reader.point}, the database at {upto}")
     finally:

@@ -4,6 +4,7 @@ behind a real HTTP/2 server."""
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from litefs.proxy.forward import Leader
 from litefs.tokens import Tokens
 from tests.proxy.support import Echo, FakeNode, Setup, application, bound, field_of, running
 from tests.proxy.test_relay import in_trio
+from tests.support.certificates import Authority, settings
 
 
 def replica_of(primary: Setup) -> FakeNode:
@@ -219,6 +221,18 @@ async def test_only_whom_the_tokens_let_see_everything() -> None:
         async with (
             running(Echo(), tokens=Tokens(Secret("t1"), others)) as primary,
             running(Echo(), replica_of(primary), tokens=tokens, primary_redirect_timeout=0.05) as replica,
+        ):
+            assert (await post(replica))[0] == status
+
+
+@in_trio
+async def test_nodes_know_each_other_by_certificates(tmp_path: Path) -> None:
+    ours, theirs = Authority(tmp_path), Authority(tmp_path, "other")
+    one = settings(ours.issue("one"), ours.ca)
+    for other, status in ((settings(ours.issue("two"), ours.ca), 200), (settings(ca=theirs.ca), 503)):
+        async with (
+            running(Echo(), tls=one) as primary,
+            running(Echo(), replica_of(primary), tls=other, primary_redirect_timeout=0.2) as replica,
         ):
             assert (await post(replica))[0] == status
 
