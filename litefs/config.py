@@ -29,9 +29,6 @@ MAX_SYNC_TIMEOUT = 8.0
 """Seconds: the kernel keeps the lock of a WAL while a commit's answer is held, and new connections wait."""
 
 _UNIMPLEMENTED = (
-    "strict-verify",
-    "data.compress",
-    "http.snapshot-timeout",
     "proxy",
     "backup",
 )

@@ -116,9 +116,8 @@ def test_every_key_of_go_is_read() -> None:
 
 
 def test_only_keys_that_are_set_are_named_as_unimplemented() -> None:
-    text = "strict-verify: true\nbackup: {type: file, path:}\nlease: {type: static, promote: true}\nproxy:\n"
+    text = "backup: {type: file, path:}\nlease: {type: static, promote: true}\nproxy:\n"
     assert unimplemented_keys(parse(text, "f", None)[1]) == [
-        "strict-verify",
         "backup.type",
     ]
     assert unimplemented_keys(parse(STATIC, "f", None)[1]) == []

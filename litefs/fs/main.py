@@ -107,12 +107,15 @@ class FsProcess:
         self._start = start
         self._data = DataDir(start.data_dir)
         self._session: Session | None = None
+        self._databases: Databases | None = None
         self._unrecovered: dict[str, str] = {}
         """Databases that could not be recovered, and why."""
 
     # -- Watcher -----------------------------------------------------------------------------------
 
     def logged(self, name: str) -> None:
+        if self._start.strict_verify and self._databases is not None:
+            self._databases.verify(name)
         loop = self._session.loop if self._session is not None else None
         if loop is not None:
             loop.signal_later(self._wake.fd)
@@ -149,6 +152,8 @@ class FsProcess:
         databases = Databases(
             self._data, self.role, self, self._start.node_id, self._unrecovered, self.replicated
         )
+        databases.compress = self._start.compress
+        self._databases = databases
         operations = self._operations(databases)
         self._changes = RoleChanges(self.role, databases, self._channel.send)
         self._halts = Halts(databases, self.role, self, self._start.node_id, self._post)

@@ -59,6 +59,9 @@ class Start(Message, frozen=True):
     grace_ns: int = 0
     """How long a change waits for a deadline that has passed to move, before it is refused."""
     sync: SyncRules = SyncRules()
+    compress: bool = True
+    strict_verify: bool = False
+    """Read the whole database after each commit, and stop it if a page is wrong."""
 
 
 class SetRole(Message, frozen=True):

@@ -147,6 +147,10 @@ class NodeView(Protocol):
     def replicas(self) -> Replicas: ...
 
     @property
+    def snapshot_seconds(self) -> float:
+        """How long a snapshot may take; infinity if it may take as long as it does."""
+
+    @property
     def waiting(self) -> Waiting: ...
 
     @property

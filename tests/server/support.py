@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from tempfile import TemporaryFile
@@ -43,6 +44,7 @@ class FakeNode:
         self.mountpoint = "/litefs"
         self.primary_hostname: str | None = None
         self.catalog = catalog or MemoryCatalog()
+        self.snapshot_seconds = math.inf
         self.measured = Meters()
         self.lag_seconds: float | None = 0.25
         self.seen_term = 0
