@@ -62,7 +62,7 @@ def test_what_was_acknowledged_survives_a_schedule_of_faults(
     writes, reads = load(cluster.history)
     terms = Terms(cluster.reigns())
     print(summary(writes, len(reads), terms, cluster.counts))
-    found = late_answers(writes, terms)
+    found = late_answers(writes, terms, cluster.pauses)
     lost = {name: given_up(cluster, name) for name in contents} if sync == "off" else {}
     for name, present in contents.items():
         own = [write for write in writes if write.workload == name]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.history import Progress
+from tests.faults.history import Pause, Progress
 from tests.faults.schedule import Fault, Strike
 from tests.faults.terms import Reign, reigns
 from tests.support.consul import Consul
@@ -74,6 +74,7 @@ class Cluster:
             self.nodes[name] = node
         self.progress = Progress(self.history)
         self.counts: Counter[str] = Counter()
+        self.pauses: list[Pause] = []
         self._applications: list[Client] = []
         self._offset = time.time() - time.monotonic()
 
@@ -250,11 +251,15 @@ class Cluster:
         pids = []
         if fault.processes in ("node", "both") and node.process is not None:
             pids.append(node.process.pid)
-        if fault.processes in ("fs", "both") and (fs_pid := node.fs_pid()) is not None:
+        fs_pid = node.fs_pid() if fault.processes in ("fs", "both") else None
+        if fs_pid is not None:
             pids.append(fs_pid)
         pause(*pids)
+        begin = time.monotonic()
 
         def heal() -> None:
+            if fs_pid is not None:
+                self.pauses.append(Pause(node.name, begin, time.monotonic()))
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)

@@ -60,6 +60,15 @@ class Read:
     found: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The fs process of ``node`` stood still, from ``begin`` to ``end``."""
+
+    node: str
+    begin: float
+    end: float
+
+
 class Journal:
     """The file of one workload of one application."""
 

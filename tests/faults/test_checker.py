@@ -19,7 +19,7 @@ from tests.faults.checker import (
     session_violations,
     set_violations,
 )
-from tests.faults.history import Journal, Outcome, Progress, Read, Write, load, token
+from tests.faults.history import Journal, Outcome, Pause, Progress, Read, Write, load, token
 from tests.faults.kept import given_up, history, leaf_values
 from tests.faults.terms import Reign, Terms, reigns
 from tests.store.support import Writer, new_dir
@@ -77,6 +77,16 @@ class TestLateAnswers:
         history = [write(f"b{n}", 101 + n, 101.5 + n, node="b") for n in range(50)]
         history += [write("a", 130.2, 130.3)]
         assert len(late_answers(history, TERMS)) == 1
+
+    def test_a_pause_holds_up_one_answer(self) -> None:
+        pause = Pause("a", 99.5, 105)
+        other, late = write("1", 101, 101.1, node="b"), write("2", 99.4, 105.1)
+        assert not late_answers([late, other], TERMS, [pause])
+        assert len(late_answers([late, replace(late, value="3"), other], TERMS, [pause])) == 1
+        for elsewhere in (replace(pause, node="b"), replace(pause, begin=99.3), replace(pause, end=105.2)):
+            assert len(late_answers([late, other], TERMS, [elsewhere])) == 1
+        long_after = replace(late, returned=105.1 + LATE_SECONDS)
+        assert len(late_answers([long_after, other], TERMS, [pause])) == 1
 
     def test_who_led_no_term_answers(self) -> None:
         (found,) = late_answers([write("1", 50, 50.1, node="c")], TERMS)
