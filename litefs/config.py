@@ -54,6 +54,10 @@ class ExecCommand(_Section, frozen=True):
     """Ours: the same when its node is no longer the primary."""
 
 
+OPENED = ("health", "page")
+"""What ``http.open`` may name."""
+
+
 class HTTPConfig(_Section, frozen=True):
     """The node's HTTP server, for the other nodes, the commands and whoever watches."""
 
@@ -67,8 +71,9 @@ class HTTPConfig(_Section, frozen=True):
     """Ours: the token that requests need, and that this node shows to others; without it none is needed."""
     tokens: tuple[TokenConfig, ...] = ()
     """Ours: more tokens that this node accepts, each for all databases or for some."""
-    open_health: bool = True
-    """Ours: answer `/healthz` and `/readyz` without a token, with the status alone."""
+    open: tuple[str, ...] = ()
+    """Ours: what is answered without a token, too: `health`, `/healthz` and `/readyz` with the status alone;
+    `page`, the files of the status page, which asks for a token itself."""
 
     @property
     def host_port(self) -> tuple[str, int]:
@@ -159,6 +164,8 @@ class Config(_Section, frozen=True):
         if self.data.retention_monitor_interval <= 0:
             raise ConfigError("data.retention-monitor-interval must be positive")
         split_address(self.http.addr, "http.addr")
+        if unknown := [word for word in self.http.open if word not in OPENED]:
+            raise ConfigError(f"http.open: {unknown[0]!r} is none of {', '.join(OPENED)}")
         validate_tls(self.http.tls)
         validate_tokens(self.http.auth_token, self.http.tokens)
         for command in self.commands:

@@ -192,8 +192,8 @@ class Node:
                 return 0
             if grant:
                 await self.roles.settled()
-            health, routes = self._config.http.open_health, self._proxying.routes
-            app = create_app(self._shown, self._security.tokens, open_health=health, routes=routes)
+            opened, routes = self._config.http.open, self._proxying.routes
+            app = create_app(self._shown, self._security.tokens, opened=opened, routes=routes)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
             for task in (*tasks, self._telling.run):

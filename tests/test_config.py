@@ -32,7 +32,7 @@ http:
   tls: {cert: /c, key: /k, ca: /a, verify-clients: false}
   auth-token: file:/t
   tokens: [{name: reports, token: r, databases: [r.db]}]
-  open-health: false
+  open: [health, page]
 proxy:
   addr: ":8080"
   target: "localhost:8081"

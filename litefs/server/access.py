@@ -6,6 +6,7 @@ It stands before Quart, so that endpoints that do not exist, and errors, tell st
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, cast
 
 from hypercorn.typing import (
@@ -19,6 +20,7 @@ from hypercorn.typing import (
 from quart import request
 
 from litefs.errors import AccessDenied
+from litefs.server.page import page_files
 from litefs.tokens import EVERYTHING, Access, Tokens
 
 logger = logging.getLogger(__name__)
@@ -44,19 +46,19 @@ FILTERED = (
 here is refused to such a token: a new endpoint is closed to it until somebody has thought of it."""
 
 
-OPEN = ("/healthz", "/readyz")
-"""Answered to strangers too, if the configuration allows it: supervisors have no tokens. Whose token is not
-for everything is told no more than they are."""
+OPEN = {"health": frozenset({"/healthz", "/readyz"}), "page": frozenset(page_files())}
+"""What ``http.open`` may open to strangers: probes have no tokens, and a browser can show one only after a
+page has asked for it. Whose token is not for everything is told no more than they are."""
 STRANGER = Access("none", ())
 
 
 class TokenWall:
     """ASGI middleware that lets a request through if its token is right, with what it may see."""
 
-    def __init__(self, app: ASGIFramework, tokens: Tokens, open_health: bool = False) -> None:
+    def __init__(self, app: ASGIFramework, tokens: Tokens, opened: Iterable[str] = ()) -> None:
         self._app = app
         self._tokens = tokens
-        self._open_health = open_health
+        self._opened = frozenset[str]().union(*(OPEN[word] for word in opened))
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Answer 401, 403 or what the application answers."""
@@ -65,7 +67,7 @@ class TokenWall:
             return
         asked: HTTPScope | WebsocketScope = scope
         access = self._access(asked)
-        if access is None and self._open_health and asked["path"] in OPEN:
+        if access is None and asked["path"] in self._opened:
             access = STRANGER
         if access is None:
             logger.info("http: %s from %s: no token, or a wrong one", asked["path"], asked["client"])
@@ -101,7 +103,8 @@ def require(database: str) -> None:
 
 
 def _filtered(path: str) -> bool:
-    return path in FILTERED or path in OPEN or any(path.startswith(f"{known}/") for known in FILTERED)
+    harmless = any(path in paths for paths in OPEN.values())
+    return harmless or path in FILTERED or any(path.startswith(f"{known}/") for known in FILTERED)
 
 
 async def _refuse(

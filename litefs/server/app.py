@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, cast
 
 import trio
@@ -131,11 +131,11 @@ def create_app(
     node: NodeView,
     tokens: Tokens | None = None,
     *,
-    open_health: bool = True,
+    opened: Iterable[str] = (),
     routes: Mapping[str, ASGIFramework] | None = None,
 ) -> LiteFSApp:
-    """The node's HTTP API, for those with a token if one is required; ``open_health``: whether the node is
-    well may be asked without one. ``routes`` are paths that other applications answer."""
+    """The node's HTTP API, for those with a token if one is required; ``opened``: what needs none, as
+    ``http.open`` names it. ``routes`` are paths that other applications answer."""
     from litefs.server import (
         admin,
         debug,
@@ -167,8 +167,8 @@ def create_app(
     roles.register(app, node)
     status.register(app, node)
     inner = Routes(app.asgi_app, routes) if routes else app.asgi_app
-    wall = TokenWall(inner, tokens or Tokens(), open_health)
-    app.asgi_app = StatusPage(cast("ASGIFramework", wall))  # type: ignore[method-assign]
+    page = StatusPage(cast("ASGIFramework", inner))
+    app.asgi_app = TokenWall(page, tokens or Tokens(), opened)  # type: ignore[method-assign]
     return app
 
 

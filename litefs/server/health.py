@@ -1,7 +1,7 @@
 """GET /healthz and /readyz, for those who supervise nodes and send them requests.
 
-Both are answered without a token, unless ``http.open-health`` is false: with the status and one word. Why it
-is so is told to those whose token is for everything.
+``http.open`` may let strangers ask: they are told the status and one word. Why it is so is told to those
+whose token is for everything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The status page at ``/``: files that are the same on every node and carry nothing of this one.
 
-They stand before the wall of ``server/access.py``: a browser can show a token only once it has a page that
-asks for one. What the page shows comes from ``/status`` and ``/events``, which are behind the wall.
+``http.open`` may let strangers have them: a browser can show a token only once it has a page that asks for
+one. What the page shows comes from ``/status`` and ``/events``, which stay behind the wall.
 """
 
 from __future__ import annotations

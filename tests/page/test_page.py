@@ -177,7 +177,7 @@ def test_a_token_is_asked_for_and_limits_what_is_seen(
     browser: Browser, make_node: Callable[..., Node], writer: Client, tmp_path: Path
 ) -> None:
     tokens = [{"name": "reports", "token": REPORTS, "databases": ["reports*"]}]
-    node = make_node("guarded", http={"auth-token": OWN, "tokens": tokens})
+    node = make_node("guarded", http={"auth-token": OWN, "tokens": tokens, "open": ["page"]})
     node.headers["Authorization"] = f"Bearer {OWN}"
     node.start()
     create(writer, node, "reports.db", "app.db")

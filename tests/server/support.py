@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from tempfile import TemporaryFile
 from typing import IO
@@ -185,7 +185,7 @@ async def serving(
     tls: TLSConfig | None = None,
     tokens: Tokens | None = None,
     *,
-    open_health: bool = True,
+    opened: Iterable[str] = (),
 ) -> AsyncIterator[str]:
     """The node's base URL while it is served; stopping must take less than 2 s."""
     sockets = bind("127.0.0.1:0")
@@ -194,7 +194,7 @@ async def serving(
     async with trio.open_nursery() as nursery:
         await nursery.start(
             serve,
-            create_app(node, tokens, open_health=open_health),
+            create_app(node, tokens, opened=opened),
             sockets,
             stop,
             None if tls is None else ServerTLS(tls),

@@ -76,7 +76,10 @@ def test_how_much_lag_is_allowed(value: str, status: int) -> None:
 
 def test_strangers_are_told_the_status_and_no_reasons() -> None:
     async def main() -> None:
-        async with serving(damaged(), tokens=tokens("reports*")) as url, client() as http:
+        async with (
+            serving(damaged(), tokens=tokens("reports*"), opened=["health"]) as url,
+            client() as http,
+        ):
             for headers, reasons in (({}, 0), (authorized(REPORTS), 0), (authorized(OWN), 1)):
                 for path in ("/healthz", "/readyz"):
                     answer = await http.get(url + path, headers=headers)
@@ -84,7 +87,7 @@ def test_strangers_are_told_the_status_and_no_reasons() -> None:
                     assert len(answer.text.splitlines()) == 1 + reasons
             for path in ("/healthz/x", "/readyz/x", "/info"):
                 assert (await http.get(url + path)).status_code == 401
-        async with serving(damaged(), tokens=tokens(), open_health=False) as url, client() as http:
+        async with serving(damaged(), tokens=tokens(), opened=["page"]) as url, client() as http:
             for path in ("/healthz", "/readyz"):
                 assert (await http.get(url + path)).status_code == 401
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import httpx
 import pytest
@@ -16,20 +17,27 @@ from tests.server.support import FakeNode, client, serving
 OWN = "the-cluster's-own"
 
 
-def answer(method: str, path: str, tokens: Tokens | None = None, **options: object) -> httpx.Response:
+def answer(
+    method: str, path: str, tokens: Tokens | None = None, opened: Sequence[str] = (), **options: object
+) -> httpx.Response:
     """What a node says to one request."""
 
     async def main() -> httpx.Response:
         with trio.fail_after(20):
-            async with serving(FakeNode(), tokens=tokens) as url, client(**options) as http:
+            async with serving(FakeNode(), tokens=tokens, opened=opened) as url, client(**options) as http:
                 return await http.request(method, url + path)
 
     return trio.run(main)
 
 
 @pytest.mark.parametrize("path", sorted(page_files()))
-def test_a_file_passes_the_wall_and_tells_nothing_of_the_node(path: str) -> None:
-    response = answer("GET", path, Tokens(Secret(OWN)))
+def test_a_file_that_is_open_tells_nothing_of_the_node(path: str) -> None:
+    tokens = Tokens(Secret(OWN))
+    assert (answer("GET", path, tokens).status_code, answer("GET", path, tokens, ["health"]).content) == (
+        401,
+        b"",
+    )
+    response = answer("GET", path, tokens, ["page"])
     kind, content = page_files()[path]
     assert (response.status_code, response.content) == (200, content)
     assert response.headers["content-type"] == kind
