@@ -11,7 +11,7 @@ NAME = "__txid"
 SECONDS = 300
 """How long the cookie lasts: any replica has the transaction by then."""
 
-_TXID = re.compile(r"[0-9a-f]{16}", re.ASCII)
+_TXID = re.compile(r"[0-9a-fA-F]{16}")
 
 
 def parse(headers: Iterable[str], databases: Sequence[str]) -> dict[str, int]:
