@@ -18,7 +18,7 @@ from litefs.proxy.service import Proxy, Visit
 log = logging.getLogger("litefs.proxy")
 
 MAX_CONNECTIONS = 10_000
-"""Connections that are served at a time; others wait in the kernel."""
+"""Connections that are read at a time; others wait for one of them to end."""
 FINISH_SECONDS = 1.5
 """How long requests may take to end once the proxy is told to stop, tunnels aside."""
 LAST_SECONDS = 0.2
@@ -33,7 +33,7 @@ class Listener:
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
-        self._busy = 0
+        self._visits: set[Visit] = set()
         self._changed = trio.lowlevel.ParkingLot()
         self._slots = trio.CapacityLimiter(MAX_CONNECTIONS)
         self._accepting = trio.CancelScope()
@@ -64,7 +64,7 @@ class Listener:
         self._accepting.cancel()
         with trio.move_on_after(FINISH_SECONDS):
             await trio.sleep(LAST_SECONDS)
-            while self._busy:
+            while not all(visit.is_tunnel for visit in self._visits):
                 await self._changed.park()
             await self._proxy.gate.empty()
         self._serving.cancel()
@@ -89,13 +89,13 @@ class Listener:
         first = True
         while (incoming := await next_request(front, self._proxy.times, first=first)) is not None:
             first = False
-            self._busy += 1
             visit = Visit(front, incoming, client)
+            self._visits.add(visit)
             try:
                 if not await self._proxy.answer(visit):
                     return
             finally:
-                self._busy -= 1
+                self._visits.discard(visit)
                 self._changed.unpark_all()
             front.conn.start_next_cycle()
 

@@ -32,7 +32,7 @@ RETRY_SECONDS = 0.1
 """Before a write that waits for a primary is tried again, if nothing tells of a change."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Visit:
     """A request, from its reading to its answer. One that another node forwarded has no ``client``, and was
     ``admitted`` by the gate."""
@@ -44,6 +44,8 @@ class Visit:
     way: list[str] = field(default_factory=list)
     """What became of it, for ``proxy.debug``."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    is_tunnel: bool = False
+    """It is no request any more, and may never end."""
 
     @property
     def request(self) -> h11.Request:
@@ -234,6 +236,7 @@ class Proxy:
         await self._target.release(upstream)
 
     async def _tunnel(self, visit: Visit, upstream: Link) -> None:
+        visit.is_tunnel = True
         visit.way.append("tunnel")
         visit.scope.deadline = math.inf  # no response that would have to end in time
         await tunnel(visit.front, upstream)

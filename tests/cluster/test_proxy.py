@@ -73,9 +73,9 @@ class Site:
         first, self.numbers = self.numbers, self.numbers + REQUESTS
         with Client("requester", CLIENTS, *(self.ports[name] for name in names)) as load:
             load.call("start", first=first, count=REQUESTS)
-            wait_until(lambda: load.call("progress") > REQUESTS // 4, 60, "some requests", 0.01)
+            wait_until(lambda: load.call("progress") > REQUESTS // 4, 60 + REQUESTS / 10, "requests", 0.01)
             change()
-            results = load.call("finish", timeout=90)
+            results = load.call("finish", timeout=60 + REQUESTS / 5)
         longest = max(ended - began for _, _, _, began, ended in results)
         failures = [(status, text) for _, status, text, _, _ in results if status != 200]
         rate = len(results) / (max(one[4] for one in results) - min(one[3] for one in results))
@@ -185,6 +185,7 @@ def test_a_port_that_is_taken_is_named_at_once(make_node: Callable[..., Node]) -
         assert address in node.log_tail()
 
 
+@pytest.mark.timeout(120 + REQUESTS)
 def test_changes_of_primary_under_load(site: Site) -> None:
     """Planned ones fail no request; after a kill -9 only what the dead node was at has no answer."""
     cluster = site.cluster

@@ -12,7 +12,7 @@ import trio.testing
 
 from litefs.config_http import TokenConfig
 from litefs.config_types import Secret
-from litefs.proxy import service
+from litefs.proxy import listener, service
 from litefs.proxy.forward import Leader
 from litefs.tokens import Tokens
 from tests.proxy.support import Echo, FakeNode, Setup, application, bound, field_of, running
@@ -331,6 +331,24 @@ async def test_tunnels_that_write_are_cut_when_the_role_is_gone_and_not_waited_f
         with trio.fail_after(2):
             await setup.proxy.gate.hold(10)
         setup.proxy.gate.end_tunnels()
+        assert await client.ended()
+
+
+@in_trio
+async def test_a_tunnel_does_not_keep_the_proxy_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "FINISH_SECONDS", 60.0)
+
+    async def chat(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        await stream.send_all(b"HTTP/1.1 101 Yes\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n")
+        await trio.sleep_forever()
+
+    async with running(chat) as setup:
+        client = await setup.connect()
+        await client.send("GET /ws HTTP/1.1\nHost: h\nConnection: Upgrade\nUpgrade: chat\n\n")
+        assert b"101" in await client.stream.receive_some(1000)
+        with trio.fail_after(5):
+            await setup.listener.finish()
         assert await client.ended()
 
 

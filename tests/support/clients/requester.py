@@ -1,18 +1,17 @@
 """A load tool that knows what became of each request: ``CLIENTS PORT...``.
 
-``run`` sends POST /add?n=N for each N of a range, from CLIENTS threads with a connection each, in turn to the
-proxies at the ports, and returns per number status (0: no answer), what was answered, and when it began and
-ended; ``progress`` tells how many there are.
+``start`` sends POST /add?n=N for each N of a range, from CLIENTS threads with a connection each, in turn to
+the proxies at the ports; ``finish`` waits for the end and returns, for each, number, status (0: no answer),
+what was answered, and when it began and ended; ``progress`` tells how many were answered so far.
 """
 
 from __future__ import annotations
 
 import http.client
-import itertools
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
 
 from tests.support.clients.protocol import serve
 
@@ -20,15 +19,15 @@ CLIENTS, PORTS = int(sys.argv[1]), [int(port) for port in sys.argv[2:]]
 
 done: list[tuple[int, int, str, float, float]] = []
 threads: list[threading.Thread] = []
-stopped = threading.Event()
+lock = threading.Lock()
 
 
-def _client(numbers: Any, port: int, pause: float) -> None:
+def _client(numbers: Iterator[int], port: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    while not stopped.is_set():
-        try:
-            number = next(numbers)
-        except StopIteration:
+    while True:
+        with lock:
+            number = next(numbers, None)
+        if number is None:
             return
         began = time.monotonic()
         try:
@@ -39,47 +38,20 @@ def _client(numbers: Any, port: int, pause: float) -> None:
             status, text = 0, repr(error)
             connection.close()
         done.append((number, status, text, began, time.monotonic()))
-        if pause:
-            time.sleep(pause)
 
 
-class _Shared:
-    """``next`` of one iterator, by several threads."""
-
-    def __init__(self, numbers: range) -> None:
-        self._numbers = itertools.chain(numbers)
-        self._lock = threading.Lock()
-
-    def __next__(self) -> int:
-        with self._lock:
-            return next(self._numbers)
-
-
-def start(first: int, count: int, pause: float = 0.0) -> None:
-    shared = _Shared(range(first, first + count))
+def start(first: int, count: int) -> None:
+    numbers = iter(range(first, first + count))
     for index in range(CLIENTS):
-        thread = threading.Thread(
-            target=_client, args=(shared, PORTS[index % len(PORTS)], pause), daemon=True
-        )
+        thread = threading.Thread(target=_client, args=(numbers, PORTS[index % len(PORTS)]), daemon=True)
         threads.append(thread)
         thread.start()
 
 
-def progress() -> int:
-    return len(done)
-
-
 def finish() -> list[tuple[int, int, str, float, float]]:
     for thread in threads:
-        thread.join(60)
-    threads.clear()
-    found, done[:] = list(done), []
-    return found
+        thread.join()
+    return done
 
 
-def halt() -> list[tuple[int, int, str, float, float]]:
-    stopped.set()
-    return finish()
-
-
-serve({"start": start, "progress": progress, "finish": finish, "halt": halt})
+serve({"start": start, "progress": lambda: len(done), "finish": finish})
