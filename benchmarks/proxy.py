@@ -9,6 +9,7 @@ replicas wait no longer than that.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,7 +26,6 @@ from benchmarks.common import (
     Series,
     arguments,
     awake,
-    client,
     cluster,
     percentile,
     report,
@@ -61,6 +62,16 @@ print(json.dumps(taken))
 
 REQUEST = "GET /a HTTP/1.1\\r\\nHost: localhost\\r\\nCookie: __txid=0000000000000001\\r\\n\\r\\n"
 INFO = "GET /info HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n"
+
+
+CLIENT_SECONDS = 120.0
+
+
+def client(source: str, *words: object) -> Any:
+    """Run Python source in a process of its own and return the JSON that it prints."""
+    command = [sys.executable, "-c", source, *map(str, words)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CLIENT_SECONDS, check=True)
+    return json.loads(done.stdout)
 
 
 def rate(port: int, seconds: float) -> float:
