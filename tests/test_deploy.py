@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -84,20 +85,33 @@ def test_systemd_takes_the_unit_without_a_word(tmp_path: Path) -> None:
     assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line or "litefs" in line]
 
 
+class Manager:
+    """A service manager, as far as it listens at ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._said: set[str] = set()
+
+    def heard(self, wanted: str) -> None:
+        """Wait until that line was said."""
+        deadline = time.monotonic() + 30
+        while wanted not in self._said:
+            self._socket.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                self._said.update(self._socket.recv(4096).decode().splitlines())
+            except TimeoutError:
+                raise AssertionError(f"systemd was not told {wanted}, but {self._said}") from None
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """A service manager's socket, at ``tmp_path / "notify"``."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(30)
-        yield listener
-
-
-def heard(manager: socket.socket, wanted: str) -> None:
-    """Wait for a line that the manager is told."""
-    deadline = time.monotonic() + 30
-    while wanted not in manager.recv(4096).decode().splitlines():
-        assert time.monotonic() < deadline, f"systemd was not told {wanted}"
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    with contextlib.closing(Manager(tmp_path / "notify")) as manager:
+        yield manager
 
 
 def probed() -> set[str]:
@@ -125,7 +139,7 @@ time.sleep(600)
 
 def test_the_unit_runs_a_node_and_an_application_of_another_user(
     make_node: Callable[..., Node],
-    manager: socket.socket,
+    manager: Manager,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -149,25 +163,25 @@ def test_the_unit_runs_a_node_and_an_application_of_another_user(
     application = ["setpriv", "--reuid", str(APP), "--regid", str(APP), "--clear-groups"]
     application += [sys.executable, "-c", WRITE.format(app=APP), node.path("app.db")]
     command = [*confine, sys.executable, "-m", "litefs.cli.main", "mount", "-config", str(node.config)]
-    environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+    environment = {**os.environ, "NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "400000"}
     with node.log.open("ab") as log:
         process = node.process = spawn(
             [*command, "--", *application], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
-        heard(manager, "STATUS=primary of term 1")
-        heard(manager, "READY=1")
+        manager.heard("STATUS=primary of term 1")
+        manager.heard("READY=1")
         wait_until(
             lambda: (position := node.position("app.db")) is not None and position.txid >= 2,
             20,
             f"the application has committed\n{node.log_tail()}",
         )
-        heard(manager, "WATCHDOG=1")
+        manager.heard("WATCHDOG=1")
         for path in probed():
             with urllib.request.urlopen(node.url + path, timeout=10) as response:
                 assert response.status == 200, path
         process.send_signal(signal.SIGTERM)
-        heard(manager, "STOPPING=1")
+        manager.heard("STOPPING=1")
         assert process.wait(10) == 0, node.log_tail()
     finally:
         if process.poll() is None:

@@ -74,8 +74,6 @@ _GO_FLAGS = (
     Flag("iter-per-sec", "iterations a second, 0: as fast as possible", "N", "0"),
 )
 
-SPECS = {"bench": Spec((*_FLAGS, _GO_FLAGS[0]), words=tuple(WORKLOADS), paths=True)}
-
 _WORKLOADS = "\n".join(f"  {name:<10}{summary}" for name, summary in WORKLOADS.items())
 
 USAGE = {
