@@ -1,8 +1,8 @@
 """``litefs.yml``: every key of Go LiteFS (v0.5) with its meaning and default, and ours as additions.
 
 Our own keys: ``data.retention-bytes``, ``fuse.uid``, ``fuse.gid``, ``fuse.mode``, ``http.tls``,
-``http.auth-token``, ``http.tokens``, ``lease.grace``, ``lease.object``, ``exec.on-promote``,
-``exec.on-demote``, ``replication``.
+``http.auth-token``, ``http.tokens``, ``http.open-health``, ``lease.grace``, ``lease.object``,
+``exec.on-promote``, ``exec.on-demote``, ``replication``, ``tracing.stdout``.
 """
 
 from __future__ import annotations
