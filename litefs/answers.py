@@ -12,14 +12,10 @@ from litefs.apply.publish import is_published
 from litefs.cluster.replicas import Replicas
 from litefs.copies import Copies
 from litefs.errors import NotPrimary, WaitTimeout
-from litefs.figures import Figures
-from litefs.forwarding import Forwarding
 from litefs.halt.node import Halts
 from litefs.leading import Leading
 from litefs.lockview import held_locks
 from litefs.meters import Meters
-from litefs.mountprobe import MountProbe
-from litefs.overview import Overview
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
 from litefs.server.event_hub import EventHub
@@ -32,6 +28,7 @@ from litefs.store.reader import Entry
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.protocols import Identity
 from litefs.takeback import TakeBack
+from litefs.telling import Telling
 from litefs.types import Position
 
 
@@ -49,11 +46,7 @@ class Parts:
     replica: Replica
     replicas: Replicas
     leading: Leading
-    figures: Figures
-    overview: Overview
-    events: EventHub
-    forwarding: Forwarding
-    probe: MountProbe
+    telling: Telling
     halts: Halts
     take_back: TakeBack
 
@@ -111,26 +104,26 @@ class Answers:
 
     @property
     def events(self) -> EventHub:
-        return self._parts.events
+        return self._parts.telling.events
 
     @property
     def lag_seconds(self) -> float | None:
-        return self._parts.overview.lag()
+        return self._parts.telling.overview.lag()
 
     def databases(self) -> list[DatabaseInfo]:
-        return self._parts.figures.databases()
+        return self._parts.telling.figures.databases()
 
     def locks(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         return held_locks(self._parts.mount, names)
 
     def meters(self) -> Meters:
-        return self._parts.figures.meters()
+        return self._parts.telling.figures.meters()
 
     def figures(self) -> NodeFigures:
-        return self._parts.overview.figures()
+        return self._parts.telling.overview.figures()
 
     def status(self, databases: Sequence[DatabaseInfo]) -> Status:
-        return self._parts.overview.status(databases)
+        return self._parts.telling.overview.status(databases)
 
     async def before_stream(self) -> None:
         if self._parts.leading.grant() is not None:  # an elected primary that lost its tail cannot win
@@ -168,10 +161,10 @@ class Answers:
         return await trio.to_thread.run_sync(self._parts.roles.holds_position, name, position)
 
     def unready(self) -> list[str]:
-        return self._parts.overview.unready()
+        return self._parts.telling.overview.unready()
 
     async def unhealthy(self) -> str:
-        return await self._parts.probe.complaint()
+        return await self._parts.telling.probe.complaint()
 
     async def import_database(
         self, name: str, chunks: AsyncIterable[bytes], *, check: bool, peer: bool
@@ -181,7 +174,7 @@ class Answers:
         if peer:
             raise NotPrimary("lease expired: this node is not the primary")
         self._parts.data.database_dir(name)  # the name is checked before anything is sent
-        forwarding = self._parts.forwarding
+        forwarding = self._parts.telling.forwarding
         position = await forwarding.import_database(name, chunks, check=check)
         if forwarding.receives(name):
             await self._arrived(name, position)

@@ -22,9 +22,6 @@ from litefs.cluster.follow import Callbacks
 from litefs.cluster.replicas import Replicas, sync_rules
 from litefs.config import Config
 from litefs.errors import LiteFSError
-from litefs.eventfeed import EventFeed
-from litefs.figures import Figures
-from litefs.forwarding import Forwarding
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
 from litefs.housekeeping import Primary, Retention, raise_file_limit, rotate
@@ -41,30 +38,28 @@ from litefs.link.messages import (
     HaltSet,
     Holding,
     Lag,
-    LogOptions,
     Loose,
     Measured,
     Mounted,
     Opened,
     Staged,
     Start,
-    TraceTo,
     Unpublished,
 )
-from litefs.mountprobe import MountProbe
-from litefs.overview import Overview
 from litefs.proxying import Proxying
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.rolechange import RoleChanges
 from litefs.security import Security
 from litefs.server.app import create_app
 from litefs.server.serve import bind, bind_local, serve
+from litefs.starting import start_message, trace_to
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
 from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Identity
 from litefs.supervise import Supervisor, commands_of
 from litefs.takeback import TakeBack
+from litefs.telling import Telling
 from litefs.trace import TRACE
 from litefs.types import ZERO, Position, Role
 
@@ -127,10 +122,17 @@ class Node:
         timeout = config.lease.take_back_timeout
         self._take_back = TakeBack(data, self._security, lambda: self.identity, timeout)
         watched = self._guard.mount_guard
-        self._figures = Figures(self._catalog, self.replicas.rules)
-        self._forwarding = Forwarding(self._replica, lambda: self.identity, self._security.peer)
-        self._probe = MountProbe(self._mount)
-        self._events = EventFeed(data, self._catalog, self.roles)
+        self._telling = Telling(
+            config,
+            data,
+            self._security,
+            lambda: self.identity,
+            self._catalog,
+            self.roles,
+            self._replica,
+            self.replicas,
+            self._ready.is_set,
+        )
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
         self._halts = Halts(
             data,
@@ -188,7 +190,7 @@ class Node:
             app = create_app(self._shown, self._security.tokens, open_health=health, routes=routes)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
-            for task in (*tasks, self._events.run, self._probe.run):
+            for task in (*tasks, self._telling.run):
                 nursery.start_soon(task)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
@@ -200,7 +202,7 @@ class Node:
             code = await self._application(supervisor)
             self.roles.stopping = True
             await self._leading.stop()  # the next primary still has to be sent what it lacks
-            self._events.hub.close()
+            self._telling.events.close()
             http_stop.set()
             await self._leave(gone)
             nursery.cancel_scope.cancel()
@@ -277,19 +279,7 @@ class Node:
             self._replica,
             self.replicas,
             self._leading,
-            self._figures,
-            Overview(
-                self._data,
-                self._config,
-                lambda: self.identity,
-                self.roles,
-                self._replica,
-                self.replicas,
-                self._ready.is_set,
-            ),
-            self._events.hub,
-            self._forwarding,
-            self._probe,
+            self._telling,
             self._halts,
             self._take_back,
         )
@@ -306,23 +296,9 @@ class Node:
 
     def _start(self) -> Start:
         """What a fresh fs process has to know."""
-        fuse, log_ = self._config.fuse, self._config.log
-        return Start(
-            str(self._data.path),
-            str(self._mount),
-            self._node_id,
-            replica=self.roles.role is not Role.PRIMARY,
-            allow_other=fuse.allow_other,
-            debug=fuse.debug,
-            uid=fuse.uid,
-            gid=fuse.gid,
-            mode=fuse.mode,
-            log=LogOptions(log_.format, log_.timestamp, log_.debug),
-            trace=TraceTo(self._config.tracing.file, self._config.tracing.stdout),
-            grace_ns=int(self._config.lease.grace * 1e9),
-            sync=self.replicas.rules,
-            compress=self._config.data.compress,
-            strict_verify=self._config.strict_verify,
+        replica, rules = self.roles.role is not Role.PRIMARY, self.replicas.rules
+        return start_message(
+            self._config, self._data, str(self._mount), self._node_id, rules, replica=replica
         )
 
     # -- the fs process -------------------------------------------------------------------------------
@@ -337,9 +313,7 @@ class Node:
 
     async def _role_changed(self, role: Role) -> None:
         self._leading.changed(role)
-        if TRACE.enabled:
-            TRACE("Role", role=role, term=self.roles.term)
-        self._events.role_changed()
+        self._telling.role_changed(role)
         if role is Role.PRIMARY:
             self._ready.set()
         else:
@@ -358,7 +332,7 @@ class Node:
             case Holding():
                 self.replicas.holding(message.hold)
             case Measured():
-                self._figures.measured(message)
+                self._telling.figures.measured(message)
             case Dropped():
                 self._dropped(message.name)
             case Forgotten():
@@ -408,22 +382,17 @@ class Node:
 
     def _connected(self, hello: Hello) -> None:
         self._leading.saw_term(hello.identity.term)
-        if TRACE.enabled:
-            TRACE("Connect", primary=hello.identity.hostname, term=hello.identity.term)
         self.roles.connected(hello.identity.hostname, hello.identity.term)
-        self._events.role_changed()
+        self._telling.connected(hello)
 
     def _disconnected(self, error: LiteFSError | None) -> None:
-        if TRACE.enabled:
-            TRACE("Disconnect", error=error)
         self.roles.disconnected()
-        self._forwarding.disconnected()
-        self._events.role_changed()
+        self._telling.disconnected(error)
 
     def _applied(self, name: str, position: Position) -> None:
         if position == ZERO:
             self._dropped(name)
-        self._figures.applied(name)
+        self._telling.figures.applied(name)
         self._catalog.notify()
 
     # -- loops ----------------------------------------------------------------------------------------
@@ -448,7 +417,7 @@ async def _main(config: Config, command: list[str] | None) -> int:
     data = DataDir(config.data.dir)
     lock_fd = data.lock()
     raise_file_limit()
-    TRACE.setup(TraceTo(config.tracing.file, config.tracing.stdout))
+    TRACE.setup(trace_to(config))
     try:
         return await Node(config, data, lock_fd).run(command)
     finally:

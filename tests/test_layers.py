@@ -33,10 +33,12 @@ LAYERS: tuple[frozenset[str], ...] = (
             "mountprobe",
             "replica",
             "security",
+            "starting",
         }
     ),
     frozenset({"rolechange", "takeback"}),
     frozenset({"eventfeed", "forwarding", "leading", "overview"}),
+    frozenset({"telling"}),
     frozenset({"answers"}),
     frozenset({"proxying"}),
     frozenset({"node"}),
