@@ -32,7 +32,7 @@ class Times:
         self.total += ns
 
     def since(self, begin_ns: int) -> None:
-        """One that began then, by ``now_ns``, and ends now. As ``add``, without the call of it: commits do this."""
+        """One that began then, by ``now_ns``, and ends now: ``add`` without the call of it."""
         ns = perf_counter_ns() - begin_ns
         self.buckets[ns.bit_length()] += 1
         self.total += ns

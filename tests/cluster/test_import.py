@@ -102,6 +102,9 @@ def test_an_import_through_a_replica(
         assert send(node, "new.db", Path(__file__)).status_code == 400
         assert send(node, "app.db", source, token=REPORTS).status_code == 403
     assert wait_equal(primary, replica, "app.db") == before, "a target that is refused is left as it was"
+    cut = damaged.with_name("cut.db")
+    cut.write_bytes(damaged.read_bytes()[: -20 * 4096])
+    assert send(primary, "new.db", cut, "&check=0").status_code == 400
     assert "new.db" not in names(primary) + names(replica)
 
     assert send(replica, "reports.db", damaged, "&check=0", REPORTS).status_code == 200

@@ -164,9 +164,11 @@ def test_many_who_wait_do_not_look_at_each_commit() -> None:
                 await trio.testing.wait_all_tasks_blocked()
             assert source.asked == commits - 1, "one look for all at each notification"
             assert not answered
+            source.asked = 0
             source.commit({1: b"c" * 512})
             node.catalog.notify()
             await trio.sleep(0.1)
+            assert source.asked == 1 + waiters // 3, "only those look whose transaction it is"
             assert answered == [commits + 1] * (waiters // 3)
             assert node.looks <= 2, "one look at what readers see is for all"
             source.commit({1: b"c" * 512})
