@@ -22,7 +22,7 @@ from tests.support.elected import DATABASE, NAMES, Elected, lease_settings
 from tests.support.node import Node, free_port
 from tests.support.processes import Client, wait_until
 
-REQUESTS = int(os.environ.get("LITEFS_SOAK", "1")) * 500
+REQUESTS = int(os.environ.get("LITEFS_SOAK", "1")) * 300
 """Writes during each change of primary."""
 CLIENTS = 8
 UPLOAD = 50 << 20
