@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import random
 import statistics
@@ -56,7 +57,7 @@ class BenchNode:
         self.primary_hostname = None
         self.held_up: list[str] = []
         self.catalog = catalog
-        self.lag_seconds = 0.0
+        self.snapshot_seconds = math.inf
         self.replicas = Replicas(catalog, SyncRules(), lambda: self.identity, lambda message: None)
 
     async def before_stream(self) -> None:

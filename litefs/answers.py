@@ -11,15 +11,19 @@ import trio
 from litefs.apply.publish import is_published
 from litefs.cluster.replicas import Replicas
 from litefs.copies import Copies
-from litefs.errors import NotPrimary
+from litefs.errors import NotPrimary, WaitTimeout
 from litefs.figures import Figures
+from litefs.forwarding import Forwarding
 from litefs.halt.node import Halts
 from litefs.leading import Leading
+from litefs.lockview import held_locks
 from litefs.meters import Meters
+from litefs.mountprobe import MountProbe
 from litefs.overview import Overview
 from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
 from litefs.server.event_hub import EventHub
+from litefs.server.positions import reached
 from litefs.server.status_format import Status
 from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
 from litefs.server.waiting import Waiting
@@ -33,11 +37,12 @@ from litefs.types import Position
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the answers come from; ``mount`` and ``candidate`` as configured."""
+    """What the answers come from; ``mount``, ``candidate`` and ``snapshot_seconds`` as configured."""
 
     data: DataDir
     mount: Path
     candidate: bool
+    snapshot_seconds: float
     identity: Callable[[], Identity]
     catalog: StoreCatalog
     roles: RoleChanges
@@ -47,8 +52,14 @@ class Parts:
     figures: Figures
     overview: Overview
     events: EventHub
+    forwarding: Forwarding
+    probe: MountProbe
     halts: Halts
     take_back: TakeBack
+
+
+ARRIVAL_SECONDS = 300.0
+"""How long an import that the primary took may need until readers see it on the replica that was asked."""
 
 
 class Answers:
@@ -74,6 +85,10 @@ class Answers:
     @property
     def candidate(self) -> bool:
         return self._parts.candidate
+
+    @property
+    def snapshot_seconds(self) -> float:
+        return self._parts.snapshot_seconds
 
     @property
     def mountpoint(self) -> str:
@@ -104,6 +119,9 @@ class Answers:
 
     def databases(self) -> list[DatabaseInfo]:
         return self._parts.figures.databases()
+
+    def locks(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        return held_locks(self._parts.mount, names)
 
     def meters(self) -> Meters:
         return self._parts.figures.meters()
@@ -149,10 +167,34 @@ class Answers:
     async def holds(self, name: str, position: Position) -> bool:
         return await trio.to_thread.run_sync(self._parts.roles.holds_position, name, position)
 
-    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
-        if not self.is_primary:
-            raise NotPrimary("lease expired")
-        await self._copies.import_database(name, chunks)
+    def unready(self) -> list[str]:
+        return self._parts.overview.unready()
 
-    async def export_database(self, name: str) -> Export:
-        return await self._copies.export_database(name)
+    async def unhealthy(self) -> str:
+        return await self._parts.probe.complaint()
+
+    async def import_database(
+        self, name: str, chunks: AsyncIterable[bytes], *, check: bool, peer: bool
+    ) -> Position:
+        if self.is_primary:
+            return await self._copies.import_database(name, chunks, check=check)
+        if peer:
+            raise NotPrimary("lease expired: this node is not the primary")
+        self._parts.data.database_dir(name)  # the name is checked before anything is sent
+        forwarding = self._parts.forwarding
+        position = await forwarding.import_database(name, chunks, check=check)
+        if forwarding.receives(name):
+            await self._arrived(name, position)
+        return position
+
+    async def _arrived(self, name: str, position: Position) -> None:
+        """Wait until readers here see what the primary has imported. Raises WaitTimeout."""
+        with trio.move_on_after(ARRIVAL_SECONDS):
+            while name not in self._parts.catalog.sources():
+                await self._parts.catalog.wait_change(self._parts.catalog.revision)
+            await reached(self, name, position.txid, None, ARRIVAL_SECONDS)
+            return
+        raise WaitTimeout(f"{name}: imported on the primary, not here after {ARRIVAL_SECONDS:g} s")
+
+    async def export_database(self, name: str, *, check: bool) -> Export:
+        return await self._copies.export_database(name, check=check)

@@ -29,13 +29,7 @@ FILE_NAME = "litefs.yml"
 MAX_SYNC_TIMEOUT = 8.0
 """Seconds: the kernel keeps the lock of a WAL while a commit's answer is held, and new connections wait."""
 
-_UNIMPLEMENTED = (
-    "strict-verify",
-    "data.compress",
-    "http.snapshot-timeout",
-    "backup",
-    "tracing",
-)
+_UNIMPLEMENTED = ("backup",)
 """Keys, or whole sections, that are read but have no function yet."""
 
 
@@ -84,6 +78,8 @@ class HTTPConfig(_Section, frozen=True):
     auth_token: Secret | None = None
     """Ours: the token that requests need, and that this node shows to others; None asks for none."""
     tokens: tuple[TokenConfig, ...] = ()
+    open_health: bool = True
+    """Ours: ``/healthz`` and ``/readyz`` are answered without a token, with the status alone."""
 
     @property
     def host_port(self) -> tuple[str, int]:
@@ -129,13 +125,20 @@ class LogConfig(_Section, frozen=True):
 
 
 class TracingConfig(_Section, frozen=True):
-    """The trace log; ``max-size`` is in MB."""
+    """The trace log: ``max-size`` MB in one file, ``max-count`` older ones (0: all), ``compress`` by gzip."""
 
     enabled: bool = True
     path: str = ""
     max_size: int = 64
     max_count: int = 8
     compress: bool = True
+    stdout: bool = False
+    """Ours, and the flag ``-tracing``: to standard output too."""
+
+    @property
+    def file(self) -> str:
+        """Where the trace log is; empty: nowhere."""
+        return self.path if self.enabled else ""
 
 
 class Config(_Section, frozen=True):
@@ -200,6 +203,8 @@ class Config(_Section, frozen=True):
         if self.proxy.target:
             split_address(self.proxy.addr, "proxy.addr")
             split_address(self.proxy.target, "proxy.target")
+        if self.tracing.max_size < 1 or self.tracing.max_count < 0:
+            raise ConfigError("tracing.max-size must be 1 MB or more, tracing.max-count not negative")
         if self.data.retention_bytes < 0:
             raise ConfigError(f"data.retention-bytes must not be negative, got {self.data.retention_bytes}")
         if self.data.retention_monitor_interval <= 0:

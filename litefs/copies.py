@@ -16,6 +16,8 @@ from litefs.errors import DatabaseNotFound
 from litefs.server.view import Export
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog
+from litefs.trace import TRACE
+from litefs.types import Position
 
 COPIES = 4
 """Imports and exports that are worked on at a time; more of them wait, and hold up nothing else."""
@@ -34,8 +36,9 @@ class Copies:
         for leftover in self._scratch_dir.iterdir():
             leftover.unlink()
 
-    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
-        """Replace or create *name* by the SQLite database in *chunks*; nothing changes unless all is well.
+    async def import_database(self, name: str, chunks: AsyncIterable[bytes], *, check: bool) -> Position:
+        """Replace or create *name* by the SQLite database in *chunks*; nothing changes unless all is well,
+        with *check* also SQLite's integrity check of it. Returns the position afterwards.
 
         Raises InvalidName, FormatError, LiteFSError, OSError.
         """
@@ -45,19 +48,30 @@ class Copies:
             async with await trio.open_file(scratch, "wb") as file:
                 async for chunk in chunks:
                     await file.write(chunk)
-            await trio.to_thread.run_sync(call, import_file, scratch, target, limiter=self._limiter)
+            await trio.to_thread.run_sync(call, import_file, scratch, target, check, limiter=self._limiter)
+        self._catalog.refresh(name)  # it may be new, and the fs process's word of it under way
+        position = self._catalog.position(name)
+        if TRACE.enabled:
+            TRACE("Import", name, pos=position)
+        return position
 
-    async def export_database(self, name: str) -> Export:
-        """A consistent copy of *name*, of any node. Raises DatabaseNotFound, InvalidName, LiteFSError."""
+    async def export_database(self, name: str, *, check: bool) -> Export:
+        """A consistent copy of *name*, of any node, with *check* one that SQLite finds sound.
+
+        Raises DatabaseNotFound, InvalidName, LiteFSError.
+        """
         if self._data.database_dir(name).name not in self._catalog.sources():
             raise DatabaseNotFound("database not found")
-        return await trio.to_thread.run_sync(self._export, name, limiter=self._limiter)
+        return await trio.to_thread.run_sync(self._export, name, check, limiter=self._limiter)
 
-    def _export(self, name: str) -> Export:
+    def _export(self, name: str, check: bool) -> Export:
         with self._scratch() as scratch:
-            call(export_file, self._mount / name, scratch)
+            call(export_file, self._mount / name, scratch, check)
             file = scratch.open("rb")
-        return Export(file, os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        if TRACE.enabled:
+            TRACE("Export", name, bytes=size)
+        return Export(file, size)
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from litefs.apply.ownprocess import call
 from litefs.apply.publish import Publisher
 from litefs.apply.retire import MountGuard
 from litefs.apply.transfer import empty_wal
+from litefs.config import TracingConfig
 from litefs.errors import LiteFSError
 from litefs.meters import METERS
 from litefs.store.dropped import reap_dropped
@@ -23,6 +24,7 @@ from litefs.store.retention import reap
 from litefs.store.segments import list_segments
 from litefs.store.sums import SumsFile
 from litefs.stream.catalog import StoreCatalog
+from litefs.trace import TRACE, Rotation
 
 log = logging.getLogger("litefs.node")
 
@@ -35,8 +37,26 @@ STUCK_LOOKS = 5
 BLOCKED_SECONDS = 10.0
 """How long a client that was turned away counts as waiting."""
 
+ROTATION_SECONDS = 1.0
+"""Between two looks whether the trace log has grown too big."""
+
 REFRESH_LOOKS = 5
 """Looks between two checks for ``-wal`` and ``-shm`` files that came or went."""
+
+
+async def rotate(tracing: TracingConfig) -> None:
+    """Rotate the trace log when it is due; until cancelled."""
+    rotation = Rotation(tracing.file, tracing.max_size, tracing.max_count, tracing.compress)
+    failed = False
+    while tracing.file:
+        await trio.sleep(ROTATION_SECONDS)
+        try:
+            await trio.to_thread.run_sync(rotation.look, abandon_on_cancel=True)
+            failed = False
+        except OSError as error:
+            if not failed:
+                log.warning("tracing: %s cannot be rotated: %s", tracing.file, error)
+            failed = True
 
 
 def _is_emptied(database: Path) -> bool:
@@ -233,5 +253,8 @@ class Retention:
             log.warning("%s: retention: %s", name, exc)
             return
         if removed:
-            METERS.reaped[name] += list_segments(directory.log)[0][0] - int(removed[0].stem, 16)
+            first = list_segments(directory.log)[0][0]
+            METERS.reaped[name] += first - int(removed[0].stem, 16)
+            if TRACE.enabled:
+                TRACE("Retention", name, segments=len(removed), first=f"{first:016x}")
             log.debug("%s: removed %d log segments", name, len(removed))

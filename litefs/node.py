@@ -7,6 +7,7 @@ the follower with its applier (replica).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import signal
@@ -23,9 +24,10 @@ from litefs.config import Config
 from litefs.errors import LiteFSError
 from litefs.eventfeed import EventFeed
 from litefs.figures import Figures
+from litefs.forwarding import Forwarding
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
-from litefs.housekeeping import Primary, Retention, raise_file_limit
+from litefs.housekeeping import Primary, Retention, raise_file_limit, rotate
 from litefs.leading import Leading, ask_for_handoff
 from litefs.link.channel import Wake
 from litefs.link.messages import (
@@ -46,8 +48,10 @@ from litefs.link.messages import (
     Opened,
     Staged,
     Start,
+    TraceTo,
     Unpublished,
 )
+from litefs.mountprobe import MountProbe
 from litefs.overview import Overview
 from litefs.proxying import Proxying
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
@@ -61,6 +65,7 @@ from litefs.stream.handshake import Hello
 from litefs.stream.protocols import Identity
 from litefs.supervise import Supervisor, commands_of
 from litefs.takeback import TakeBack
+from litefs.trace import TRACE
 from litefs.types import ZERO, Position, Role
 
 log = logging.getLogger("litefs.node")
@@ -123,6 +128,8 @@ class Node:
         self._take_back = TakeBack(data, self._security, lambda: self.identity, timeout)
         watched = self._guard.mount_guard
         self._figures = Figures(self._catalog, self.replicas.rules)
+        self._forwarding = Forwarding(self._replica, lambda: self.identity, self._security.peer)
+        self._probe = MountProbe(self._mount)
         self._events = EventFeed(data, self._catalog, self.roles)
         self._watch = Primary(data, self._mount, watched, self._guard.restart, self.roles.may_publish)
         self._halts = Halts(
@@ -180,14 +187,16 @@ class Node:
                 return 0
             if grant:
                 await self.roles.settled()
-            app = create_app(self._shown, self._security.tokens, self._proxying.routes)
+            health, routes = self._config.http.open_health, self._proxying.routes
+            app = create_app(self._shown, self._security.tokens, open_health=health, routes=routes)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
-            for task in (*tasks, self._events.run):
+            for task in (*tasks, self._events.run, self._probe.run):
                 nursery.start_soon(task)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
+            nursery.start_soon(rotate, self._config.tracing)
             nursery.start_soon(self._replica.run, self._ready)
             nursery.start_soon(self._proxying.run)
             await nursery.start(self._leading.run)
@@ -264,6 +273,7 @@ class Node:
             self._data,
             self._mount,
             self._config.lease.candidate,
+            float(self._config.http.snapshot_timeout) or math.inf,
             lambda: self.identity,
             self._catalog,
             self.roles,
@@ -281,6 +291,8 @@ class Node:
                 self._ready.is_set,
             ),
             self._events.hub,
+            self._forwarding,
+            self._probe,
             self._halts,
             self._take_back,
         )
@@ -309,8 +321,11 @@ class Node:
             gid=fuse.gid,
             mode=fuse.mode,
             log=LogOptions(log_.format, log_.timestamp, log_.debug),
+            trace=TraceTo(self._config.tracing.file, self._config.tracing.stdout),
             grace_ns=int(self._config.lease.grace * 1e9),
             sync=self.replicas.rules,
+            compress=self._config.data.compress,
+            strict_verify=self._config.strict_verify,
         )
 
     # -- the fs process -------------------------------------------------------------------------------
@@ -325,6 +340,8 @@ class Node:
 
     async def _role_changed(self, role: Role) -> None:
         self._leading.changed(role)
+        if TRACE.enabled:
+            TRACE("Role", role=role, term=self.roles.term)
         self._events.role_changed()
         if role is Role.PRIMARY:
             self._ready.set()
@@ -394,11 +411,16 @@ class Node:
 
     def _connected(self, hello: Hello) -> None:
         self._leading.saw_term(hello.identity.term)
+        if TRACE.enabled:
+            TRACE("Connect", primary=hello.identity.hostname, term=hello.identity.term)
         self.roles.connected(hello.identity.hostname, hello.identity.term)
         self._events.role_changed()
 
     def _disconnected(self, error: LiteFSError | None) -> None:
+        if TRACE.enabled:
+            TRACE("Disconnect", error=error)
         self.roles.disconnected()
+        self._forwarding.disconnected()
         self._events.role_changed()
 
     def _applied(self, name: str, position: Position) -> None:
@@ -429,6 +451,7 @@ async def _main(config: Config, command: list[str] | None) -> int:
     data = DataDir(config.data.dir)
     lock_fd = data.lock()
     raise_file_limit()
+    TRACE.setup(TraceTo(config.tracing.file, config.tracing.stdout))
     try:
         return await Node(config, data, lock_fd).run(command)
     finally:

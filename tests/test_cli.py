@@ -88,7 +88,7 @@ def test_exit_codes(argv: list[str], code: int, message: str, capsys: pytest.Cap
 def test_a_consul_lease_is_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "litefs.yml"
     path.write_text(
-        f"lease: {{type: static}}\nproxy: {{debug: true}}\nfuse: {{dir: {tmp_path}/mnt}}\n"
+        f"lease: {{type: static}}\nbackup: {{type: file}}\nfuse: {{dir: {tmp_path}/mnt}}\n"
         f"data: {{dir: {path}/data}}\n"
     )
     # In a process of its own: it sets up the process log.
@@ -103,7 +103,7 @@ def test_a_consul_lease_is_refused_by_name(tmp_path: Path, capfd: pytest.Capture
     assert f"config file read from {path}" in done.stdout
     assert f"{path}/data" in done.stderr, "a file cannot have a data directory inside"
     warned = [line for line in done.stderr.splitlines() if line.startswith("level=WARN")]
-    assert [line.rpartition(" ")[2].rstrip('"') for line in warned] == ["proxy.debug"]
+    assert [line.rpartition(" ")[2].rstrip('"') for line in warned] == ["backup.type"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ http:
   tls: {cert: /c, key: /k, ca: /a, verify-clients: false}
   auth-token: file:/t
   tokens: [{name: reports, token: r, databases: [r.db]}]
+  open-health: false
 proxy:
   addr: ":8080"
   target: "localhost:8081"
@@ -66,7 +67,7 @@ replication:
   databases: [{name: "log*.db", sync: off}, {name: m.db, sync: 2}]
 backup: {type: file, path: /b, url: http://u, cluster: c, auth-token: t}
 log: {format: json, timestamp: true, debug: true}
-tracing: {enabled: false, path: /t, max-size: 1, max-count: 2, compress: false}
+tracing: {enabled: false, path: /t, max-size: 1, max-count: 2, compress: false, stdout: true}
 """
 
 
@@ -116,9 +117,8 @@ def test_every_key_of_go_is_read() -> None:
 
 
 def test_only_keys_that_are_set_are_named_as_unimplemented() -> None:
-    text = "strict-verify: true\nbackup: {type: file, path:}\nlease: {type: static, promote: true}\nproxy:\n"
+    text = "backup: {type: file, path:}\nlease: {type: static, promote: true}\nproxy:\n"
     assert unimplemented_keys(parse(text, "f", None)[1]) == [
-        "strict-verify",
         "backup.type",
     ]
     assert unimplemented_keys(parse(STATIC, "f", None)[1]) == []

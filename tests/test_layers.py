@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "litefs"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
     frozenset({"clock", "types", "errors", "meters", "mountinfo", "version"}),
-    frozenset({"client"}),
+    frozenset({"client", "trace"}),
     frozenset({"config_types"}),
     frozenset({"config_yaml"}),
     frozenset({"config_lease", "config_http", "config_proxy"}),
@@ -22,9 +22,21 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"store", "link"}),
     frozenset({"capture", "stream", "apply", "backup"}),
     frozenset({"fs", "cluster", "proxy", "server", "supervise"}),
-    frozenset({"copies", "figures", "guard", "halt", "housekeeping", "replica", "security"}),
+    frozenset(
+        {
+            "copies",
+            "figures",
+            "guard",
+            "halt",
+            "housekeeping",
+            "lockview",
+            "mountprobe",
+            "replica",
+            "security",
+        }
+    ),
     frozenset({"rolechange", "takeback"}),
-    frozenset({"eventfeed", "leading", "overview"}),
+    frozenset({"eventfeed", "forwarding", "leading", "overview"}),
     frozenset({"answers"}),
     frozenset({"proxying"}),
     frozenset({"node"}),

@@ -29,6 +29,7 @@ from litefs.store.lost import keep_file
 from litefs.store.paths import DatabaseDir, DataDir
 from litefs.store.segments import list_segments
 from litefs.store.snapshot import SnapshotTarget
+from litefs.trace import TRACE
 from litefs.types import START, ZERO, Point, Position
 
 log = logging.getLogger(__name__)
@@ -237,6 +238,8 @@ class ReplicaSink:
                 await self._install(state, target)
             else:
                 await self._replace(state, state.applier, target)
+        if TRACE.enabled:
+            TRACE("Snapshot", name, pos=point.position)
         self._applied(name, point.position)
 
     async def snapshot_abort(self, name: str) -> None:
@@ -266,6 +269,8 @@ class ReplicaSink:
             position = applier.position
             await self._thread(applier.close)
             kept = await self._thread(drop, self._datadir, name, position, keep_file=True)
+        if TRACE.enabled:
+            TRACE("Drop", name, kept=kept.name)
         log.warning("%s: removed on the primary; what was here is in %s until retention", name, kept.name)
         self._applied(name, ZERO)
 
@@ -364,6 +369,9 @@ class ReplicaSink:
                 position = await self._thread(state.applier.apply, bodies)
         METERS.apply.since(begin)
         METERS.applied[state.directory.name] += count
+        if TRACE.enabled:
+            elapsed = f"{(now_ns() - begin) / 1e6:.3f}ms"
+            TRACE("Apply", state.directory.name, pos=position, records=count, elapsed=elapsed)
         return position
 
     async def _first_records(self, state: DatabaseState, bodies: Sequence[Buffer]) -> Position:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,21 +25,22 @@ _VERSIONS = slice(18, 20)
 """File format write and read version: 2, 2 means WAL (sqlite.org/fileformat, section 1.3)."""
 
 
-def import_file(source: Path, target: Path) -> None:
-    """Replace the database *target* on the mount by the one in *source*, in one transaction.
+def import_file(source: Path, target: Path, check: bool) -> None:
+    """Replace the database *target* on the mount by the one in *source*, in one transaction; with *check*
+    only if SQLite finds nothing wrong with it.
 
     Raises FormatError if *source* is no SQLite database or damaged, LiteFSError if the target cannot be
-    written.
+    written; then that is as it was.
     """
     with open(source, "rb") as file:
         header = DatabaseHeader.parse(file.read(DATABASE_HEADER_SIZE))
     try:
         with closing(sqlite3.connect(_uri(source, "mode=ro&immutable=1"), uri=True)) as origin:
-            problem = origin.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if problem != "ok":
-                raise FormatError(f"not imported, the database is damaged: {problem}")
+            problem = _problem(origin) if check else None
+            if problem is not None:
+                raise FormatError(f"not imported, it is damaged: {problem} (check=0 takes it as it is)")
             target.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as mounted:
+            with _made(target), closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as mounted:
                 _copy(origin, mounted, header.page_size)
                 if header.is_wal:
                     mounted.execute("PRAGMA journal_mode=WAL")
@@ -46,6 +48,26 @@ def import_file(source: Path, target: Path) -> None:
         if isinstance(exc, sqlite3.OperationalError):
             raise LiteFSError(f"import failed: {exc}") from exc
         raise FormatError(f"not imported: {exc}") from exc
+
+
+def _problem(database: sqlite3.Connection) -> str | None:
+    """The first thing that SQLite finds wrong."""
+    found = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+    return None if found == "ok" else found
+
+
+@contextmanager
+def _made(target: Path) -> Iterator[None]:
+    """Leave no empty file where there was none, if the block fails."""
+    existed = target.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                if not target.stat().st_size:
+                    target.unlink()
+        raise
 
 
 def _copy(origin: sqlite3.Connection, mounted: sqlite3.Connection, page_size: int) -> None:
@@ -64,8 +86,9 @@ def _copy(origin: sqlite3.Connection, mounted: sqlite3.Connection, page_size: in
         raise
 
 
-def export_file(source: Path, target: Path) -> None:
-    """Write a consistent copy of the database *source* on the mount to *target*.
+def export_file(source: Path, target: Path, check: bool) -> None:
+    """Write a consistent copy of the database *source* on the mount to *target*, with *check* one that SQLite
+    finds sound.
 
     Raises DatabaseNotFound, LiteFSError.
     """
@@ -76,8 +99,11 @@ def export_file(source: Path, target: Path) -> None:
             mode = mounted.execute("PRAGMA journal_mode").fetchone()[0]
             with closing(sqlite3.connect(target)) as copy:
                 mounted.backup(copy)
+                problem = _problem(copy) if check else None
     except sqlite3.Error as exc:
         raise LiteFSError(f"export failed: {exc}") from exc
+    if problem is not None:
+        raise LiteFSError(f"not exported, it is damaged: {problem} (check=0 takes it as it is)")
     if mode == "wal":
         # the backup API writes a rollback-mode header; an export is the database as it is
         fd = os.open(target, os.O_RDWR)

@@ -21,9 +21,9 @@ _FLAGS = (
     Flag("fuse.debug", "log every FUSE request"),
     Flag("debug", "log debug messages"),
     Flag("skip-unmount", "accepted for Go LiteFS: a live mount is never unmounted, a dead one always is"),
-    Flag("tracing", "accepted for Go LiteFS: has no function yet"),
+    Flag("tracing", "write the trace log to standard output, too"),
 )
-_IGNORED_FLAGS = ("skip-unmount", "tracing")
+_IGNORED_FLAGS = ("skip-unmount",)
 
 USAGE = {
     "mount": "Usage:\n\n  litefs mount [ARGUMENTS] [-- CMD ARG...]\n\n"
@@ -88,4 +88,6 @@ def _configure(arguments: Arguments) -> tuple[Config, dict[str, object]]:
         config = replace(config, log=replace(config.log, debug=True))
     if "fuse.debug" in arguments.switches:
         config = replace(config, fuse=replace(config.fuse, debug=True))
+    if "tracing" in arguments.switches:
+        config = replace(config, tracing=replace(config.tracing, stdout=True))
     return config, raw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,21 +185,21 @@ class Peer:
         path: str,
         identity: Identity,
         *,
-        body: Path | None = None,
+        body: Path | AsyncIterable[bytes] | None = None,
         into: Path | None = None,
         seconds: float,
     ) -> bytes:
-        """The answer of ``method`` on ``path`` (with its query), to which the file ``body`` is sent; nothing
-        if it goes ``into`` a file.
+        """The answer of ``method`` on ``path`` (with its query), to which ``body`` is sent, a file or pieces
+        as they come; nothing if it goes ``into`` a file.
 
         Bounded by ``seconds``. Raises PeerError (no answer: what was asked may have happened), Refused,
         ClusterMismatch, ProtocolMismatch, OSError.
         """
         assert self._client is not None
         headers = request_headers(identity)
-        if body is not None:
+        content = _pieces(body) if isinstance(body, Path) else body
+        if isinstance(body, Path):
             headers["Content-Length"] = str((await trio.Path(body).stat()).st_size)
-        content = None if body is None else _pieces(body)
         request = self._client.build_request(method, self.url + path, content=content, headers=headers)
         try:
             with self.translated(), trio.fail_after(seconds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 
@@ -21,9 +22,12 @@ from litefs.store import fileops
 from litefs.store.database import Database
 from litefs.store.dropped import drop, rename, replace, tidy
 from litefs.store.paths import DatabaseDir, DataDir
+from litefs.store.strict import wrong_pages
 from litefs.store.sums import SumsFile
 from litefs.store.together import super_dir
 from litefs.types import ZERO, Position
+
+log = logging.getLogger("litefs.fs")
 
 
 class FsDatabase:
@@ -187,6 +191,8 @@ class Databases:
         self._node_id = node_id
         self.locks: LockTable | None = None
         self.supers = SuperJournals(super_dir(data), self._capture_of)
+        self.compress = True
+        """As of ``Database.compress``, for all that are opened from now on."""
         self._by_name: dict[str, FsDatabase] = {}
         for name in data.names():
             directory = data.database_dir(name)
@@ -278,6 +284,7 @@ class Databases:
     def _open_capture(self, db: FsDatabase) -> tuple[DatabaseCapture, DatabaseGate]:
         """Its log and its WAL as a replica left them. May run in a thread. Raises LiteFSError, OSError."""
         store = Database.open(db.dir, node_id=self._node_id)
+        store.compress = self.compress
         gate = DatabaseGate(self._role, self.replicated, db.name)
         try:
             capture = DatabaseCapture(
@@ -301,6 +308,14 @@ class Databases:
     def mounted(self, minor: int) -> None:
         """There is a mount, of that device minor: from now on clients hold locks. Raises OSError."""
         self.locks = LockTable(minor)
+
+    def verify(self, name: str) -> None:
+        """``strict-verify``, after a commit: a database whose pages are not as committed takes no more."""
+        capture = self._capture_of(name)
+        if capture is not None and (wrong := wrong_pages(capture.db.dir, capture.db.sums_file)):
+            reason = f"strict-verify: {len(wrong)} pages are not as committed, the first is {wrong[0]}"
+            log.error("%s: %s", name, reason)
+            capture.db.stop(reason)
 
     async def sweep(self) -> None:
         """``FsDatabase.sweep`` of each."""

@@ -179,6 +179,7 @@ class Halts:
 
     def _resume(self, db: FsDatabase, gate: AnsweringGate, message: Halt) -> HaltedCapture:
         store = Database.open(db.dir, node_id=self._node_id)
+        store.compress = self._databases.compress
         capture = HaltedCapture(db.name, store, gate, self._watcher, db.open_database)
         try:
             wal = os.open(db.dir.wal, os.O_RDONLY | os.O_CLOEXEC)

@@ -71,6 +71,7 @@ from litefs.store.dropped import complete_replacing
 from litefs.store.paths import DataDir
 from litefs.store.recovery import Report, recover, settle
 from litefs.store.together import resolve
+from litefs.trace import TRACE
 from litefs.types import Role
 
 log = logging.getLogger("litefs.fs")
@@ -106,12 +107,15 @@ class FsProcess:
         self._start = start
         self._data = DataDir(start.data_dir)
         self._session: Session | None = None
+        self._databases: Databases | None = None
         self._unrecovered: dict[str, str] = {}
         """Databases that could not be recovered, and why."""
 
     # -- Watcher -----------------------------------------------------------------------------------
 
     def logged(self, name: str) -> None:
+        if self._start.strict_verify and self._databases is not None:
+            self._databases.verify(name)
         loop = self._session.loop if self._session is not None else None
         if loop is not None:
             loop.signal_later(self._wake.fd)
@@ -125,6 +129,8 @@ class FsProcess:
         self._post(Loose(name))
 
     def _dropped(self, name: str) -> None:
+        if TRACE.enabled:
+            TRACE("Drop", name)
         self.replicated.removed(name)
         self._post(Dropped(name))
 
@@ -146,6 +152,8 @@ class FsProcess:
         databases = Databases(
             self._data, self.role, self, self._start.node_id, self._unrecovered, self.replicated
         )
+        databases.compress = self._start.compress
+        self._databases = databases
         operations = self._operations(databases)
         self._changes = RoleChanges(self.role, databases, self._channel.send)
         self._halts = Halts(databases, self.role, self, self._start.node_id, self._post)
@@ -378,6 +386,7 @@ async def _main(link_fd: int, wake_fd: int) -> int:
     assert isinstance(start, Start)
     logs.setup(start.log)
     try:
+        TRACE.setup(start.trace)
         await FsProcess(channel, Wake(wake_fd), start).run()
     except (LiteFSError, OSError) as exc:
         code = exc.exit_code if isinstance(exc, LiteFSError) else 1

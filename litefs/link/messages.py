@@ -34,6 +34,13 @@ class LogOptions(msgspec.Struct, frozen=True):
     debug: bool = False
 
 
+class TraceTo(msgspec.Struct, frozen=True):
+    """Where the fs process writes its lines of the trace log; as of :class:`litefs.trace.TraceOptions`."""
+
+    path: str = ""
+    stdout: bool = False
+
+
 class Start(Message, frozen=True):
     """First message: what to serve, and where."""
 
@@ -48,9 +55,13 @@ class Start(Message, frozen=True):
     gid: int | None = None
     mode: int | None = None
     log: LogOptions = LogOptions()
+    trace: TraceTo = TraceTo()
     grace_ns: int = 0
     """How long a change waits for a deadline that has passed to move, before it is refused."""
     sync: SyncRules = SyncRules()
+    compress: bool = True
+    strict_verify: bool = False
+    """Read the whole database after each commit, and stop it if a page is wrong."""
 
 
 class SetRole(Message, frozen=True):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from litefs._core.crc64 import crc64
 from litefs._core.pageblock import encode_pages, encode_record
 from litefs.ltx.format import HEADER_SIZE, INDEX_LENGTH_SIZE, Header, Trailer, page_total
+from litefs.ltx.stored import stored_pages
 from litefs.types import CHECKSUM_FLAG
 
 if TYPE_CHECKING:
@@ -15,26 +16,31 @@ if TYPE_CHECKING:
 _END_OF_PAGES = bytes(6)
 
 
-def encode(header: Header, pgnos: Buffer, images: Buffer, post_apply: int) -> bytes:
+def encode(header: Header, pgnos: Buffer, images: Buffer, post_apply: int, *, compress: bool = True) -> bytes:
     """A whole record.
 
     ``pgnos``: native u32, ascending, without the lock page; ``images``: as many pages, contiguous;
-    ``post_apply``: rolling checksum after it. Raises FormatError for an impossible header or checksum,
-    ValueError if the pages do not fit it: out of order, beyond ``commit``, or not all of them where the first
-    transaction is 1.
+    ``post_apply``: rolling checksum after it; ``compress``: as of :class:`Encoder`. Raises FormatError for an
+    impossible header or checksum, ValueError if the pages do not fit it: out of order, beyond ``commit``, or
+    not all of them where the first transaction is 1.
     """
     header.check_post_apply(post_apply)
+    if not compress:
+        encoder = Encoder(header, compress=False)
+        return encoder.begin() + encoder.add(pgnos, images) + encoder.finish(post_apply)
     return encode_record(header.pack(), pgnos, images, post_apply)
 
 
 class Encoder:
     """A record in pieces: ``begin``, any number of ``add``, ``finish``; their results joined are the record.
 
-    Memory: about 10 bytes per page, for the index.
+    Memory: about 10 bytes per page, for the index. Without ``compress`` the LZ4 blocks hold the
+    pages as they are.
     """
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, *, compress: bool = True) -> None:
         self.header = header
+        self._encode_pages = encode_pages if compress else stored_pages
         self._size = 0
         self._crc = 0
         self._last = 0
@@ -59,7 +65,9 @@ class Encoder:
             raise ValueError(f"page {numbers[0]} does not follow page {self._last}")
         if numbers[-1] > self.header.commit:
             raise ValueError(f"page {numbers[-1]} lies beyond the database's {self.header.commit} pages")
-        block, index, self._crc = encode_pages(numbers, images, self.header.page_size, self._size, self._crc)
+        block, index, self._crc = self._encode_pages(
+            numbers, images, self.header.page_size, self._size, self._crc
+        )
         self._index.append(index)
         self._size += len(block)
         self._last = numbers[-1]

@@ -13,7 +13,7 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
 
 from litefs.errors import LiteFSError, NotPrimary
-from litefs.proxy.forward import ADMIT_SECONDS, MEDIA_TYPE
+from litefs.proxy.forward import MEDIA_TYPE
 from litefs.proxy.gate import Pass
 from litefs.proxy.link import ClientFault, Link, server_end
 from litefs.proxy.requests import next_request
@@ -125,7 +125,7 @@ class Entrance:
     async def _admitted(self) -> None:
         """Wait while the role is being passed on. Raises NotPrimary."""
         gate = self._proxy.gate
-        with trio.move_on_after(ADMIT_SECONDS):
+        with trio.move_on_after(self._proxy.redirect_timeout):
             while self._node.is_primary and not gate.is_open and not self._proxy.closing:
                 await gate.changed()
         if not self._node.is_primary:

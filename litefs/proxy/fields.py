@@ -51,7 +51,7 @@ def refusal(request: h11.Request) -> tuple[int, str] | None:
 
     h11 has checked syntax. What two parsers could understand in two ways is refused (RFC 9112 §6.1, §11.2).
     """
-    names = {name for name, _ in request.headers}
+    names = [name for name, _ in request.headers]
     if b"transfer-encoding" in names:
         if b"content-length" in names:
             return 400, "both Content-Length and Transfer-Encoding"
@@ -59,20 +59,23 @@ def refusal(request: h11.Request) -> tuple[int, str] | None:
             return 400, "Transfer-Encoding in HTTP/1.0"
     if request.method == b"CONNECT":
         return 501, "CONNECT is not supported"
+    if request.target.startswith(b"/"):
+        return None
     authority, target = split_absolute(request.target)
     if not target.startswith(b"/") and not (target == b"*" and request.method == b"OPTIONS"):
         return 400, "not a request target"
-    if b"@" in authority or (request.target[:1] != b"/" and target != b"*" and not authority):
+    if b"@" in authority or (target != b"*" and not authority):
         return 400, "not a request target"
     return None
 
 
 def end_to_end(headers: Headers) -> Fields:
     """The fields of a message that are not only for this connection, spelled and ordered as they came."""
-    gone = HOP_BY_HOP
-    if listed := options(headers, b"connection"):
-        gone = gone | (listed - _NEVER_LISTED)
-    return [(name, value) for name, value in headers.raw_items() if name.lower() not in gone]
+    raw = headers.raw_items()
+    if HOP_BY_HOP.isdisjoint([name for name, _ in headers]):
+        return raw
+    gone = HOP_BY_HOP | (options(headers, b"connection") - _NEVER_LISTED)
+    return [(name, value) for name, value in raw if name.lower() not in gone]
 
 
 def options(headers: Headers, field: bytes) -> set[bytes]:
@@ -97,19 +100,21 @@ def upgrades(headers: Headers) -> bytes | None:
 
 def inbound(request: h11.Request, client: Client | None, host: bytes) -> h11.Request:
     """The request as the application gets it; ``host`` is for one of HTTP/1.0 that names none."""
-    authority, target = split_absolute(request.target)
-    fields = end_to_end(request.headers)
-    names = {name for name, _ in request.headers}
-    if authority:  # it counts, not Host (RFC 9112 §3.2.2)
-        fields = [(b"Host", authority), *((n, v) for n, v in fields if n.lower() != b"host")]
-    elif b"host" not in names:
+    headers, target = request.headers, request.target
+    fields, names = end_to_end(headers), {name for name, _ in headers}
+    if not target.startswith(b"/"):
+        authority, target = split_absolute(target)
+        if authority:  # it counts, not Host (RFC 9112 §3.2.2)
+            fields = [(b"Host", authority), *((n, v) for n, v in fields if n.lower() != b"host")]
+    if b"host" not in names:
         fields.insert(0, (b"Host", host))
     if b"transfer-encoding" in names:
         fields.append((b"Transfer-Encoding", b"chunked"))
-    if (protocols := upgrades(request.headers)) is not None:
-        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", protocols)]
-    elif b"trailers" in options(request.headers, b"te"):
-        fields += [(b"Connection", b"TE"), (b"TE", b"trailers")]
+    if b"connection" in names:
+        if (protocols := upgrades(headers)) is not None:
+            fields += [(b"Connection", b"Upgrade"), (b"Upgrade", protocols)]
+        elif b"te" in names and b"trailers" in options(headers, b"te"):
+            fields += [(b"Connection", b"TE"), (b"TE", b"trailers")]
     if client is not None:
         fields = _introduced(fields, names, client)
     return h11.Request(method=request.method, target=target, headers=fields)

@@ -26,9 +26,6 @@ PATH = "/proxy"
 MEDIA_TYPE = "application/http"
 
 CONNECT_SECONDS = 2.0
-ADMIT_SECONDS = 2.0
-"""How long the primary's node may take to say whether it takes a request; then it is asked again, or another
-node is, if that leads meanwhile."""
 IDLE_SECONDS = 30.0
 """How long a connection to another node is kept without a request; that node closes it after 60 s."""
 PEER_TIMEOUT_MS = 15_000
@@ -93,17 +90,15 @@ class Forwarder:
         ``shared``: the request is small and will be sent at once. Another one gets a connection of its own:
         while the peer does not read it, it would hold up others of its connection. Raises Unprocessed.
         """
-        try:
-            with trio.fail_after(ADMIT_SECONDS):
-                hop = await (self._shared(leader.url) if shared else self._connect(leader.url))
-                return await self._admitted(hop, leader.url, shared=shared)
-        except trio.TooSlowError:
-            raise Unprocessed(f"{leader.url}: no answer within {ADMIT_SECONDS:g} s") from None
+        hop = await (self._shared(leader.url) if shared else self._connect(leader.url))
+        return await self._admitted(hop, leader.url, shared=shared)
 
     async def _admitted(self, hop: Hop, url: str, *, shared: bool) -> HopStream:
         try:
             stream = hop.open(self._headers(url))
         except HopClosed as error:
+            if not shared:
+                hop.scope.cancel()
             raise Unprocessed(f"{url}: {error}") from error
         if not shared:
             stream.owner = hop
@@ -170,12 +165,16 @@ class Forwarder:
             raise Unprocessed(str(failure(url, error) or f"{url}: cannot connect: {error}")) from error
         hop = Hop(stream)
         self._nursery.start_soon(hop.run)
-        with trio.move_on_after(CONNECT_SECONDS):
-            await hop.begun.wait()
-        if not hop.begun.is_set() or hop.is_over:
+        try:
+            with trio.move_on_after(CONNECT_SECONDS):
+                await hop.begun.wait()
+                if not hop.is_over:
+                    return hop
+        except trio.Cancelled:
             hop.scope.cancel()
-            raise Unprocessed(f"{url}: does not speak HTTP/2")
-        return hop
+            raise
+        hop.scope.cancel()
+        raise Unprocessed(f"{url}: does not speak HTTP/2")
 
     async def _stream(self, url: str) -> trio.abc.Stream:
         parts = urlsplit(url)

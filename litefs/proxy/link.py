@@ -75,17 +75,20 @@ class Link:
 
     async def fill(self) -> None:
         """Read some bytes. Raises ClientFault or TargetFault."""
+        if not await self.fill_until(self.read_deadline):
+            raise self._fault("timeout", 408)
+
+    async def fill_until(self, deadline: float) -> bool:
+        """Read some bytes; False if none came by then. Raises ClientFault or TargetFault."""
         try:
-            if self.read_deadline == math.inf:
+            with trio.CancelScope(deadline=deadline) as scope:
                 data = await self.stream.receive_some(READ_SIZE)
-            else:
-                with trio.fail_at(self.read_deadline):
-                    data = await self.stream.receive_some(READ_SIZE)
-        except trio.TooSlowError:
-            raise self._fault("timeout", 408) from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise self._fault(f"connection lost: {error}", 400) from error
+        if scope.cancelled_caught:
+            return False
         self.received(data)
+        return True
 
     def received(self, data: bytes | bytearray) -> None:
         """Take in bytes that were read, none at the end."""

@@ -63,9 +63,12 @@ def _matcher(globs: Sequence[str]) -> re.Pattern[str] | None:
 
 def path_of(target: bytes) -> str:
     """The path of a request's target, decoded: what globs are about."""
-    if _ABSOLUTE.match(target):
+    if not target.startswith(b"/"):
         target = split_absolute(target)[1]
-    return unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "surrogateescape")
+    path = target.partition(b"?")[0]
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    return path.decode("utf-8", "surrogateescape")
 
 
 def split_absolute(target: bytes) -> tuple[bytes, bytes]:

@@ -16,7 +16,7 @@ from litefs.proxy.exchange import Incoming, exchange, respond, serialized, tunne
 from litefs.proxy.fields import Client, Fields, inbound, refusal, upgrades
 from litefs.proxy.forward import Forwarder, Leader, Unprocessed
 from litefs.proxy.gate import Gate, Pass
-from litefs.proxy.link import ClientFault, Link, TargetFault, client_end
+from litefs.proxy.link import ClientFault, Duplex, Link, TargetFault, client_end
 from litefs.proxy.requests import Times
 from litefs.proxy.rules import Kind, Rules, cookie_positions, set_cookie
 from litefs.proxy.target import Target
@@ -131,8 +131,6 @@ class Proxy:
         """Wait until this node has what the client wrote last; False if it was told that that takes too
         long. The primary has all that there is, whatever an old cookie says."""
         cookies = [value for name, value in visit.request.headers if name == b"cookie"]
-        if not cookies or self._node.is_primary:
-            return True
         deadline = trio.current_time() + READ_WAIT_SECONDS
         for name, txid in cookie_positions(cookies, self._databases).items():
             while not self._node.is_primary and not self._node.shows(name, txid):
@@ -167,7 +165,7 @@ class Proxy:
                 return
             if leader is not None:
                 try:
-                    await self._to_primary(visit, leader)
+                    await self._to_primary(visit, leader, deadline)
                     return
                 except Unprocessed as error:
                     why = str(error)
@@ -184,13 +182,13 @@ class Proxy:
         with self.gate.entered(visit.scope) as one:
             await self._to_target(visit, self._written, on_tunnel=one.is_tunnel)
 
-    async def _to_primary(self, visit: Visit, leader: Leader) -> None:
+    async def _to_primary(self, visit: Visit, leader: Leader, deadline: float) -> None:
         """Raises Unprocessed, ClientFault, TargetFault."""
         visit.way.append(f"forwarded to {leader.hostname}")
         request = inbound(visit.request, visit.client, self._target.authority)
         # what asks for an upgrade may go on without end
         at_once = visit.incoming.end is not None and upgrades(request.headers) is None
-        upstream = Link(await self._forwarder.open(leader, shared=at_once), client_end())
+        upstream = Link(await self._taken(leader, deadline, shared=at_once), client_end())
         try:
             await upstream.send(serialized(upstream.conn, request, visit.incoming))
             if at_once:
@@ -199,6 +197,23 @@ class Proxy:
                 await self._tunnel(visit, upstream)
         finally:
             await trio.aclose_forcefully(upstream.stream)
+
+    async def _taken(self, leader: Leader, deadline: float, *, shared: bool) -> Duplex:
+        """A stream to ``leader``, which takes the request; it is not waited for any more when another node
+        leads. Raises Unprocessed."""
+        scope = trio.CancelScope(deadline=deadline)
+
+        def look() -> None:
+            if self._node.is_primary or self._node.primary != leader:
+                scope.cancel()
+
+        unlisten = self._node.listen(look)
+        try:
+            with scope:
+                return await self._forwarder.open(leader, shared=shared)
+        finally:
+            unlisten()
+        raise Unprocessed(f"{leader.url}: it did not take the request in time")
 
     # -- the application here ---------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ FILTERED = (
     "/status",
     "/events",
     "/metrics",
+    "/openapi.json",
     "/import",
     "/export",
     "/stream",
@@ -43,12 +44,19 @@ FILTERED = (
 here is refused to such a token: a new endpoint is closed to it until somebody has thought of it."""
 
 
+OPEN = ("/healthz", "/readyz")
+"""Answered to strangers too, if the configuration allows it: supervisors have no tokens. Whose token is not
+for everything is told no more than they are."""
+STRANGER = Access("none", ())
+
+
 class TokenWall:
     """ASGI middleware that lets a request through if its token is right, with what it may see."""
 
-    def __init__(self, app: ASGIFramework, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIFramework, tokens: Tokens, open_health: bool = False) -> None:
         self._app = app
         self._tokens = tokens
+        self._open_health = open_health
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Answer 401, 403 or what the application answers."""
@@ -57,6 +65,8 @@ class TokenWall:
             return
         asked: HTTPScope | WebsocketScope = scope
         access = self._access(asked)
+        if access is None and self._open_health and asked["path"] in OPEN:
+            access = STRANGER
         if access is None:
             logger.info("http: %s from %s: no token, or a wrong one", asked["path"], asked["client"])
             await _refuse(asked, send, 401, _CHALLENGE)
@@ -91,7 +101,7 @@ def require(database: str) -> None:
 
 
 def _filtered(path: str) -> bool:
-    return path in FILTERED or any(path.startswith(f"{known}/") for known in FILTERED)
+    return path in (*FILTERED, *OPEN) or any(path.startswith(f"{known}/") for known in FILTERED)
 
 
 async def _refuse(

@@ -9,12 +9,12 @@ import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
-from litefs.errors import FormatError, NotPrimary
+from litefs.errors import FormatError
 from litefs.server import access
-from litefs.server.app import LiteFSApp
+from litefs.server.app import LiteFSApp, text
 from litefs.server.view import Export, NodeView
 from litefs.store.paths import validate_name
-from litefs.stream.handshake import format_node_id
+from litefs.stream.handshake import HEADER_ID, format_node_id
 
 EXPORT_CHUNK = 256 << 10
 
@@ -70,6 +70,15 @@ def _name() -> str:
     return name
 
 
+def _flag(parameter: str, default: bool) -> bool:
+    """Raises FormatError."""
+    value = request.args.get(parameter)
+    found = default if value is None else {"1": True, "true": True, "0": False, "false": False}.get(value)
+    if found is None:
+        raise FormatError(f"{parameter}: neither 1 nor 0: {value!r}")
+    return found
+
+
 def register(app: LiteFSApp, node: NodeView) -> None:
     """Add the endpoints."""
 
@@ -79,15 +88,13 @@ def register(app: LiteFSApp, node: NodeView) -> None:
 
     @app.route("/import", methods=["POST", "PUT"], provide_automatic_options=False)
     async def import_() -> Response:
-        name = _name()
-        if not node.is_primary:
-            raise NotPrimary("lease expired")
-        await node.import_database(name, request.body)
-        return Response(b"", content_type="text/plain; charset=utf-8")
+        peer = HEADER_ID in request.headers
+        position = await node.import_database(_name(), request.body, check=_flag("check", True), peer=peer)
+        return text(str(position)) if peer else Response(b"", content_type="text/plain; charset=utf-8")
 
     @app.get("/export", provide_automatic_options=False)
     async def export() -> Response:
-        copy = await node.export_database(_name())
+        copy = await node.export_database(_name(), check=_flag("check", False))
         response = Response(ExportBody(copy), content_type="application/octet-stream")
         response.content_length = copy.size
         return response

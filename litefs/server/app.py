@@ -41,6 +41,7 @@ class BoundedBody(TrioBody):
     def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
         super().__init__(expected_content_length, max_content_length)
         self._taken = trio.lowlevel.ParkingLot()
+        self._unwanted = False
 
     async def __anext__(self) -> bytes:
         try:
@@ -52,9 +53,14 @@ class BoundedBody(TrioBody):
             self._taken.unpark_all()
 
     async def room(self) -> None:
-        """Wait until less than BODY_BUFFER bytes lie here."""
-        while len(self._data) >= BODY_BUFFER:
+        """Wait until less than BODY_BUFFER bytes lie here, or no more are wanted."""
+        while len(self._data) >= BODY_BUFFER and not self._unwanted:
             await self._taken.park()
+
+    def give_up(self) -> None:
+        """The handler has answered: what comes now is for nobody."""
+        self._unwanted = True
+        self._taken.unpark_all()
 
 
 class BoundedRequest(TrioRequest):
@@ -70,12 +76,17 @@ class BoundedConnection(TrioASGIHTTPConnection):
     """
 
     _is_answered = False
+    _body: BoundedBody | None = None
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """As of Quart."""
 
         async def noted(message: ASGISendEvent) -> None:
             self._is_answered = message["type"] == "http.response.body" and not message.get("more_body")
+            if self._is_answered and self._body is not None:
+                # Hypercorn tells this application of the end behind what it has of the body, and closes the
+                # connection only then.
+                self._body.give_up()
             await send(message)
 
         await super().__call__(receive, noted)
@@ -87,10 +98,12 @@ class BoundedConnection(TrioASGIHTTPConnection):
         has answered."""
         body = request.body
         assert isinstance(body, BoundedBody)
+        self._body = body
         while True:
             message = await receive()
             if message["type"] == "http.request":
-                body.append(message.get("body", b""))
+                if not self._is_answered:
+                    body.append(message.get("body", b""))
                 if not message.get("more_body", False):
                     body.set_complete()
                 await body.room()
@@ -115,25 +128,44 @@ def text(message: str, status: int = 200) -> Response:
 
 
 def create_app(
-    node: NodeView, tokens: Tokens | None = None, routes: Mapping[str, ASGIFramework] | None = None
+    node: NodeView,
+    tokens: Tokens | None = None,
+    *,
+    open_health: bool = True,
+    routes: Mapping[str, ASGIFramework] | None = None,
 ) -> LiteFSApp:
-    """The node's HTTP API, for those with a token if one is required; ``routes`` are paths that other
-    applications answer."""
-    from litefs.server import admin, events, halt, metrics, positions, replication, roles, status
+    """The node's HTTP API, for those with a token if one is required; ``open_health``: whether the node is
+    well may be asked without one. ``routes`` are paths that other applications answer."""
+    from litefs.server import (
+        admin,
+        debug,
+        events,
+        halt,
+        health,
+        metrics,
+        openapi,
+        positions,
+        replication,
+        roles,
+        status,
+    )
     from litefs.server.access import TokenWall
     from litefs.server.page import StatusPage
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
+    debug.register(app, node)
     events.register(app, node)
     halt.register(app, node)
+    health.register(app, node)
     metrics.register(app, node)
+    openapi.register(app)
     positions.register(app, node)
     replication.register(app, node)
     roles.register(app, node)
     status.register(app, node)
     inner = Routes(app.asgi_app, routes) if routes else app.asgi_app
-    wall = TokenWall(inner, tokens or Tokens())
+    wall = TokenWall(inner, tokens or Tokens(), open_health)
     app.asgi_app = StatusPage(cast("ASGIFramework", wall))  # type: ignore[method-assign]
     return app
 

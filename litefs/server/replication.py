@@ -159,7 +159,11 @@ def register(app: LiteFSApp, node: NodeView) -> None:
         own, access = node.identity, current()
         catalog = visible(node.catalog, access, request.args.getlist(FILTER))
         sender = Sender(
-            catalog, own, positions, active=lambda: node.is_primary and node.identity.term == own.term
+            catalog,
+            own,
+            positions,
+            active=lambda: node.is_primary and node.identity.term == own.term,
+            snapshot_seconds=node.snapshot_seconds,
         )
         body = StreamBody(
             sender,

@@ -147,6 +147,10 @@ class NodeView(Protocol):
     def replicas(self) -> Replicas: ...
 
     @property
+    def snapshot_seconds(self) -> float:
+        """How long a snapshot may take; infinity if it may take as long as it does."""
+
+    @property
     def waiting(self) -> Waiting: ...
 
     @property
@@ -158,6 +162,10 @@ class NodeView(Protocol):
 
     def databases(self) -> Sequence[DatabaseInfo]:
         """All of them, by name. Reads files: call it in a worker thread."""
+
+    def locks(self, names: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
+        """SQLite's locks on these databases of the mount: "unlocked", "shared" or "exclusive" by name. For a
+        worker thread: it blocks."""
 
     def meters(self) -> Meters:
         """What both processes of the node have counted and timed."""
@@ -176,11 +184,23 @@ class NodeView(Protocol):
         """Whether ``position`` is in the history of ``name`` here; true also if the log does not reach so far
         back."""
 
-    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
-        """Replace or create ``name`` by the SQLite database in ``chunks``; raises LiteFSError."""
+    async def import_database(
+        self, name: str, chunks: AsyncIterable[bytes], *, check: bool, peer: bool
+    ) -> Position:
+        """Replace or create ``name`` by the SQLite database in ``chunks``, here or on the primary; its
+        position afterwards, which readers here see. ``check``: nothing is replaced unless it is sound. A
+        ``peer``, that is another node, asks a primary only. Raises NotPrimary, FormatError, PeerError,
+        WaitTimeout, LiteFSError.
+        """
 
-    async def export_database(self, name: str) -> Export:
-        """A copy of ``name``; raises DatabaseNotFound."""
+    async def export_database(self, name: str, *, check: bool) -> Export:
+        """A copy of ``name``, with ``check`` a sound one. Raises DatabaseNotFound, LiteFSError."""
+
+    def unready(self) -> Sequence[str]:
+        """Why this node should get no requests, whatever its lag, a line each."""
+
+    async def unhealthy(self) -> str:
+        """Why this node does not work; empty if it does. Bounded."""
 
     async def before_stream(self) -> None:
         """A replica is about to be sent what this node has. Raises OSError."""

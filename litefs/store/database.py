@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from litefs._core.pageblock import encode_record
 from litefs._core.pagesums import HEADER_SIZE, PageSums, checksums_of
 from litefs.errors import CommitRefused, FormatError, LogCorrupt, LogSyncFailed, NotSupported
-from litefs.ltx.encoder import Encoder
+from litefs.ltx.encoder import Encoder, encode
 from litefs.ltx.format import Header, lock_pgno
 from litefs.meters import METERS, now_ns
 from litefs.store import fileops
@@ -19,6 +19,7 @@ from litefs.store.paths import DatabaseDir
 from litefs.store.rewrite import write_again
 from litefs.store.segments import list_segments
 from litefs.store.sums import SumsFile
+from litefs.trace import TRACE
 from litefs.types import START, Point, Position
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Database:
         """Use ``open``."""
         self.dir = directory
         self.node_id = node_id
+        self.compress = True
+        """Whether records are compressed."""
         self.stopped: str | None = None
         """Why nothing more can be committed here, once ``stop`` was called."""
         self.forward: Forward | None = None
@@ -196,8 +199,11 @@ class Database:
             post, new = sums.preview(pgnos, images, commit)
             position = Position(sums.txid + 1, post)
             stamp = max(timestamp, sums.timestamp)
-            header = self._header(commit, position.txid, stamp)
-            record = encode_record(header, pgnos, images, post)
+            if self.compress:
+                record = encode_record(self._header(commit, position.txid, stamp), pgnos, images, post)
+            else:
+                fields = self._fields(commit, position.txid, stamp, sums.page_size)
+                record = encode(fields, pgnos, images, post, compress=False)
         except ValueError as error:
             raise FormatError(f"{self.dir.name}: not a transaction: {error}") from error
         METERS.prepare.since(begin)
@@ -241,6 +247,9 @@ class Database:
             new = full.array(1, prepared.commit)
             sums.replace(full.page_size, new, at.txid, at.checksum, stamp, at.hash)
         METERS.commits[self.dir.name] += 1
+        if TRACE.enabled:
+            pages = memoryview(prepared.pgnos).nbytes // 4
+            TRACE("Commit", self.dir.name, pos=at.position, pages=pages, commit=prepared.commit)
 
     def commit(
         self,
@@ -310,7 +319,7 @@ class Database:
             raise FormatError(f"{self.dir.name}: not a transaction: {error}") from error
         position = Position(sums.txid + 1, post)
         stamp = max(timestamp, sums.timestamp)
-        encoder = Encoder(self._fields(commit, position.txid, stamp, size))
+        encoder = Encoder(self._fields(commit, position.txid, stamp, size), compress=self.compress)
         with self.log.begin_segment(size) if full else self.log.begin() as record:
             record.write(encoder.begin())
             for some, images, expected in _aligned(repeat(), new):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -108,8 +109,17 @@ class Feed:
     ready.
     """
 
-    def __init__(self, source: Source, handle: int, at: Point, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        handle: int,
+        at: Point,
+        wake: Callable[[], None],
+        snapshot_seconds: float = math.inf,
+    ) -> None:
+        """``snapshot_seconds``: how long the pages of a snapshot may take; then it is begun anew."""
         self.source = source
+        self._snapshot_seconds = snapshot_seconds
         self.handle = handle
         self.at = at
         self.state = State.LIVE
@@ -266,10 +276,13 @@ class Feed:
         walk = self._walk = Walk(self.source, self.handle)
         begun = False
         try:
-            await self._put(await trio.to_thread.run_sync(walk.begin, abandon_on_cancel=True))
-            begun = True
-            while (chunk := await trio.to_thread.run_sync(walk.step, abandon_on_cancel=True)) is not None:
-                await self._put(chunk)
+            with trio.move_on_after(self._snapshot_seconds) as scope:
+                await self._put(await trio.to_thread.run_sync(walk.begin, abandon_on_cancel=True))
+                begun = True
+                while (chunk := await trio.to_thread.run_sync(walk.step, abandon_on_cancel=True)) is not None:
+                    await self._put(chunk)
+            if scope.cancelled_caught:
+                raise LiteFSError(f"it took longer than http.snapshot-timeout, {self._snapshot_seconds:g} s")
             assert walk.pages is not None
             self.at, self._end = walk.pages.at, self.source.point()
             if not self._open(self._end):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -42,7 +43,10 @@ class Sender:
         positions: Mapping[str, Point],
         *,
         active: Callable[[], bool] = lambda: True,
+        snapshot_seconds: float = math.inf,
     ) -> None:
+        """``snapshot_seconds``: as of :class:`Feed`."""
+        self._snapshot_seconds = snapshot_seconds
         self._catalog = catalog
         self._active = active
         self._wakeup = Wakeup()
@@ -176,7 +180,9 @@ class Sender:
 
     def _add(self, name: str, source: Source) -> None:
         handle = self._handle()
-        feed = Feed(source, handle, self._positions.get(name, START), self._wakeup.notify)
+        feed = Feed(
+            source, handle, self._positions.get(name, START), self._wakeup.notify, self._snapshot_seconds
+        )
         self._feeds[name] = feed
         self.sources[handle] = source
         self._turns.append(feed)

@@ -155,6 +155,36 @@ def test_a_write_through_any_proxy_is_read_there_at_once(site: Site) -> None:
         assert f"{primary} 50\n".encode() not in received, "it comes as it is written"
 
 
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_proxy_serves_once_the_node_is_ready_and_ends_with_its_command(
+    make_node: Callable[..., Node],
+) -> None:
+    port = free_port()
+    proxy = {"addr": f"127.0.0.1:{port}", "target": "127.0.0.1:1", "db": DATABASE}
+    primary = make_node("primary")
+    replica = make_node(
+        "replica", primary=primary, exec="sh -c 'sleep 1; exit 3'", proxy=proxy, **{"exit-on-error": False}
+    )
+    replica.start()
+    assert not _listens(port), "it has nothing of its primary yet"
+    primary.start()
+    wait_until(lambda: _listens(port), 20, "the proxy", 0.02)
+    wait_until(lambda: not _listens(port), 20, "the end of the proxy", 0.05)
+    assert replica.info() is not None, "the node goes on"
+
+
+def test_a_port_that_is_taken_is_named_at_once(make_node: Callable[..., Node]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        node = make_node("node", proxy={"addr": address, "target": "127.0.0.1:1", "db": DATABASE})
+        assert node.launch().wait(20) == 1
+        assert address in node.log_tail()
+
+
 def test_changes_of_primary_under_load(site: Site) -> None:
     """Planned ones fail no request; after a kill -9 only what the dead node was at has no answer."""
     cluster = site.cluster

@@ -1,20 +1,27 @@
-"""What nodes tell of themselves over HTTP: /status and /metrics."""
+"""What nodes tell of themselves over HTTP: /status, /metrics, /healthz and /readyz."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from tests.support.node import Node, wait_equal
-from tests.support.processes import Client, wait_until
+from tests.support.processes import Client, pause, wait_until
 
 
 def status(node: Node) -> dict[str, Any]:
     answer = httpx.get(f"{node.url}/status", timeout=5)
     assert answer.status_code == 200
     return dict(answer.json())
+
+
+def asked(node: Node, path: str) -> tuple[int, str]:
+    answer = httpx.get(node.url + path, timeout=5)
+    return answer.status_code, answer.text.strip()
 
 
 def metrics(node: Node) -> dict[str, float]:
@@ -60,9 +67,21 @@ def _check_metrics(primary: Node, replica: Node, txid: int) -> None:
     assert 0 <= second['litefs_db_lag_seconds{db="app.db"}'] < 10
 
 
+def _check_trace(primary: Node, replica: Node) -> None:
+    """Both processes of each node write to its file."""
+    told = [(node.root / "trace.log").read_text() for node in (primary, replica)]
+    assert told[0].count(" [Commit(app.db)]: pos=") == status(primary)["databases"][0]["commits"]
+    assert " [Role()]: role=primary " in told[0]
+    assert " [Apply(app.db)]: pos=" in told[1]
+    assert " [Connect()]: primary=primary " in told[1]
+
+
 def test_status(make_node: Callable[..., Node], make_client: Callable[..., Client]) -> None:
-    primary = make_node("primary", replication={"databases": [{"name": "sy*", "sync": "any"}]}).start()
-    replica = make_node("replica", primary=primary).start()
+    primary = make_node("primary", replication={"databases": [{"name": "sy*", "sync": "any"}]})
+    replica = make_node("replica", primary=primary)
+    for one in (primary, replica):
+        one.configure("tracing", {"path": str(one.root / "trace.log")})
+        one.start()
     sql = make_client("sql", "sqlite3")
     for name in ("app.db", "sync.db"):
         sql.call("open", path=primary.path(name))
@@ -84,8 +103,8 @@ def test_status(make_node: Callable[..., Node], make_client: Callable[..., Clien
     assert second["primary"] == {"hostname": "primary", "url": primary.url, "connected": True}
     assert first["lag"] == 0
     assert 0 <= second["lag"] < 10
-    for one in (first, second):
-        assert {db["name"]: f"{db['txid']}/{db['checksum']}" for db in one["databases"]} == {
+    for found in (first, second):
+        assert {db["name"]: f"{db['txid']}/{db['checksum']}" for db in found["databases"]} == {
             name: str(position) for name, position in positions.items()
         }
     app, sync = first["databases"]
@@ -104,6 +123,18 @@ def test_status(make_node: Callable[..., Node], make_client: Callable[..., Clien
         sql.call("execute", statement="INSERT INTO t VALUES(2)")
     assert status(primary)["databases"][0]["commits"] == commits + 3
     _check_metrics(primary, replica, positions["app.db"].txid + 3)
+    _check_trace(primary, replica)
+    assert asked(primary, "/healthz") == (200, "ok")
+    assert asked(replica, "/readyz?max-lag=10s") == (200, "ready")
+    fs = primary.fs_pid()
+    assert fs is not None
+    pause(fs)
+    try:
+        assert asked(primary, "/healthz") == (503, "unhealthy\nthe mount does not answer within 2 s")
+    finally:
+        os.kill(fs, signal.SIGCONT)
+    wait_until(lambda: asked(primary, "/healthz")[0] == 200, 5, "the mount answers again")
     primary.stop()
     wait_until(lambda: not status(replica)["primary"]["connected"], 10, "the replica misses its primary")
     assert status(replica)["node"]["ready"] is False
+    assert asked(replica, "/readyz") == (503, "not ready\nit is not connected to a primary")

@@ -154,7 +154,8 @@ async def test_a_handoff_under_writes_loses_nothing_and_is_quick(tmp_path: Path)
         writers.cancel_scope.cancel()
         print(f"handoff: {took:.3f} s")
         assert took < 1.0 + TIMING.renew
-        assert [call for call in a.member.calls if call != "follow"][-3:] == [
+        assert [call for call in a.member.calls if call != "follow"][-4:] == [
+            "hold_requests",
             "freeze",
             "await_target",
             "demote",

@@ -8,6 +8,7 @@ import struct
 from array import array
 from collections.abc import Callable
 
+import lz4.block
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -376,3 +377,33 @@ def test_trailer_is_there_only_after_the_last_batch() -> None:
     decoder = Decoder(io.BytesIO(SMALL).read)
     with pytest.raises(ValueError, match="not been read"):
         _ = decoder.trailer
+
+
+@pytest.mark.parametrize("page_size", [512 << n for n in range(8)])
+@BOTH
+def test_records_without_compression(read: Read, page_size: int) -> None:
+    rng = random.Random(page_size)
+    pages = {pgno: rng.randbytes(page_size // 2) + bytes(page_size // 2) for pgno in (1, 2, 7, 300)}
+    header = Header(0, page_size, 300, 5, 5, 1000, FLAG | 5, node_id=1)
+    images, post = b"".join(pages.values()), FLAG | 77
+    whole = encode(header, numbers(*pages), images, post, compress=False)
+    encoder = Encoder(header, compress=False)
+    parts = [encoder.begin()]
+    parts += [encoder.add(numbers(pgno), page) for pgno, page in pages.items()]
+    assert b"".join([*parts, encoder.finish(post)]) == whole
+    record = read(whole)
+    assert (record.header, bytes(record.images)) == (header, images)
+    assert (record.pgnos, record.trailer.post_apply) == (bytes(numbers(*pages)), post)
+    assert images[:page_size] in whole
+    for pgno, offset, size in index_of(whole):
+        assert read_page(whole, offset, size, page_size, pgno) == pages[pgno]
+        assert lz4.block.decompress(whole[offset + 10 : offset + size], page_size) == pages[pgno]
+    compressed = encode(header, numbers(*pages), images, post)
+    assert len(compressed) < len(whole) < len(images) + len(images) // 255 + 4 * 40 + 200
+
+
+def test_what_does_not_fit_is_refused_without_compression() -> None:
+    header = Header(0, 512, 3, 2, 2, 1000, FLAG | 5)
+    for pgnos, images in (((1, 2), bytes(512)), ((4,), bytes(512))):
+        with pytest.raises(ValueError, match=r"fit|beyond"):
+            encode(header, numbers(*pgnos), images, FLAG | 1, compress=False)

@@ -25,7 +25,7 @@ from litefs.server.access import TokenWall
 from litefs.server.app import Routes, bare_app
 from litefs.server.serve import serve
 from litefs.stream.protocols import Identity
-from litefs.tls import ClientTLS
+from litefs.tls import ClientTLS, ServerTLS
 from litefs.tokens import Tokens
 
 SECONDS = 20.0
@@ -214,15 +214,21 @@ class Echo:
 
 @asynccontextmanager
 async def running(
-    handler: Handler | int, node: FakeNode | None = None, tokens: Tokens | None = None, **config: Any
+    handler: Handler | int,
+    node: FakeNode | None = None,
+    tokens: Tokens | None = None,
+    tls: TLSConfig | None = None,
+    **config: Any,
 ) -> AsyncIterator[Setup]:
-    """A proxy before ``handler``, or before whatever is at that port; ends within SECONDS."""
+    """A proxy before ``handler``, or before whatever is at that port; ends within SECONDS. ``tls``: between
+    the nodes."""
+    tls = tls or TLSConfig()
     node = node or FakeNode()
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
             target = handler if isinstance(handler, int) else await application(nursery, handler)
             tokens = tokens or Tokens()
-            forwarder = Forwarder(tokens, ClientTLS(TLSConfig()), lambda: node.identity)
+            forwarder = Forwarder(tokens, ClientTLS(tls), lambda: node.identity)
             await nursery.start(forwarder.run)
             settings = {"addr": ":1", "target": "t:1", "db": "app.db", **config}
             proxy = Proxy(ProxyConfig(**settings), node, Target("127.0.0.1", target), forwarder)
@@ -236,7 +242,8 @@ async def running(
             inner = Routes(app.asgi_app, {PATH: Entrance(proxy, node)})
             app.asgi_app = TokenWall(inner, tokens)  # type: ignore[method-assign]
             stop = trio.Event()
-            await nursery.start(serve, app, [api], stop)
+            await nursery.start(serve, app, [api], stop, ServerTLS(tls) if tls.serves else None)
             await trio.testing.wait_all_tasks_blocked()
-            yield Setup(proxy, listener, node, port, f"http://127.0.0.1:{api_port}", nursery)
+            scheme = "https" if tls.serves else "http"
+            yield Setup(proxy, listener, node, port, f"{scheme}://127.0.0.1:{api_port}", nursery)
             nursery.cancel_scope.cancel()

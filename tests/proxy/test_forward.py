@@ -3,6 +3,9 @@ behind a real HTTP/2 server."""
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 import trio
 import trio.testing
@@ -12,8 +15,9 @@ from litefs.config_types import Secret
 from litefs.proxy import service
 from litefs.proxy.forward import Leader
 from litefs.tokens import Tokens
-from tests.proxy.support import Echo, FakeNode, Setup, bound, field_of, running
+from tests.proxy.support import Echo, FakeNode, Setup, application, bound, field_of, running
 from tests.proxy.test_relay import in_trio
+from tests.support.certificates import Authority, settings
 
 
 def replica_of(primary: Setup) -> FakeNode:
@@ -47,18 +51,21 @@ async def test_a_write_goes_to_the_primary_and_a_read_stays() -> None:
 @in_trio
 async def test_many_writes_share_connections_and_none_is_lost_or_doubled() -> None:
     there = Echo()
-    async with running(there) as primary, running(Echo(), replica_of(primary)) as replica:
+    async with (
+        running(there) as primary,
+        running(Echo(), replica_of(primary), primary_redirect_timeout=15) as replica,
+    ):
         answers: list[tuple[int, str]] = []
 
         async def some(number: int) -> None:
             client = await replica.connect()
-            for index in range(5):
+            for index in range(3):
                 answers.append(await client.get(f"/{number}/{index}", method="POST"))
 
         async with trio.open_nursery() as nursery:
-            for number in range(150):  # more than a connection takes streams
+            for number in range(120):  # more than a connection takes streams
                 nursery.start_soon(some, number)
-        wanted = sorted(f"POST /{number}/{index}" for number in range(150) for index in range(5))
+        wanted = sorted(f"POST /{number}/{index}" for number in range(120) for index in range(3))
         assert sorted(there.requests) == wanted
         assert sorted(answers) == [(200, f"{line} ") for line in wanted]
 
@@ -100,6 +107,32 @@ async def test_bodies_and_tunnels_are_forwarded_as_they_come() -> None:
             assert await client.stream.receive_some(100) == word.upper()
         await client.stream.send_eof()
         assert await client.ended()
+
+
+@in_trio
+async def test_an_upload_that_nobody_reads_holds_up_no_other_write() -> None:
+    """Nor does a response that its client does not read."""
+    echo = Echo()
+
+    async def choosy(stream: trio.SocketStream) -> None:
+        first = await stream.socket.recv(4, socket.MSG_PEEK)
+        if first == b"PUT ":
+            await trio.sleep_forever()
+        elif first == b"POST":
+            await echo(stream)
+        else:
+            await stream.receive_some(65536)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(99999999))
+
+    async with running(choosy) as primary, running(Echo(), replica_of(primary)) as replica:
+        upload, download = await replica.connect(), await replica.connect()
+        await upload.send("PUT / HTTP/1.1\nHost: h\nContent-Length: 99999999\n\n")
+        replica.nursery.start_soon(upload.stream.send_all, bytes(99999999))
+        await download.send("DELETE / HTTP/1.1\nHost: h\n\n")
+        await trio.sleep(0.5)
+        for number in range(5):
+            assert await post(replica, f"/{number}") == (200, f"POST /{number} ")
+        replica.nursery.cancel_scope.cancel()
 
 
 @in_trio
@@ -161,6 +194,26 @@ async def test_a_forwarded_request_is_not_repeated_when_its_outcome_is_unknown()
 
 
 @in_trio
+async def test_a_primary_that_hangs_is_not_waited_for_when_another_one_leads() -> None:
+    there = Echo()
+
+    async def hangs(stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async with running(there) as new:
+        port = await application(new.nursery, hangs)
+        node = FakeNode(node_id=2, is_primary=False, primary=Leader("old", f"http://127.0.0.1:{port}"))
+        async with running(Echo(), node, primary_redirect_timeout=15) as replica:
+            client = await replica.connect()
+            await client.send("POST /w HTTP/1.1\nHost: h\nContent-Length: 0\n\n")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            begin = trio.current_time()
+            node.now(primary=Leader("new", new.url))
+            assert (await client.response("POST"))[0].status_code == 200
+            assert trio.current_time() - begin < 1.5
+
+
+@in_trio
 async def test_only_whom_the_tokens_let_see_everything() -> None:
     others = [TokenConfig(name="some", token=Secret("t2"), databases=("a.db",))]
     for own, status in (("t1", 200), ("t2", 503), (None, 503)):
@@ -168,6 +221,18 @@ async def test_only_whom_the_tokens_let_see_everything() -> None:
         async with (
             running(Echo(), tokens=Tokens(Secret("t1"), others)) as primary,
             running(Echo(), replica_of(primary), tokens=tokens, primary_redirect_timeout=0.05) as replica,
+        ):
+            assert (await post(replica))[0] == status
+
+
+@in_trio
+async def test_nodes_know_each_other_by_certificates(tmp_path: Path) -> None:
+    ours, theirs = Authority(tmp_path), Authority(tmp_path, "other")
+    one = settings(ours.issue("one"), ours.ca)
+    for other, status in ((settings(ours.issue("two"), ours.ca), 200), (settings(ca=theirs.ca), 503)):
+        async with (
+            running(Echo(), tls=one) as primary,
+            running(Echo(), replica_of(primary), tls=other, primary_redirect_timeout=0.2) as replica,
         ):
             assert (await post(replica))[0] == status
 

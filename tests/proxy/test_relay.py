@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -351,3 +352,26 @@ async def test_health() -> None:
         assert await client.get("/litefs/health") == (503, "Replication lag exceeded\n")
     async with running(Echo(), FakeNode(is_primary=False, lag_seconds=5), max_lag=0) as setup:
         assert (await (await setup.connect()).get("/litefs/health"))[0] == 200
+
+
+@in_trio
+async def test_passthrough_goes_to_the_application_here_whatever_it_is() -> None:
+    echo = Echo()
+    async with running(echo, FakeNode(is_primary=False), passthrough=("/here/*",)) as setup:
+        client = await setup.connect()
+        await client.send(
+            "POST /here/x HTTP/1.1\nHost: h\nCookie: __txid=00000000ffffffff\nContent-Length: 0\n\n"
+        )
+        head, body = await client.response("POST")
+        assert (body, field_of(head, "set-cookie")) == (b"POST /here/x ", [])
+    assert setup.node.waits == []
+
+
+@in_trio
+async def test_each_request_is_told_of_if_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "litefs.proxy")
+    for debug in (False, True):
+        async with running(Echo(), debug=debug) as setup:
+            assert (await (await setup.connect()).get(f"/{debug}"))[0] == 200
+    lines = [record.getMessage() for record in caplog.records if record.name == "litefs.proxy"]
+    assert [line.split(",")[0] for line in lines] == ["proxy: GET /True: read"]

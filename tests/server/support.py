@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from tempfile import TemporaryFile
@@ -13,7 +14,7 @@ import trio
 
 from litefs.cluster.replicas import Replicas
 from litefs.config_http import TLSConfig
-from litefs.errors import DatabaseNotFound
+from litefs.errors import DatabaseNotFound, NotPrimary
 from litefs.link.rules import SyncRules
 from litefs.meters import Meters
 from litefs.server.app import create_app
@@ -43,11 +44,15 @@ class FakeNode:
         self.mountpoint = "/litefs"
         self.primary_hostname: str | None = None
         self.catalog = catalog or MemoryCatalog()
+        self.snapshot_seconds = math.inf
         self.measured = Meters()
         self.lag_seconds: float | None = 0.25
         self.seen_term = 0
         self.unpublished = False
         self.looks = 0
+        self.reasons: list[str] = []
+        self.complaint = ""
+        self.damaged: set[str] = set()
         self.unknown: set[Position] = set()
         self.imported: dict[str, bytes] = {}
         self.import_gate = trio.Event()
@@ -59,7 +64,15 @@ class FakeNode:
 
     def databases(self) -> Sequence[DatabaseInfo]:
         return [
-            DatabaseInfo(name, source.position(), commits=7, log_segments=2, log_bytes=4096, first_txid=1)
+            DatabaseInfo(
+                name,
+                source.position(),
+                commits=7,
+                log_segments=2,
+                log_bytes=4096,
+                first_txid=1,
+                damaged=name in self.damaged,
+            )
             for name, source in self.catalog.sources().items()
         ]
 
@@ -68,6 +81,9 @@ class FakeNode:
     def _begin(self) -> Begin:
         positions = {name: str(source.position()) for name, source in self.catalog.sources().items()}
         return Begin(self.is_primary, self.primary_hostname, positions)
+
+    def locks(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        return {name: {"pending": "unlocked"} for name in names}
 
     def meters(self) -> Meters:
         return self.measured
@@ -130,14 +146,26 @@ class FakeNode:
     async def holds(self, name: str, position: Position) -> bool:
         return position not in self.unknown
 
-    async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
+    def unready(self) -> Sequence[str]:
+        return self.reasons
+
+    async def unhealthy(self) -> str:
+        return self.complaint
+
+    async def import_database(
+        self, name: str, chunks: AsyncIterable[bytes], *, check: bool, peer: bool
+    ) -> Position:
+        if not self.is_primary:
+            raise NotPrimary("lease expired")
         await self.import_gate.wait()
         content = bytearray()
         async for chunk in chunks:
             content += chunk
         self.imported[name] = bytes(content)
+        self.checked = check
+        return Position(1, 1 << 63)
 
-    async def export_database(self, name: str) -> Export:
+    async def export_database(self, name: str, *, check: bool) -> Export:
         if name not in self.imported:
             raise DatabaseNotFound("database not found")
         file = TemporaryFile()  # noqa: SIM115 - the answer closes it
@@ -149,7 +177,11 @@ class FakeNode:
 
 @asynccontextmanager
 async def serving(
-    node: FakeNode, tls: TLSConfig | None = None, tokens: Tokens | None = None
+    node: FakeNode,
+    tls: TLSConfig | None = None,
+    tokens: Tokens | None = None,
+    *,
+    open_health: bool = True,
 ) -> AsyncIterator[str]:
     """The node's base URL while it is served; stopping must take less than 2 s."""
     sockets = bind("127.0.0.1:0")
@@ -157,7 +189,11 @@ async def serving(
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(
-            serve, create_app(node, tokens), sockets, stop, None if tls is None else ServerTLS(tls)
+            serve,
+            create_app(node, tokens, open_health=open_health),
+            sockets,
+            stop,
+            None if tls is None else ServerTLS(tls),
         )
         try:
             yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"

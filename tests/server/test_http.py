@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 import h2.connection
 import httpx
 import pytest
+import quart
 import trio
 
 from litefs.errors import ConfigError, LiteFSError
@@ -17,7 +18,7 @@ from litefs.stream.acks import HEADER_STREAM_ID, Ack, AckAnswer, encode
 from litefs.stream.handshake import encode_positions, request_headers
 from litefs.stream.memory import MemoryCatalog, MemorySource
 from litefs.stream.protocols import Identity
-from litefs.types import Point
+from litefs.types import Point, Position
 from tests.server.support import CLUSTER, OTHER_CLUSTER, FakeNode, client, load, serving
 
 REPLICA = Identity(0xB2, CLUSTER, 1, "replica")
@@ -124,9 +125,36 @@ def test_import_and_export_stream_both_ways() -> None:
     run(main)
 
 
+def test_no_limit_of_the_http_library_cuts_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 MiB, and 60 s for a body and for an answer, are what Quart allows unless it is told otherwise."""
+    limits = {"MAX_CONTENT_LENGTH": 100_000, "BODY_TIMEOUT": 0.1, "RESPONSE_TIMEOUT": 0.1}
+    monkeypatch.setattr(quart.Quart, "default_config", {**quart.Quart.default_config, **limits})
+
+    async def main() -> None:
+        async def slowly() -> AsyncIterator[bytes]:
+            for _ in range(6):
+                await trio.sleep(0.1)
+                yield bytes(50_000)
+
+        node = FakeNode()
+        async with serving(node) as url, client() as http:
+            assert (await http.post(f"{url}/import?name=a.db", content=slowly())).status_code == 200
+            assert len(node.imported["a.db"]) == 300_000
+            async with http.stream("GET", f"{url}/events") as answer:
+                lines = answer.aiter_lines()
+                await anext(lines)
+                await trio.sleep(0.3)
+                node.events.close()
+                assert '"end"' in await anext(lines)
+
+    run(main)
+
+
 def test_a_full_disk_is_named_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
     class FullDisk(FakeNode):
-        async def import_database(self, name: str, chunks: AsyncIterable[bytes]) -> None:
+        async def import_database(
+            self, name: str, chunks: AsyncIterable[bytes], *, check: bool, peer: bool
+        ) -> Position:
             raise OSError(28, "No space left on device")
 
     async def main() -> None:
@@ -380,5 +408,31 @@ def test_acknowledgements_belong_to_a_stream() -> None:
                 assert await ack(empty) == (200, encode(AckAnswer()))
                 node.is_primary = False
                 assert (await ack(empty))[0] == 503
+
+    run(main)
+
+
+@pytest.mark.parametrize("http2", [True, False])
+def test_an_answer_amid_a_long_body_ends_the_request(http2: bool) -> None:
+    """The client writes and reads in turn: it hears of the answer when the connection or stream ends."""
+
+    class Late(FakeNode):
+        async def import_database(
+            self, name: str, chunks: AsyncIterable[bytes], *, check: bool, peer: bool
+        ) -> Position:
+            async for _ in chunks:
+                break
+            await trio.sleep(0.3)  # meanwhile all buffers on the way are full
+            raise LiteFSError("the primary is gone")
+
+    async def main() -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(200):
+                yield bytes(100_000)
+
+        async with serving(Late()) as url, client(http1=not http2, http2=http2) as http:
+            with trio.fail_after(5):
+                response = await http.post(f"{url}/import?name=a.db", content=pieces())
+            assert (response.status_code, response.text) == (500, "the primary is gone\n")
 
     run(main)

@@ -293,6 +293,28 @@ def test_a_replica_that_stops_taking_does_not_pin_the_log_for_ever(monkeypatch: 
     run(main)
 
 
+def test_a_snapshot_that_takes_too_long_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "RETRY_FIRST", 0.05)
+
+    async def main() -> None:
+        source, sink = filled("a", 1, pages=320, page_delay=0.05), MemorySink()
+        async with (
+            Sender(MemoryCatalog(source), IDENTITY, {}, snapshot_seconds=0.5) as chunks,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(Receiver(sink).run, chunks)
+            with trio.fail_after(10):
+                while not sink.aborted:
+                    await trio.sleep(0.01)
+                assert "a" not in sink.at
+                source.page_delay = 0.0
+                await sink.wait_position("a", source.position())
+            nursery.cancel_scope.cancel()
+        assert sink.pages["a"] == source.pages
+
+    run(main)
+
+
 def test_leaving_in_the_middle_of_a_snapshot_closes_it_on_both_sides() -> None:
     async def main() -> None:
         source, sink = filled("a", 1, pages=2000, page_delay=0.05), MemorySink()

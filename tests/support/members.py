@@ -159,7 +159,7 @@ class SmallMember:
         self._tell()
 
     async def hold_requests(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._step("hold_requests")
 
     async def freeze(self) -> None:
         await self._step("freeze")
