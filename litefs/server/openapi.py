@@ -38,7 +38,7 @@ _HALT = {**_NAME, "id*": "of the lock: a signed number of 64 bits, not 0"}
 _CHECK = "1 or 0: SQLite's integrity check"
 
 ENDPOINTS = (
-    Endpoint("get", "/", "The status page."),
+    Endpoint("get", "/", "The status page.", "text/html"),
     Endpoint("get", "/openapi.json", "This document.", _JSON),
     Endpoint("get", "/info", "The node in short, as of Go LiteFS.", _JSON),
     Endpoint(
