@@ -11,6 +11,11 @@ from litefs.apply import locks
 from litefs.apply.memory import map_shared
 from litefs.sqlite.locks import SHM_DMS, SHM_READ0, SHM_READ_COUNT
 
+APPLIER = os.O_NONBLOCK
+"""Means nothing for a file, so SQLite never sets it: tells the fs process which descriptors of the node
+process may change a replica (an import that was begun on a primary uses others), and which wal-index is
+attached."""
+
 _REGION_HEADER = 136
 """Bytes of region 0 before its page numbers: two copies of the header, checkpoint state, lock bytes."""
 
@@ -42,10 +47,16 @@ class SharedIndex:
                 locks.try_shared(self.fd, SHM_DMS)
             else:
                 locks.wait_shared(self.fd, SHM_DMS, timeout=_DMS_TIMEOUT)
+            # Only now, since a client that holds DMS exclusively must be able to empty the file.
+            self._mark = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | APPLIER | os.O_CLOEXEC)
+        except BaseException:
+            locks.close(self.fd)
+            raise
+        try:
             self._grow(REGION_SIZE)
             self._view = map_shared(self.fd, REGION_SIZE)
         except BaseException:
-            locks.close(self.fd)
+            self._close_files()
             raise
         self.index = WalIndex(self._view)
 
@@ -112,6 +123,10 @@ class SharedIndex:
         """Unmap and close; the locks go with the descriptor."""
         self.index.release()
         self._view.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        locks.close(self._mark)
         locks.close(self.fd)
 
 

@@ -22,7 +22,7 @@ from typing import TypeAlias
 from litefs._core.walcursor import NEED, WalCursor, build_frames
 from litefs._core.walindex import READ_MARK_UNUSED, IndexHeader
 from litefs.apply import locks
-from litefs.apply.shm import SharedIndex, follow_owner
+from litefs.apply.shm import APPLIER, SharedIndex, follow_owner
 from litefs.errors import FormatError
 from litefs.sqlite.header import SIZE as DATABASE_HEADER
 from litefs.sqlite.header import DatabaseHeader
@@ -49,10 +49,6 @@ OPEN_TIMEOUT = 10.0
 KEEP_BYTES = 32 << 20
 """A WAL that a long reader let grow beyond this is cut when it starts again; never to nothing (see
 ``old_readers``)."""
-
-APPLIER = os.O_NONBLOCK
-"""Means nothing for a file, so SQLite never sets it: tells the fs process which descriptors of the node
-process may change a replica. An import that was begun on a primary uses others."""
 
 PAGE_1 = struct.pack("=I", 1)
 """The number of the page that carries a change of size alone."""

@@ -17,7 +17,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
 from litefs._core.openinfo import UnflushedInfo
-from litefs.apply.wal import APPLIER
+from litefs.apply.shm import APPLIER
 from litefs.capture.commit import Refused
 from litefs.capture.database import DatabaseCapture
 from litefs.errors import InvalidName, LiteFSError
@@ -97,7 +97,7 @@ class Operations(SuperRequests):
                 inode.kind is Kind.SHM
                 and not from_node
                 and size < os.fstat(fd).st_size
-                and self._is_applied(inode)
+                and self._is_applied(inode, mapped=True)
             ):
                 raise FUSEError(errno.EBUSY)
             if inode.kind is Kind.SHM or (applies and self._role.role is not Role.PRIMARY):
@@ -124,14 +124,17 @@ class Operations(SuperRequests):
             await self._role.wait()
         await db.ready()
 
-    def _is_applied(self, shm: Inode) -> bool:
-        """Whether the node process, as a replica, has a wal-index mapped: to cut it would kill that process;
-        were it removed, readers would make one of their own, in which no commit is announced.
+    def _is_applied(self, shm: Inode, *, mapped: bool = False) -> bool:
+        """Whether the node process, as a replica, has a wal-index open: were it removed, readers would make
+        one of their own, in which no commit is announced. ``mapped``: whether it holds DMS shared and has a
+        map of it; to cut it would then kill that process.
 
-        SQLite does neither, since the node process holds DMS shared.
+        SQLite does neither while DMS is held. Before, as when a primary has become a replica that has no one
+        to follow yet, a reader who is alone cuts the file when it opens it.
         """
         return self._role.role is not Role.PRIMARY and any(
-            handle.inode is shm and handle.from_node for handle in self._handles.values()
+            handle.inode is shm and (handle.applies if mapped else handle.from_node)
+            for handle in self._handles.values()
         )
 
     def _capture(self, db: FsDatabase) -> DatabaseCapture:

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
 
 from tests.cluster.test_roles import COUNT, INSERT, Pair, create, pair, sql
 from tests.support.clients.failing import LATE_SECONDS
+from tests.support.node import wait_equal
 from tests.support.processes import Client, ClientError, wait_until
 
 __all__ = ["pair"]
+
+CHANGES = 4
+
+
+def test_who_opens_the_database_for_each_read_gets_no_io_error(request: pytest.FixtureRequest) -> None:
+    """Who is alone empties the wal-index when it opens it, also while a primary becomes a replica."""
+    two: Pair = request.getfixturevalue("pair")
+    create(two, "WAL")
+    wait_equal(two.primary, two.replica, "a.db")
+    with contextlib.ExitStack() as stack:
+        openers = [
+            stack.enter_context(Client("opener", node.path("a.db"), COUNT))
+            for node in (two.primary, two.replica)
+        ]
+        for _ in range(CHANGES):
+            two.swap()
+            with sql(two.primary) as writer:
+                writer.call("execute", statement=INSERT)
+            wait_equal(two.primary, two.replica, "a.db")
+        answers = [opener.call("stop", 30) for opener in openers]
+    for answer in answers:
+        assert [error for error in answer["errors"] if "IOERR" in error] == []
+        assert answer["reads"] > CHANGES
+    two.check(1 + CHANGES)
 
 
 def test_who_waited_for_a_commit_that_nobody_announced_sees_it(request: pytest.FixtureRequest) -> None:
