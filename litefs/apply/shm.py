@@ -9,7 +9,7 @@ from pathlib import Path
 from litefs._core.walindex import READ_MARK_UNUSED, REGION_SIZE, IndexHeader, WalIndex, regions_for
 from litefs.apply import locks
 from litefs.apply.memory import map_shared
-from litefs.sqlite.locks import SHM_DMS, SHM_READ0, SHM_READ_COUNT
+from litefs.sqlite.locks import SHM_DMS, SHM_READ0, SHM_READ_COUNT, SHM_WRITE
 
 APPLIER = os.O_NONBLOCK
 """Means nothing for a file, so SQLite never sets it: tells the fs process which descriptors of the node
@@ -24,6 +24,9 @@ _HEADER_COPIES = 96
 
 _DMS_TIMEOUT = 10.0
 """Seconds that an opening client may hold DMS exclusively: it truncates the file and downgrades."""
+
+WRITE_TIMEOUT = 10.0
+"""Seconds to wait for WAL_WRITE: on a replica only a client that recovers the wal-index holds it."""
 
 
 class SharedIndex:
@@ -53,7 +56,8 @@ class SharedIndex:
             locks.close(self.fd)
             raise
         try:
-            self._grow(REGION_SIZE)
+            with locks.exclusive(self.fd, SHM_WRITE, timeout=WRITE_TIMEOUT):
+                self._grow(REGION_SIZE)
             self._view = map_shared(self.fd, REGION_SIZE)
         except BaseException:
             self._close_files()
@@ -62,7 +66,8 @@ class SharedIndex:
 
     def _grow(self, size: int) -> None:
         """Make the file at least ``size`` bytes by writing zeros: a hole might fail to be filled at the
-        first store."""
+        first store. The caller holds WRITE, as SQLite does when it makes the file longer: else the zeros
+        might come to lie over an index that a client has recovered since the size was looked at."""
         end = os.fstat(self.fd).st_size
         while end < size:
             end += os.pwrite(self.fd, bytes(min(size - end, 1 << 20)), end)

@@ -22,7 +22,7 @@ from typing import TypeAlias
 from litefs._core.walcursor import NEED, WalCursor, build_frames
 from litefs._core.walindex import READ_MARK_UNUSED, IndexHeader
 from litefs.apply import locks
-from litefs.apply.shm import APPLIER, SharedIndex, follow_owner
+from litefs.apply.shm import APPLIER, WRITE_TIMEOUT, SharedIndex, follow_owner
 from litefs.errors import FormatError
 from litefs.sqlite.header import SIZE as DATABASE_HEADER
 from litefs.sqlite.header import DatabaseHeader
@@ -39,9 +39,6 @@ from litefs.sqlite.wal import FRAME_HEADER, HEADER_SIZE, WalHeader, frame_offset
 from litefs.store import fileops
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-
-WRITE_TIMEOUT = 10.0
-"""Seconds to wait for WAL_WRITE: on a replica only a client that recovers the wal-index holds it."""
 
 OPEN_TIMEOUT = 10.0
 """Seconds to wait for a SHARED lock on the database."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from litefs._core.walcursor import build_frames
+from litefs._core.walindex import REGION_SIZE
+from litefs.apply import locks
 from litefs.apply import wal as wal_module
 from litefs.apply.checkpoint import Checkpointer, CheckpointPolicy
+from litefs.apply.shm import SharedIndex
 from litefs.apply.wal import WalWriter, scan_wal
 from litefs.errors import FormatError
+from litefs.sqlite.locks import SHM_DMS, SHM_WRITE
 from litefs.sqlite.wal import WalHeader
 from tests.apply.conftest import ClientMaker
 
@@ -222,6 +227,23 @@ def test_a_wal_is_read_in_either_byte_order(database: Path, big_endian: bool) ->
     writer.shm.index.invalidate()
     assert rows(database) == ["first", "second", "third"], "SQLite recovers what we appended"
     writer.close()
+
+
+def test_the_wal_index_grows_when_nobody_recovers_it(database: Path) -> None:
+    """A client that recovers holds WRITE while it makes the file longer and fills it."""
+    path = database.with_name(f"{database.name}-shm")
+    recovered = bytes(range(256)) * (REGION_SIZE // 256)
+    with path.open("w+b", buffering=0) as client, ThreadPoolExecutor(1) as pool:
+        assert locks.try_shared(client.fileno(), SHM_DMS)
+        with locks.exclusive(client.fileno(), SHM_WRITE, timeout=1):
+            client.write(bytes(3))
+            attaching = pool.submit(SharedIndex, path, database.stat())
+            with pytest.raises(TimeoutError):
+                attaching.result(0.2)
+            assert path.stat().st_size == 3
+            client.write(recovered[3:])
+        with closing(attaching.result(10)):
+            assert path.read_bytes()[3:] == recovered[3:]
 
 
 def test_what_is_not_a_database_is_refused(tmp_path: Path) -> None:
