@@ -30,7 +30,7 @@ import litefs
 from litefs.config import parse
 from tests.server.support import FakeNode, client, serving
 from tests.support.node import Node
-from tests.support.processes import end, spawn, wait_until
+from tests.support.processes import end, open_to_others, spawn, wait_until
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -141,7 +141,6 @@ def test_the_unit_runs_a_node_and_an_application_of_another_user(
     make_node: Callable[..., Node],
     manager: Manager,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """The unit's command, under its capabilities and limits, tells what ``Type=notify`` and ``WatchdogSec``
     ask for; the application is the one that deploy/docker/Dockerfile proposes, not root."""
@@ -149,9 +148,7 @@ def test_the_unit_runs_a_node_and_an_application_of_another_user(
     assert unit["Type"] == ["notify"]
     node = make_node("node")
     node.configure("fuse", {"dir": str(node.mount), "allow-other": True, "uid": APP, "gid": APP})
-    top = tmp_path_factory.getbasetemp().parent
-    for path in (path for path in (tmp_path, *tmp_path.parents) if path.is_relative_to(top)):
-        path.chmod(path.stat().st_mode | 0o011)  # what pytest makes is closed to other users
+    open_to_others(tmp_path)
     program, *arguments = shlex.split(unit["ExecStart"][0])
     assert program.endswith("/bin/litefs")
     assert arguments[:2] == ["mount", "-config"]

@@ -33,7 +33,7 @@ class _Bar:
             self._ended += self._current != ("", 0)
             self._current = (path, number)
         done = (self._ended + share) / (self._rounds * self._directories)
-        text = f"{path}, round {number} of {self._rounds}: {operations:,}"
+        text = f"round {number} of {self._rounds}: {operations:,} in {path}"  # a long path may be cut
         self._progress.update(self._task, description=text, completed=min(1.0, done))
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from litefs.types import Position
 from tests.support.node import Node, wait_equal, wait_present
-from tests.support.processes import Client, ClientError, pause, wait_until
+from tests.support.processes import Client, ClientError, open_to_others, pause, wait_until
 
 SESSIONS = 3
 COMMITS = 60
@@ -134,10 +134,7 @@ def test_who_has_no_access_to_the_socket_waits_all_the_same(
     sql = make_client("sql", "sqlite3")
     sql.call("open", path=node.path("app.db"))
     sql.call("execute", statement="CREATE TABLE t(a)")
-    parent = tmp_path
-    while parent != parent.parent and not parent.stat().st_mode & 0o001:
-        parent.chmod(parent.stat().st_mode | 0o011)
-        parent = parent.parent
+    open_to_others(tmp_path)
     script = WITHOUT_SOCKET.format(nobody=NOBODY)
     done = subprocess.run(
         [sys.executable, "-c", script, node.path("app.db")],

@@ -100,6 +100,14 @@ def pause(*pids: int, timeout: float = 10) -> None:
         wait_until(lambda pid=pid: stopped(pid), timeout, f"process {pid} to stop", 0.001)
 
 
+def open_to_others(path: Path) -> None:
+    """Let processes of other users reach ``path``: what pytest makes is closed to them."""
+    for directory in (path, *path.parents):
+        mode = directory.stat().st_mode
+        if not mode & 0o001:
+            directory.chmod(mode | 0o011)
+
+
 def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
