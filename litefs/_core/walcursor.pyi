@@ -93,6 +93,9 @@ class WalCursor:
     def commits(self) -> int:
         """Commit frames among `valid_frames`."""
     @property
+    def commit_end(self) -> int:
+        """File offset after the last commit frame of the chain; `tip_offset` if there is none."""
+    @property
     def checksum(self) -> tuple[int, int]:
         """Running checksum at the tip."""
     @property

@@ -114,6 +114,13 @@ cdef class WalCursor:
         return self.now.commits
 
     @property
+    def commit_end(self):
+        cdef int64_t n = self.now.valid
+        while n and self.chain[n - 1].commit == 0:
+            n -= 1
+        return self.frame_offset(n)
+
+    @property
     def checksum(self):
         return self.c1, self.c2
 

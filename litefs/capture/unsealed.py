@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from array import array
 from dataclasses import dataclass
+from enum import Enum
 
 from litefs.ltx.format import lock_pgno
 from litefs.sqlite.wal import FRAME_HEADER, HEADER_SIZE
@@ -37,14 +38,26 @@ class FrameSet:
     offsets: bytes
 
 
-def completes_commit(fd: int, end: int, frame_size: int, salts: bytes | None) -> bool:
-    """Whether a commit frame ends at offset *end*, unsealed or, with *salts* (8 bytes), sealed with them."""
+class Ending(Enum):
+    """What ends at the end of a write, by the header of the frame there."""
+
+    NOTHING = 0
+    UNSEALED = 1
+    SEALED = 2
+
+
+def ending(fd: int, end: int, frame_size: int, salts: bytes) -> Ending:
+    """Which kind of commit frame ends at offset *end*, if any does: unsealed, or sealed with *salts* (8
+    bytes).
+    """
     if end == HEADER_SIZE or (end - HEADER_SIZE) % frame_size:
-        return False
+        return Ending.NOTHING
     header = os.pread(fd, FRAME_HEADER, end - frame_size)
     if header[4:8] == bytes(4) or header[:4] == bytes(4):
-        return False
-    return header[SEAL] == _NO_SEAL or (salts is not None and header[8:16] == salts)
+        return Ending.NOTHING
+    if header[SEAL] == _NO_SEAL:
+        return Ending.UNSEALED
+    return Ending.SEALED if header[8:16] == salts else Ending.NOTHING
 
 
 def frame_set(fd: int, first: int, last: int, page_size: int) -> FrameSet:

@@ -16,7 +16,7 @@ from litefs.capture.adopt import adopt
 from litefs.capture.backfill import Backfill
 from litefs.capture.batches import FrameBatches, grown
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, now_ms
-from litefs.capture.unsealed import FrameSet, completes_commit, frame_set, only_seals
+from litefs.capture.unsealed import Ending, FrameSet, ending, frame_set, only_seals
 from litefs.errors import LiteFSError
 from litefs.sqlite.wal import FRAME_HEADER
 from litefs.sqlite.wal import HEADER_SIZE as WAL_HEADER_SIZE
@@ -103,6 +103,8 @@ class WalCapture:
                 return None
             offset, data = offset + same, data[same:]
         commits = self._judge(fd, offset, data)
+        if commits and data and cursor.commit_end > offset + len(data):
+            commits = self._spoil(fd, offset, data)
         if commits:
             return self._commit(fd, offset, data)
         try:
@@ -112,8 +114,12 @@ class WalCapture:
             raise
         cursor.accept()
         end = offset + len(data)
-        if completes_commit(fd, end, self._frame_size, None):
-            return self._log_by_position(fd, end)
+        match ending(fd, end, self._frame_size, self._salts):
+            case Ending.UNSEALED:
+                return self._log_by_position(fd, end)
+            case Ending.SEALED:
+                self._watcher.loose(self._name)
+                raise self._unpublished("commit behind frames that are not valid")
         return None
 
     def truncate(self, fd: int, size: int) -> None:
@@ -179,6 +185,31 @@ class WalCapture:
         while commits == NEED:
             at, length = cursor.want()
             commits = cursor.supply(at, os.pread(fd, length, at))
+        return commits
+
+    def _spoil(self, fd: int, offset: int, data: bytes) -> int:
+        """A write short of the end of a commit frame would complete it, with what the file holds behind it:
+        see to it that the rest, which its client writes next, is what completes it. Returns the commits that
+        the write still completes.
+
+        The rest may well be the same, and then nothing is lost. But pages of small numbers, as those of the
+        free list, have the checksum of zeros in one case of 65,536: the log would get another page.
+        """
+        cursor = self._cursor
+        commits = cursor.commits
+        while commits and cursor.commit_end > offset + len(data):
+            last = cursor.commit_end - 1
+            cursor.reject()
+            other = bytes([os.pread(fd, 1, last)[0] ^ 0xFF])
+            try:
+                if self._judge(fd, last, other):
+                    raise self._unpublished("a commit that is not in the log")
+                self._lay(fd, last, other)
+            except Exception:
+                cursor.reject()
+                raise
+            cursor.accept()
+            commits = self._judge(fd, offset, data)
         return commits
 
     def _lay(self, fd: int, offset: int, data: bytes) -> None:
@@ -307,6 +338,10 @@ class WalCapture:
         return self._cursor.page_size + FRAME_HEADER
 
     @property
+    def _salts(self) -> bytes:
+        return self._cursor.salt1.to_bytes(4, "big") + self._cursor.salt2.to_bytes(4, "big")
+
+    @property
     def _tip_offset(self) -> int:
         """File offset after the last logged frame."""
         return max(self._cursor.tip_offset, WAL_HEADER_SIZE + self._frames.frames * self._frame_size)
@@ -328,9 +363,10 @@ class WalCapture:
         if self._unsealed:
             self._give_up_seal()
         self._lay(fd, offset, data)
-        salts = self._cursor.salt1.to_bytes(4, "big") + self._cursor.salt2.to_bytes(4, "big")
         end = offset + len(data)
-        return self._log_by_position(fd, end) if completes_commit(fd, end, self._frame_size, salts) else None
+        if ending(fd, end, self._frame_size, self._salts) is Ending.NOTHING:
+            return None
+        return self._log_by_position(fd, end)
 
     def look_at_seal(self) -> None:
         """Called now and then:

@@ -174,6 +174,9 @@ class World:
         frames = self.scanner.scan(after)
         assert result == commits_of(frames) == self.cursor.commits
         assert self.cursor.valid_frames == len(frames)
+        ends = [number for number, (head, _) in enumerate(frames, 1) if head.commit]
+        size = self.cursor.page_size + 24
+        assert self.cursor.commit_end == self.cursor.tip_offset + max(ends, default=0) * size
         pending = self.cursor.pending()
         assert pending is not None
         assert pending == (offset, data)
