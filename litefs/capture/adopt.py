@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable
 
 from litefs._core.pagesums import checksums_of, page_checksum
-from litefs._core.walcursor import NEED, LoggedFrames, Transaction, WalCursor
+from litefs._core.walcursor import LoggedFrames, Transaction, WalCursor
 from litefs.capture.batches import FrameBatches
+from litefs.capture.judging import judge
 from litefs.errors import LogCorrupt
 from litefs.sqlite.wal import HEADER_SIZE
 from litefs.store.database import Database
@@ -35,10 +36,7 @@ def adopt(
         cursor.reset(header)
     except ValueError:
         return  # SQLite reads nothing behind such a header
-    answer = cursor.propose(HEADER_SIZE, b"", os.fstat(fd).st_size)
-    while answer == NEED:
-        offset, length = cursor.want()
-        answer = cursor.supply(offset, os.pread(fd, length, offset))
+    judge(cursor, fd, HEADER_SIZE, b"", os.fstat(fd).st_size)
     cursor.accept()
     newest: dict[int, int] = {}
     pages = db.sums.page_count

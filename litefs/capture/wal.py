@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable
 
 from litefs._core.pagesums import checksums_of
-from litefs._core.walcursor import NEED, LoggedFrames, Transaction, WalCursor
+from litefs._core.walcursor import LoggedFrames, Transaction, WalCursor
 from litefs.capture.adopt import adopt
 from litefs.capture.backfill import Backfill
 from litefs.capture.batches import FrameBatches, grown
 from litefs.capture.commit import BIG_COMMIT, BigCommit, Gate, Refused, Watcher, now_ms
+from litefs.capture.judging import judge, spoil
 from litefs.capture.unsealed import Ending, FrameSet, ending, frame_set, only_seals
 from litefs.errors import LiteFSError
 from litefs.sqlite.wal import FRAME_HEADER
@@ -104,7 +105,7 @@ class WalCapture:
             offset, data = offset + same, data[same:]
         commits = self._judge(fd, offset, data)
         if commits and data and cursor.commit_end > offset + len(data):
-            commits = self._spoil(fd, offset, data)
+            commits = spoil(cursor, fd, offset, data, self._size)
         if commits:
             return self._commit(fd, offset, data)
         try:
@@ -180,37 +181,7 @@ class WalCapture:
         return self.write(fd, WAL_HEADER_SIZE, rest) if rest or self._size > WAL_HEADER_SIZE else None
 
     def _judge(self, fd: int, offset: int, data: bytes) -> int:
-        cursor = self._cursor
-        commits = cursor.propose(offset, data, self._size)
-        while commits == NEED:
-            at, length = cursor.want()
-            commits = cursor.supply(at, os.pread(fd, length, at))
-        return commits
-
-    def _spoil(self, fd: int, offset: int, data: bytes) -> int:
-        """A write short of the end of a commit frame would complete it, with what the file holds behind it:
-        see to it that the rest, which its client writes next, is what completes it. Returns the commits that
-        the write still completes.
-
-        The rest may well be the same, and then nothing is lost. But pages of small numbers, as those of the
-        free list, have the checksum of zeros in one case of 65,536: the log would get another page.
-        """
-        cursor = self._cursor
-        commits = cursor.commits
-        while commits and cursor.commit_end > offset + len(data):
-            last = cursor.commit_end - 1
-            cursor.reject()
-            other = bytes([os.pread(fd, 1, last)[0] ^ 0xFF])
-            try:
-                if self._judge(fd, last, other):
-                    raise self._unpublished("a commit that is not in the log")
-                self._lay(fd, last, other)
-            except Exception:
-                cursor.reject()
-                raise
-            cursor.accept()
-            commits = self._judge(fd, offset, data)
-        return commits
+        return judge(self._cursor, fd, offset, data, self._size)
 
     def _lay(self, fd: int, offset: int, data: bytes) -> None:
         fileops.pwrite_all(fd, data, offset)
