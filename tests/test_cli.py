@@ -329,3 +329,24 @@ def test_something_else_answers(database: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(PeerError):
             export_database(Connection(f"http://127.0.0.1:{server.getsockname()[1]}"), "a.db", database)
         thread.join(10)
+
+
+def test_watching_in_json_has_one_shape_also_of_a_dead_node(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[float] = []
+
+    def pause(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("litefs.cli.status.time.sleep", pause)
+    assert main(["status", "-watch", "--json", "-url", "http://127.0.0.1:1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2, "it looks again"
+    for line in lines:
+        shown = json.loads(line)
+        assert set(shown) == {"asked", "primary", "problem"}
+        assert shown["asked"] is shown["primary"] is None
+        assert "is the node running there?" in shown["problem"]
