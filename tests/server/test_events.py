@@ -160,3 +160,22 @@ def test_patterns_that_can_match_nothing_are_refused(patterns: str) -> None:
             assert (await http.get(f"{url}/events?{patterns}")).status_code == 400
 
     run(main)
+
+
+@pytest.mark.parametrize("http2", [True, False])
+def test_a_request_for_the_head_alone_ends_and_listens_to_nothing(http2: bool) -> None:
+    """As of ``curl -I``; the same for what else has no end."""
+
+    async def main() -> None:
+        fake = node("app.db")
+        async with serving(fake) as url, client(http1=not http2, http2=http2) as http:
+            for path in ("/events", "/debug/rand"):
+                with trio.fail_after(5):
+                    response = await http.head(url + path)
+                assert (response.status_code, response.content) == (200, b"")
+                assert "content-length" not in response.headers
+            assert fake.events.count == 0
+            whole, head = await http.get(f"{url}/info"), await http.head(f"{url}/info")
+            assert head.headers["content-length"] == str(len(whole.content))
+
+    run(main)
