@@ -179,3 +179,18 @@ def test_a_request_for_the_head_alone_ends_and_listens_to_nothing(http2: bool) -
             assert head.headers["content-length"] == str(len(whole.content))
 
     run(main)
+
+
+def test_a_long_first_line_dismisses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node of very many databases, and a commit before the line is taken."""
+    monkeypatch.setattr(event_hub, "MAX_BYTES", 1000)
+
+    async def main() -> None:
+        hub = EventHub(lambda: Begin(True, None, {"app.db": "x" * 5000}))
+        listener = hub.listen(lambda name: True, pages=False)
+        hub.publish("tx", {"number": 1}, "app.db")
+        kinds = [json.loads(line)["type"] for line in (await listener.take()).splitlines()]
+        assert kinds == ["init", "tx"]
+        assert hub.count == 1
+
+    run(main)
