@@ -11,7 +11,7 @@ import trio
 from litefs.apply.publish import is_published
 from litefs.cluster.replicas import Replicas
 from litefs.copies import Copies
-from litefs.errors import NotPrimary, WaitTimeout
+from litefs.errors import NotPrimary, PeerError, PositionMismatch, WaitTimeout
 from litefs.halt.node import Halts
 from litefs.leading import Leading
 from litefs.lockview import held_locks
@@ -181,11 +181,17 @@ class Answers:
         return position
 
     async def _arrived(self, name: str, position: Position) -> None:
-        """Wait until readers here see what the primary has imported. Raises WaitTimeout."""
+        """Wait until readers here see what the primary has imported. Raises WaitTimeout; PeerError if another
+        primary came that has not got it."""
         with trio.move_on_after(ARRIVAL_SECONDS):
             while name not in self._parts.catalog.sources():
                 await self._parts.catalog.wait_change(self._parts.catalog.revision)
-            await reached(self, name, position.txid, None, ARRIVAL_SECONDS)
+            try:
+                await reached(self, name, position.txid, position.checksum, ARRIVAL_SECONDS)
+            except PositionMismatch:
+                raise PeerError(
+                    f"{name}: imported on the primary, but a failover lost it: another history took its place"
+                ) from None
             return
         raise WaitTimeout(f"{name}: imported on the primary, not here after {ARRIVAL_SECONDS:g} s")
 

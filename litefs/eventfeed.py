@@ -42,7 +42,7 @@ _Event = tuple[str, dict[str, object], str]
 
 @dataclass(slots=True)
 class _Cursor:
-    """Up to where a database's transactions were told."""
+    """Up to where a database's transactions were told; ``reader`` may be beyond it, while a thread reads."""
 
     at: Point
     reader: LogReader | None = None
@@ -52,6 +52,16 @@ class _Cursor:
         if self.reader is not None:
             self.reader.close()
             self.reader = None
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What a look at a log found: told once the cursor is set to ``point``, in one step with the telling, so
+    that whoever begins to listen meanwhile is told each transaction once."""
+
+    cursor: _Cursor
+    point: Point
+    events: list[_Event]
 
 
 @dataclass(slots=True)
@@ -127,17 +137,26 @@ class EventFeed:
             if not moved:
                 await self._catalog.wait_change(revision)
                 continue
-            told.busy = True
+            told.busy, pages = True, self.hub.wants_pages
             try:
-                events, ok = await trio.to_thread.run_sync(_read, moved, self.hub.wants_pages)
+                news, ok = await trio.to_thread.run_sync(_read, moved, pages)
             finally:
                 told.busy = False
                 if told is not self._told:
                     told.close()
             if told is self._told:
-                for kind, data, name in events:
-                    self.hub.publish(kind, data, name)
+                self._tell(news, again=self.hub.wants_pages and not pages)
             await trio.sleep(PACE_SECONDS if ok else RETRY_SECONDS)
+
+    def _tell(self, news: list[_News], *, again: bool) -> None:
+        """``again``: not now, since one who wants pages came while they were read without."""
+        for one in news:
+            if again:
+                one.cursor.close()
+                continue
+            one.cursor.at = one.point
+            for kind, data, name in one.events:
+                self.hub.publish(kind, data, name)
 
     def _tell_dropped(self, told: _Told) -> None:
         sources = self._catalog.sources()
@@ -152,10 +171,17 @@ class EventFeed:
     async def _watch_lost(self) -> None:
         while True:
             await self.hub.listened()
-            known = told = frozenset(await self._lost_names())
+            try:
+                known = told = frozenset(await self._lost_names())
+            except OSError:
+                await trio.sleep(LOST_SECONDS)
+                continue
             while self.hub.count:
                 await trio.sleep(LOST_SECONDS)
-                names = await self._lost_names()
+                try:
+                    names = await self._lost_names()
+                except OSError:  # for want of descriptors, say: what was known is no news the next time
+                    continue
                 now = frozenset(names)
                 # One that was there before, too: what is being copied there is there by now, or was given up.
                 for directory in sorted((now & known) - told):
@@ -164,52 +190,50 @@ class EventFeed:
                 known, told = now, now & (known | told)
 
     async def _lost_names(self) -> dict[str, tuple[str, str]]:
-        try:
-            return await trio.to_thread.run_sync(lost_names, self._data)
-        except OSError:
-            return {}
+        """Raises OSError."""
+        return await trio.to_thread.run_sync(lost_names, self._data)
 
 
-def _read(moved: list[tuple[StoreSource, _Cursor]], pages: bool) -> tuple[list[_Event], bool]:
-    """What happened to these databases after where their cursors are, which go on; and whether all could be
-    read. For a worker thread."""
-    events: list[_Event] = []
+def _read(moved: list[tuple[StoreSource, _Cursor]], pages: bool) -> tuple[list[_News], bool]:
+    """What happened to these databases after where their cursors are; and whether all could be read. For a
+    worker thread."""
+    news: list[_News] = []
     ok = True
     for source, cursor in moved:
         try:
-            events += _read_one(source, cursor, pages)
+            news += _read_one(source, cursor, pages)
         except (LiteFSError, OSError, ValueError):  # it is being recovered, or was removed: it is asked again
             cursor.close()
             ok = False
-    return events, ok
+    return news, ok
 
 
-def _read_one(source: StoreSource, cursor: _Cursor, pages: bool) -> list[_Event]:
+def _read_one(source: StoreSource, cursor: _Cursor, pages: bool) -> list[_News]:
+    """One or none."""
     point = source.point()
     if point == cursor.at:
         return []  # a commit was under way when it was looked at
     if cursor.reader is None:
         cursor.reader = source.reader()
         if not cursor.reader.seek(cursor.at):
-            return _replaced(source, cursor)
+            return [_replaced(source, cursor)]
     try:
         entries = cursor.reader.read(point.txid, READ_BYTES)
     except PositionMismatch:
-        return _replaced(source, cursor)
+        return [_replaced(source, cursor)]
     if not entries:  # the last transaction has another one's number
-        return _replaced(source, cursor)
-    events: list[_Event] = []
-    for entry in entries:
-        events += _transaction(source.name, entry, pages)
-        cursor.at = entry.point
-    return events
+        return [_replaced(source, cursor)]
+    events = [event for entry in entries for event in _transaction(source.name, entry, pages)]
+    return [_News(cursor, entries[-1].point, events)]
 
 
-def _replaced(source: StoreSource, cursor: _Cursor) -> list[_Event]:
+def _replaced(source: StoreSource, cursor: _Cursor) -> _News:
     """Another history took the place of the one that was told, or its log does not reach back so far."""
     cursor.close()
-    cursor.at, timestamp, page_size, commit = source.header()
-    return [("snapshot", _data(cursor.at.position, page_size, commit, timestamp), source.name)]
+    point, timestamp, page_size, commit = source.header()
+    return _News(
+        cursor, point, [("snapshot", _data(point.position, page_size, commit, timestamp), source.name)]
+    )
 
 
 def _transaction(name: str, entry: Entry, pages: bool) -> Iterator[_Event]:

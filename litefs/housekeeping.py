@@ -17,6 +17,7 @@ from litefs.apply.retire import MountGuard
 from litefs.apply.transfer import empty_wal
 from litefs.config_sections import TracingConfig
 from litefs.errors import LiteFSError
+from litefs.link.messages import Lag
 from litefs.meters import METERS
 from litefs.store.dropped import reap_dropped
 from litefs.store.paths import DataDir
@@ -37,11 +38,25 @@ STUCK_LOOKS = 5
 BLOCKED_SECONDS = 10.0
 """How long a client that was turned away counts as waiting."""
 
+LAG_SECONDS = 0.25
+"""Between two updates of ``.lag``."""
+
 ROTATION_SECONDS = 1.0
 """Between two looks whether the trace log has grown too big."""
 
 REFRESH_LOOKS = 5
 """Looks between two checks for ``-wal`` and ``-shm`` files that came or went."""
+
+
+async def tell_lag(lag: Callable[[], tuple[int, int] | None], post: Callable[[Lag], None]) -> None:
+    """Tell the fs process how far this replica is behind, for ``.lag``; until cancelled."""
+    shown: tuple[int, int] | None = None
+    while True:
+        now = lag()
+        if now is not None and now != shown:
+            shown = now
+            post(Lag(*now))
+        await trio.sleep(LAG_SECONDS)
 
 
 async def rotate(tracing: TracingConfig) -> None:

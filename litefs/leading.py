@@ -46,6 +46,11 @@ class Leading:
         self._promote = lease.promote and lease.candidate
         self._machine = MachineRole.of_environment(os.environ)
 
+    @property
+    def role(self) -> Role:
+        """This node's."""
+        return self._roles.role
+
     def grant(self) -> Grant | None:
         """The role that the configuration gives this node, for ever."""
         return self._static.grant() if self._static is not None else None

@@ -83,6 +83,9 @@ class Meters:
             "snapshots_sent": self.snapshots_sent,
         }
         self.received_bytes = 0
+        self.lease_renewals = 0
+        """That the lease's store has taken, and those that it has refused or not answered."""
+        self.lease_failures = 0
 
     def merge(self, other: Meters) -> None:
         """Add all of another one's."""
@@ -92,6 +95,8 @@ class Meters:
             for database, count in list(counts.items()):  # at once: others go on adding
                 self.counts[name][database] += count
         self.received_bytes += other.received_bytes
+        self.lease_renewals += other.lease_renewals
+        self.lease_failures += other.lease_failures
 
 
 METERS = Meters()

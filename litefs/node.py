@@ -17,27 +17,26 @@ from pathlib import Path
 import trio
 
 from litefs.answers import Answers, Parts
+from litefs.application import Application
 from litefs.client import SOCKET
 from litefs.cluster.follow import Callbacks
 from litefs.cluster.replicas import Replicas, sync_rules
 from litefs.config import Config
 from litefs.errors import LiteFSError
+from litefs.exposure import Exposure
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
-from litefs.housekeeping import Primary, Retention, raise_file_limit, rotate
+from litefs.housekeeping import Primary, Retention, raise_file_limit, rotate, tell_lag
 from litefs.leading import Leading, ask_for_handoff
 from litefs.link.channel import Wake
 from litefs.link.messages import (
     AnyMessage,
     Dropped,
-    Exposed,
     ExposedAck,
-    Forget,
     Forgotten,
     HaltEnded,
     HaltSet,
     Holding,
-    Lag,
     Loose,
     Measured,
     Mounted,
@@ -66,12 +65,6 @@ from litefs.types import ZERO, Position, Role
 
 log = logging.getLogger("litefs.node")
 
-ANSWER_SECONDS = 10.0
-"""How long the fs process may take to show a database that was installed, or to let go of one."""
-
-LAG_SECONDS = 0.25
-"""Between two updates of ``.lag``."""
-
 WAKE_PACE_SECONDS = 0.001
 """Between two wake-ups by the fs process: under load one serves several commits, a lone one never waits."""
 
@@ -85,8 +78,6 @@ class Node:
         self._mount = Path(os.path.abspath(config.fuse.dir))
         self._wake = Wake()
         self._node_id = secrets.randbits(64)
-        self._exposed: dict[str, trio.Event] = {}
-        self._forgotten: dict[str, trio.Event] = {}
         self._ready = trio.Event()
         self._stop = trio.Event()
         self._signal = signal.SIGTERM
@@ -95,11 +86,12 @@ class Node:
         self._manager = Notifier.taken_from(os.environ)
         hooks = Hooks(self._mounted, self._message, self._died)
         self._guard = FsGuard(str(self._mount), self._start, self._wake, lock_fd, hooks)
+        self._exposure = Exposure(self._guard.post)
         self._security = Security.of(config)
         self._replica = Replica(
             ReplicaSettings(data, self._mount, config.lease.reconnect_delay, self._security.peer),
             lambda: self.identity,
-            SinkHooks(self._expose, self._forget, self._applied, self._guard.restart),
+            SinkHooks(self._expose, self._exposure.forget, self._applied, self._guard.restart),
             Callbacks(self._adopt_cluster_id, self._connected, self._disconnected),
         )
         elected = config.lease.type != "static"
@@ -173,6 +165,9 @@ class Node:
             commands_of(self._config.commands, command),
             role=lambda: Role.PRIMARY if self.roles.leads else Role.REPLICA,
         )
+        application = Application(
+            self._config, supervisor, self._manager, self._proxying, self._leading, self._ready, self._stop
+        )
         prepare_mountpoint(str(self._mount))
         remote = list(sockets)
         sockets.append(self._bind_local())
@@ -195,9 +190,10 @@ class Node:
             opened, routes = self._config.http.open, self._proxying.routes
             app = create_app(self._shown, self._security.tokens, opened=opened, routes=routes)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
-            tasks = (self._wake_loop, self._watch.run, self._lag_loop, self.replicas.run, self._halts.run)
+            tasks = (self._wake_loop, self._watch.run, self.replicas.run, self._halts.run)
             for task in (*tasks, self._telling.run):
                 nursery.start_soon(task)
+            nursery.start_soon(tell_lag, self._replica.lag, self._guard.post)
             data = self._config.data
             retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
@@ -205,7 +201,7 @@ class Node:
             nursery.start_soon(self._replica.run, self._ready)
             nursery.start_soon(self._proxying.run)
             await nursery.start(self._leading.run)
-            code = await self._application(supervisor)
+            code = await application.run(lambda: self._signal)
             self._manager.stopping()
             self.roles.stopping = True
             await self._leading.stop()  # the next primary still has to be sent what it lacks
@@ -214,40 +210,6 @@ class Node:
             await self._leave(gone)
             nursery.cancel_scope.cancel()
         return code
-
-    async def _application(self, supervisor: Supervisor) -> int:
-        """Wait until ready, then run what is supervised; without commands wait for the signal."""
-        code = 0
-        async with trio.open_nursery() as nursery:
-
-            async def run() -> None:
-                nonlocal code
-                if self._config.skip_sync:
-                    nursery.start_soon(self._caught_up)
-                else:
-                    await self._caught_up()
-                log.info("ready as %s", self.roles.role)
-                self._manager.ready()
-                self._proxying.begin()
-                code = await supervisor.run(self._config.lease.candidate)
-                await self._proxying.finish()
-                if code and not self._config.exit_on_error:
-                    log.error("the command failed with exit status %d; exit-on-error is false", code)
-                    await self._stop.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(run)
-            await self._stop.wait()
-            await self._proxying.finish()
-            supervisor.terminate(self._signal)
-            if not self._ready.is_set():
-                nursery.cancel_scope.cancel()
-        return code
-
-    async def _caught_up(self) -> None:
-        """Wait until all that the primary has is here; then take its role, if the configuration says so."""
-        await self._ready.wait()
-        await self._leading.promote_at_start()
 
     async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -343,10 +305,8 @@ class Node:
                 self._telling.figures.measured(message)
             case Dropped():
                 self._dropped(message.name)
-            case Forgotten():
-                self._forgotten.pop(message.name, trio.Event()).set()
-            case ExposedAck():
-                self._exposed.pop(message.name, trio.Event()).set()
+            case Forgotten() | ExposedAck():
+                self._exposure.message(message)
             case Staged() | HaltSet() | HaltEnded():
                 self._halts.replica.message(message)
             case _:
@@ -360,22 +320,9 @@ class Node:
         self._watch.forget()
 
     async def _expose(self, name: str) -> None:
-        await self._acknowledged(Exposed(name), self._exposed, "did not show the database")
+        await self._exposure.expose(name)
         self._watch.opened(name)
         self._catalog.add(name)
-
-    async def _forget(self, name: str, readers: bool) -> None:
-        await self._acknowledged(Forget(name, readers), self._forgotten, "did not let go of the database")
-
-    async def _acknowledged(
-        self, message: Exposed | Forget, waiting: dict[str, trio.Event], failure: str
-    ) -> None:
-        event = waiting[message.name] = trio.Event()
-        self._guard.post(message)
-        with trio.move_on_after(ANSWER_SECONDS):
-            await event.wait()
-            return
-        raise LiteFSError(f"{message.name}: the fs process {failure}")
 
     def _dropped(self, name: str) -> None:
         log.info("%s: removed", name)
@@ -410,15 +357,6 @@ class Node:
             await self._wake.wait()
             self._catalog.notify()
             await trio.sleep(WAKE_PACE_SECONDS)
-
-    async def _lag_loop(self) -> None:
-        shown: tuple[int, int] | None = None
-        while True:
-            now = self._replica.lag()
-            if now is not None and now != shown:
-                shown = now
-                self._guard.post(Lag(*now))
-            await trio.sleep(LAG_SECONDS)
 
 
 async def _main(config: Config, command: list[str] | None) -> int:

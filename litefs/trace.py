@@ -76,8 +76,17 @@ class Tracer:
         if self._path:
             self._append(line.encode(errors="surrogateescape"))
         if self._stdout:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        try:
             sys.stdout.write(line)
             sys.stdout.flush()
+        except (OSError, ValueError) as error:  # its reader is gone, or it was closed
+            self._stdout = False
+            self.enabled = bool(self._path)
+            reason = error.strerror if isinstance(error, OSError) else error
+            log.warning("tracing: standard output is not written any more: %s", reason)
 
     def _open(self) -> None:
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import httpx
 import pytest
 import trio
 from hypercorn.config import Config as HypercornConfig
@@ -329,3 +330,47 @@ def test_something_else_answers(database: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(PeerError):
             export_database(Connection(f"http://127.0.0.1:{server.getsockname()[1]}"), "a.db", database)
         thread.join(10)
+
+
+def test_watching_in_json_has_one_shape_also_of_a_dead_node(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[float] = []
+
+    def pause(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("litefs.cli.status.time.sleep", pause)
+    assert main(["status", "-watch", "--json", "-url", "http://127.0.0.1:1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2, "it looks again"
+    for line in lines:
+        shown = json.loads(line)
+        assert set(shown) == {"asked", "primary", "problem"}
+        assert shown["asked"] is shown["primary"] is None
+        assert "is the node running there?" in shown["problem"]
+
+
+def test_a_big_database_has_the_time_it_takes_and_a_dead_machine_has_not(
+    node: FakeNode, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node copies and checks all of it before its first byte; whether it lives the kernel finds out."""
+    waits: dict[str, float] = {}
+    alive: list[tuple[int, int]] = []
+    check = Connection._check
+
+    def noted(self: Connection, response: httpx.Response, name: str) -> None:
+        waits[response.request.url.path] = response.request.extensions["timeout"]["read"]
+        sock = response.extensions["network_stream"].get_extra_info("socket")
+        keepalive = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        alive.append((keepalive, sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)))
+        check(self, response, name)
+
+    monkeypatch.setattr(Connection, "_check", noted)
+    assert main(["import", "-url", node.url, "-name", "app.db", str(database)]) == 0
+    assert main(["export", "-url", node.url, "-name", "app.db", str(tmp_path / "out.db")]) == 0
+    assert waits["/import"] == waits["/export"] == 3600
+    assert waits["/info"] < 10
+    assert {(on > 0, idle) for on, idle in alive} == {(True, 15)}

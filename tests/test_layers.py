@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "copies",
+            "exposure",
             "figures",
             "guard",
             "halt",
@@ -41,6 +42,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"telling"}),
     frozenset({"answers"}),
     frozenset({"proxying"}),
+    frozenset({"application"}),
     frozenset({"node"}),
     frozenset({"cli"}),
 )

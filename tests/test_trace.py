@@ -130,3 +130,25 @@ def test_the_flag_writes_to_standard_output(tmp_path: Path) -> None:
     for flags, expected in (((), False), (("-tracing",), True), (("--tracing",), True)):
         config, _ = _configure(parse_flags(_FLAGS, [*flags, "-dir", str(tmp_path / "mnt")]))
         assert config.tracing.stdout is expected
+
+
+def test_standard_output_that_nobody_reads_fails_no_operation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with ``litefs mount -tracing | head``: a commit traces while it is under way."""
+    read, write = os.pipe()
+    one = Tracer()
+    one.setup(TraceTo(str(tmp_path / "trace.log"), stdout=True))
+    with open(write, "w", encoding="utf-8", closefd=False) as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        os.close(read)
+        one("Commit", "app.db", number=1)
+        one("Commit", "app.db", number=2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), write)  # for what closing flushes
+    os.close(write)
+    assert one.enabled, "the file is still written"
+    one.close()
+    assert len((tmp_path / "trace.log").read_text().splitlines()) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "tracing: standard output is not written any more: Broken pipe"
+    ]

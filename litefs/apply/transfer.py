@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from litefs.errors import DatabaseBusy, DatabaseNotFound, FormatError, LiteFSError
+from litefs.errors import DatabaseBusy, DatabaseNotFound, FormatError, LiteFSError, NotPrimary
 from litefs.sqlite.header import SIZE as DATABASE_HEADER_SIZE
 from litefs.sqlite.header import DatabaseHeader
 
@@ -29,8 +29,8 @@ def import_file(source: Path, target: Path, check: bool) -> None:
     """Replace the database *target* on the mount by the one in *source*, in one transaction; with *check*
     only if SQLite finds nothing wrong with it.
 
-    Raises FormatError if *source* is no SQLite database or damaged, LiteFSError if the target cannot be
-    written; then that is as it was.
+    Raises FormatError if *source* is no SQLite database or damaged, NotPrimary if the target is for reading
+    only, LiteFSError if it cannot be written; then that is as it was.
     """
     with open(source, "rb") as file:
         header = DatabaseHeader.parse(file.read(DATABASE_HEADER_SIZE))
@@ -45,9 +45,16 @@ def import_file(source: Path, target: Path, check: bool) -> None:
                 if header.is_wal:
                     mounted.execute("PRAGMA journal_mode=WAL")
     except sqlite3.DatabaseError as exc:
+        if _primary_code(exc) == sqlite3.SQLITE_READONLY:
+            raise NotPrimary("import failed: this node is not the primary any more") from exc
         if isinstance(exc, sqlite3.OperationalError):
             raise LiteFSError(f"import failed: {exc}") from exc
         raise FormatError(f"not imported: {exc}") from exc
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """SQLite's result code without what extends it; 0 if the error is not SQLite's."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _problem(database: sqlite3.Connection) -> str | None:

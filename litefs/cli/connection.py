@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,8 +27,19 @@ GREETING_TIMEOUT = 5.0
 """Seconds that a node has to say who it is; what is not a node may never say anything."""
 
 IDLE_TIMEOUT = 300.0
-"""Seconds without a byte, in either direction, after which the node counts as gone. A node answers an
-import only when all of it is replicated, hence minutes."""
+"""Seconds without a byte, in either direction, after which the node counts as gone."""
+
+WORK_TIMEOUT = 3600.0
+"""The same of a node that copies and checks a whole database before it says anything. Whether it lives is for
+KEEPALIVE to tell."""
+
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""A machine that is gone is noticed within half a minute."""
 
 MAX_ERROR_TEXT = 4096
 TOKEN_VARIABLE = "LITEFS_TOKEN"
@@ -98,10 +110,14 @@ class Connection:
         token = self.tokens.own()
         return httpx.Client(
             headers={} if token is None else {"Authorization": bearer(token)},
-            verify=self.tls.context(self.url),
-            http1=False,
-            http2=True,
             trust_env=False,
+            transport=httpx.HTTPTransport(
+                verify=self.tls.context(self.url),
+                http1=False,
+                http2=True,
+                trust_env=False,
+                socket_options=KEEPALIVE,
+            ),
         )
 
     @contextlib.contextmanager

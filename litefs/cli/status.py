@@ -22,7 +22,10 @@ _CLEAR = "\x1b[H\x1b[2J"
 """Cursor to the corner, screen empty (ECMA-48: CUP, ED)."""
 
 _FLAGS = (
-    Flag("json", "print JSON: the asked node in `asked`, the primary in `primary`"),
+    Flag(
+        "json",
+        "print JSON: the asked node in `asked`, the primary in `primary`, null where there is no answer",
+    ),
     Flag("watch", "look again each second until Ctrl-C"),
     *FLAGS,
 )
@@ -49,16 +52,20 @@ def status(argv: Sequence[str]) -> int:
         try:
             shown = _text(look(node), as_json)
         except LiteFSError as error:
-            shown = msgspec.json.encode({"problem": str(error)}).decode() if as_json else f"ERROR: {error}"
+            shown = _json(None, None, str(error)) if as_json else f"ERROR: {error}"
         print(f"{_CLEAR}{shown}" if sys.stdout.isatty() else shown, flush=True)
         time.sleep(WATCH_SECONDS)
 
 
 def _text(view: View, as_json: bool) -> str:
     if as_json:
-        shown = {"asked": view.asked, "primary": view.primary, "problem": view.problem}
-        return msgspec.json.encode(shown).decode()
+        return _json(view.asked, view.primary, view.problem)
     return "\n".join(report(view))
+
+
+def _json(asked: Status | None, primary: Status | None, problem: str) -> str:
+    """Of one shape always, for those who read it with ``-watch``."""
+    return msgspec.json.encode({"asked": asked, "primary": primary, "problem": problem}).decode()
 
 
 def report(view: View) -> Iterator[str]:

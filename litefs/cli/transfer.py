@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
-from litefs.cli.connection import FLAGS, Connection
+from litefs.cli.connection import FLAGS, WORK_TIMEOUT, Connection
 from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
 from litefs.cli.progress import Advance, progress
 from litefs.config_types import Duration
@@ -89,7 +89,14 @@ def import_database(node: Connection, name: str, path: Path, *, check: bool = Tr
             node.greet(client)
             content = _chunks(file, size, path, advance)
             with node.exchange(
-                client, "POST", "/import", name, query=query, headers=headers, content=content
+                client,
+                "POST",
+                "/import",
+                name,
+                query=query,
+                headers=headers,
+                content=content,
+                timeout=WORK_TIMEOUT,
             ):
                 pass
 
@@ -107,7 +114,7 @@ def export_database(node: Connection, name: str, path: Path, *, check: bool = Tr
         with temporary.open("wb") as file:
             with node.client() as client:
                 node.greet(client)
-                with node.exchange(client, "GET", "/export", name) as response:
+                with node.exchange(client, "GET", "/export", name, timeout=WORK_TIMEOUT) as response:
                     length = response.headers.get("content-length", "")
                     total = int(length) if length.isdecimal() else None
                     with progress(f"export of {name}", total) as advance:

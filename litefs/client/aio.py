@@ -170,7 +170,11 @@ class Events:
             try:
                 if self._stream is None:
                     await sleep(self._pause)
-                    await self._connect()
+                    try:
+                        await self._connect()
+                    except BaseException:  # cancelled, too: what comes next there would be half a head
+                        self.close()
+                        raise
                 event = await self._next()
             except Refused as error:
                 self.close()

@@ -54,7 +54,7 @@ class Event:
         try:
             found = json.loads(line)
             return cls(found["type"], found.get("db", ""), found.get("data", {}))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise PeerError(f"not an event: {line[:80]!r}") from None
 
 

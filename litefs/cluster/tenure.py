@@ -12,6 +12,7 @@ from litefs.cluster.lease import Beat, Lease, LeaseLost, LeaseUnavailable, Prima
 from litefs.cluster.member import Member
 from litefs.cluster.standing import Standing, advance, weigh
 from litefs.errors import LiteFSError
+from litefs.meters import METERS
 from litefs.types import Point
 
 log = logging.getLogger("litefs.election")
@@ -89,10 +90,13 @@ class Tenure:
         try:
             grant = await self._lease.renew(action.grant, beat)
         except LeaseLost as error:
+            METERS.lease_failures += 1
             return steps.Lost(str(error))
         except LeaseUnavailable as error:
+            METERS.lease_failures += 1
             log.debug("the lease was not renewed: %s", error)
             return steps.Unanswered()
+        METERS.lease_renewals += 1
         self._member.recorded(beat)
         return steps.Renewed(grant)
 

@@ -15,7 +15,8 @@ from hypercorn.typing import (
     ASGISendEvent,
     Scope,
 )
-from quart import Request, Response
+from quart import Request, Response, request
+from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers.request import TrioBody, TrioRequest
@@ -192,6 +193,8 @@ def bare_app(identity: Callable[[], Identity]) -> LiteFSApp:
 
     @app.after_request
     async def introduce(response: Response) -> Response:
+        if request.method == "HEAD" and not isinstance(response.response, DataBody):
+            response.response = DataBody(b"")  # some streams have no end
         own = identity()
         response.headers.setdefault(HEADER_ID, format_node_id(own.node_id))
         if own.cluster_id:
@@ -203,8 +206,6 @@ def bare_app(identity: Callable[[], Identity]) -> LiteFSApp:
 
 
 def _handle_errors(app: LiteFSApp) -> None:
-    from quart import request
-
     def answer(error: Exception, message: str, status: int) -> Response:
         log = logger.error if status >= 500 and status != 503 else logger.info
         log("http: %s %s: error: %s", request.method, request.path, message)

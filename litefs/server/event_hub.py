@@ -58,8 +58,9 @@ class Listener:
         self._ended = False
 
     def greet(self, line: bytes) -> None:
-        """The first line, of any length."""
+        """The first line, of any length, which does not count."""
         self._append(line)
+        self._size = 0
 
     def put(self, line: bytes) -> None:
         """Never waits; too much ends it."""

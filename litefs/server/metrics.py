@@ -35,7 +35,7 @@ def render(node: NodeView, subscribers: Subscribers, access: Access) -> bytes:
         def collect(self) -> Iterable[Metric]:
             databases = [database for database in node.databases() if access.allows(database.name)]
             meters = node.meters()
-            yield from _node(node, subscribers, len(databases))
+            yield from _node(node, meters, subscribers, len(databases))
             yield from _databases(databases)
             yield from _counted([database.name for database in databases], meters)
             yield from _timed(meters)
@@ -46,7 +46,7 @@ def render(node: NodeView, subscribers: Subscribers, access: Access) -> bytes:
     return generate_latest(registry)
 
 
-def _node(node: NodeView, subscribers: Subscribers, databases: int) -> Iterator[Metric]:
+def _node(node: NodeView, meters: Meters, subscribers: Subscribers, databases: int) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     figures = node.figures()
@@ -69,8 +69,14 @@ def _node(node: NodeView, subscribers: Subscribers, databases: int) -> Iterator[
         yield GaugeMetricFamily(name, text, value=value)
     for name, text, value in (
         ("litefs_stream_sent_bytes", "Bytes sent to replicas.", subscribers.bytes_sent),
-        ("litefs_stream_received_bytes", "Bytes received from primaries.", node.meters().received_bytes),
+        ("litefs_stream_received_bytes", "Bytes received from primaries.", meters.received_bytes),
         ("litefs_role_changes", "Times this node became primary, or ceased to be.", figures.role_changes),
+        ("litefs_lease_renewals", "Renewals of the lease that its store took.", meters.lease_renewals),
+        (
+            "litefs_lease_renewal_failures",
+            "Renewals that the lease's store refused or did not answer.",
+            meters.lease_failures,
+        ),
     ):
         yield CounterMetricFamily(name, text, value=value)
 

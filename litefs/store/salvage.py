@@ -78,8 +78,13 @@ def salvage(log: Path, base: Path, target: Path) -> Salvaged:
     """Lay the newest images of a log over a copy of the database file ``base``, as the new file ``target``.
 
     Raises FormatError (also LogCorrupt) if the log is damaged or empty, or of another page size than
-    ``base``; FileExistsError, OSError.
+    ``base``, or a journal or WAL lies beside one of the files; FileExistsError, OSError. Then there is no
+    ``target``, unless it was there before.
     """
+    if (beside := _companion(base)) is not None:
+        raise FormatError(f"{base} is not complete without {beside.name}: take a copy by `litefs export`")
+    if (beside := _companion(target)) is not None:
+        raise FormatError(f"{beside} lies there, which SQLite would take for {target}'s: remove it")
     first, last = _ends(log)
     with last.path.open("rb") as file:
         file.seek(last.body_offset)
@@ -92,12 +97,24 @@ def salvage(log: Path, base: Path, target: Path) -> Salvaged:
         )
     with Overlay(log, header.page_size, header.commit) as overlay:
         overlay.collect_all(first.txid_min - 1, last.txid_max)
-        fileops.copy_file(base, target)
-        overlay.write(target)
-        checksums = array("Q", file_checksums(target, header.page_size, header.commit))
+        try:
+            fileops.copy_file(base, target)
+            overlay.write(target)
+            checksums = array("Q", file_checksums(target, header.page_size, header.commit))
+        except FileExistsError:
+            raise
+        except BaseException:
+            target.unlink(missing_ok=True)  # nobody is to take half of it for a database
+            raise
         total = functools.reduce(operator.xor, checksums, 0) | _FLAG
         position = Position(last.txid_max, last.post_apply)
         return Salvaged(position, overlay.count, total == last.post_apply)
+
+
+def _companion(path: Path) -> Path | None:
+    """A journal or WAL beside a database file, which SQLite would read with it."""
+    beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
+    return next((one for one in beside if one.exists() and one.stat().st_size), None)
 
 
 def _ends(log: Path) -> tuple[Extent, Extent]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ import pytest
 
 from litefs.client import Event, NotOnMount, NotReady, PeerError, PrimaryMonitor, WaitTimeout, aio, events
 from litefs.client.feed import FIRST_PAUSE
+from litefs.client.loops import bounded
 from tests.client.conftest import SECONDS, Run, in_asyncio, in_trio
 from tests.support.node import Node, free_port
 from tests.support.processes import Client, wait_until
@@ -199,3 +202,37 @@ def test_the_client_needs_nothing_but_python() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_a_look_that_is_cancelled_while_it_connects_breaks_nothing(run: Run) -> None:
+    """As by a time limit for one event: the next look begins a connection of its own."""
+    go_on = threading.Event()
+    lines = b'{"type":"init","data":{"isPrimary":true}}\n'
+
+    def answer(listener: socket.socket) -> None:
+        for slowly in (True, False):
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n")
+                if slowly:
+                    assert go_on.wait(20)
+                connection.sendall(b"\r\n" + lines)
+
+    async def follow(url: str) -> str:
+        async with aio.events(url) as stream:
+            with pytest.raises(TimeoutError):
+                async with bounded(0.3):
+                    await anext(stream)
+            go_on.set()
+            return (await anext(stream)).type
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        try:
+            assert run(lambda: follow(f"http://127.0.0.1:{listener.getsockname()[1]}")) == "init"
+        finally:
+            go_on.set()
+            thread.join(20)

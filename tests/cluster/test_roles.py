@@ -334,7 +334,7 @@ def test_an_import_that_outlives_its_primary_changes_nothing(pair: Pair) -> None
         node.wait_settled()
         upload.send(body[-1:])
         answer = upload.getresponse()
-        assert (answer.status, answer.read()[:13]) == (500, b"import failed")
+        assert (answer.status, answer.read()[:13]) == (503, b"import failed")
     pair.check(1)
 
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 import trio
 
 from litefs.cluster import steps
-from litefs.cluster.lease import Beat, Grant, PrimaryInfo, View
+from litefs.cluster.lease import Beat, Grant, LeaseLost, LeaseUnavailable, PrimaryInfo, View
 from litefs.cluster.tenure import Tenure
+from litefs.meters import METERS
 from litefs.types import Point
 from tests.support.members import NAME, SmallMember
 
@@ -62,3 +63,24 @@ def test_until_the_member_serves_its_own_positions_alone_decide(tmp_path: Path) 
 
     trio.run(main)
     member.close()
+
+
+def test_renewals_are_counted_by_their_outcome(tmp_path: Path) -> None:
+    """An operator sees a store that answers now and then before the lease is lost to it."""
+    outcomes: list[type[Exception] | None] = [None, LeaseUnavailable, None, LeaseLost]
+
+    class Flaky(Recorder):
+        async def renew(self, grant: Grant, beat: Beat) -> Grant:
+            if (error := outcomes.pop(0)) is not None:
+                raise error("on purpose")
+            return await super().renew(grant, beat)
+
+    tenure = Tenure(cast(Any, Flaky()), SmallMember(tmp_path, "a", 1), 1, PrimaryInfo("a", "http://a"))
+    before = METERS.lease_renewals, METERS.lease_failures
+
+    async def main() -> None:
+        while outcomes:
+            await tenure.renew(steps.Renew(Grant(1, math.inf)))
+
+    trio.run(main)
+    assert (METERS.lease_renewals, METERS.lease_failures) == (before[0] + 2, before[1] + 2)

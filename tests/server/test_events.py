@@ -160,3 +160,37 @@ def test_patterns_that_can_match_nothing_are_refused(patterns: str) -> None:
             assert (await http.get(f"{url}/events?{patterns}")).status_code == 400
 
     run(main)
+
+
+@pytest.mark.parametrize("http2", [True, False])
+def test_a_request_for_the_head_alone_ends_and_listens_to_nothing(http2: bool) -> None:
+    """As of ``curl -I``; the same for what else has no end."""
+
+    async def main() -> None:
+        fake = node("app.db")
+        async with serving(fake) as url, client(http1=not http2, http2=http2) as http:
+            for path in ("/events", "/debug/rand"):
+                with trio.fail_after(5):
+                    response = await http.head(url + path)
+                assert (response.status_code, response.content) == (200, b"")
+                assert "content-length" not in response.headers
+            assert fake.events.count == 0
+            whole, head = await http.get(f"{url}/info"), await http.head(f"{url}/info")
+            assert head.headers["content-length"] == str(len(whole.content))
+
+    run(main)
+
+
+def test_a_long_first_line_dismisses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node of very many databases, and a commit before the line is taken."""
+    monkeypatch.setattr(event_hub, "MAX_BYTES", 1000)
+
+    async def main() -> None:
+        hub = EventHub(lambda: Begin(True, None, {"app.db": "x" * 5000}))
+        listener = hub.listen(lambda name: True, pages=False)
+        hub.publish("tx", {"number": 1}, "app.db")
+        kinds = [json.loads(line)["type"] for line in (await listener.take()).splitlines()]
+        assert kinds == ["init", "tx"]
+        assert hub.count == 1
+
+    run(main)

@@ -66,6 +66,7 @@ def test_metrics() -> None:
         node = FakeNode(MemoryCatalog(filled("app.db")))
         node.measured.commits.update({"app.db": 7, "gone.db": 1})
         node.measured.snapshots_sent["app.db"] = 1
+        node.measured.lease_renewals, node.measured.lease_failures = 5, 2
         for seconds in (500e-9, 2e-3, 100):
             node.measured.answer.add(int(seconds * 1e9))
         async with serving(node) as url, client() as http:
@@ -81,6 +82,8 @@ def test_metrics() -> None:
                 'litefs_db_txid{db="app.db"} 1.0',
                 "litefs_lease_term 3.0",
                 "litefs_role_changes_total 2.0",
+                "litefs_lease_renewals_total 5.0",
+                "litefs_lease_renewal_failures_total 2.0",
                 "litefs_lost_directories 1.0",
                 'litefs_db_ltx_count{db="app.db"} 1.0',
                 'litefs_db_commit_count{db="app.db"} 7.0',

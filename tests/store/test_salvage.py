@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 from pathlib import Path
@@ -13,6 +14,7 @@ from litefs.errors import FormatError, LogCorrupt
 from litefs.store import log
 from litefs.store import salvage as salvaging
 from litefs.store.lost import keep_diverged
+from litefs.store.rebuild import Overlay
 from litefs.store.salvage import salvage
 from tests.store.support import Writer, check_integrity, new_dir
 
@@ -104,3 +106,31 @@ def test_what_cannot_be_used_is_refused_and_nothing_made(tmp_path: Path) -> None
     with pytest.raises(LogCorrupt):
         salvage(damaged, base, target)
     assert not target.exists()
+
+
+def test_a_failure_leaves_no_half_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost, base, _ = diverged(tmp_path)
+    target = tmp_path / "old.db"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Overlay, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            salvage(lost, base, target)
+    assert not target.exists()
+    target.write_bytes(b"somebody's")
+    with pytest.raises(FileExistsError):
+        salvage(lost, base, target)
+    assert target.read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize(("file", "words"), [("old.db-wal", "remove it"), ("base.db-wal", "not complete")])
+def test_a_wal_beside_a_file_is_not_overlooked(file: str, words: str, tmp_path: Path) -> None:
+    """SQLite would lay it over what was made; or the base lacks what is in it."""
+    lost, base, _ = diverged(tmp_path)
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(FormatError, match=words):
+        salvage(lost, base, tmp_path / "old.db")
+    assert not (tmp_path / "old.db").exists()
