@@ -283,7 +283,7 @@ def test_a_tab_that_nobody_looks_at_and_a_replica_of_some_databases(
 
     visit.page.evaluate(HIDE, True)
     visit.page.wait_for_timeout(6000)  # longer than a step of a plot, and than an answer is fresh
-    assert visit.page.title() == "busy – LiteFS", "nobody has asked it"
+    assert visit.page.title().startswith("busy"), "nobody has asked it"
     visit.page.unroute("**/status")
     visit.page.route("**/status", lambda route: None)
     visit.page.evaluate(HIDE, False)
