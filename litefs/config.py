@@ -64,7 +64,8 @@ class HTTPConfig(_Section, frozen=True):
     addr: str = f":{DEFAULT_PORT}"
     """`HOST:PORT` to listen on; without a host every interface."""
     snapshot_timeout: Duration = Duration(0)
-    """How long the sending of one snapshot may take; `0s`: as long as `data.retention`."""
+    """How long the sending of one snapshot may take; `0s`: no limit, but a replica that takes nothing for a
+    minute loses it."""
     tls: TLSConfig = TLSConfig()
     """Ours: certificates ([who may talk to a node](security.md))."""
     auth_token: Secret | None = None

@@ -85,6 +85,14 @@ def test_systemd_takes_the_unit_without_a_word(tmp_path: Path) -> None:
     assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line or "litefs" in line]
 
 
+def test_the_unit_is_started_again_whatever_the_application_ends_with() -> None:
+    """The node's exit code is the application's: a panic of Go is 2, as a wrong configuration."""
+    unit = settings_of(UNIT)
+    assert unit["Restart"] == ["always"]
+    assert not [key for key in unit if key in ("RestartPreventExitStatus", "SuccessExitStatus")]
+    assert unit["TimeoutStartSec"] == ["infinity"], "a recovery is as long as the databases are big"
+
+
 class Manager:
     """A service manager, as far as it listens at ``path``."""
 
@@ -292,6 +300,14 @@ def test_the_manifests_hold_together() -> None:
     assert mounted == {"config": "/etc/litefs.yml", "data": config.data.dir}
 
 
+def test_a_long_recovery_is_not_killed() -> None:
+    """A node answers no probe before its databases are recovered, and begins anew when it is killed."""
+    (container,) = manifest("StatefulSet")["spec"]["template"]["spec"]["containers"]
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 3600
+    assert container["livenessProbe"]["httpGet"] == startup["httpGet"]
+
+
 def test_the_compose_file_holds_to_the_schema() -> None:
     content = yaml.safe_load((DEPLOY / "docker/compose.yaml").read_text())
     schema = Path(check_jsonschema.__file__).parent / "builtin_schemas/vendor/compose-spec.json"
@@ -299,6 +315,8 @@ def test_the_compose_file_holds_to_the_schema() -> None:
     nodes = {name: service for name, service in content["services"].items() if name.startswith("node")}
     assert len(nodes) == 3
     config = parse((DEPLOY / "docker/litefs.yml").read_text(), "compose", {"CONSUL_URL": "http://c:1"})[0]
+    # Without the lease's store nobody leads: it has to come back with the machine, as the nodes do.
+    assert {service["restart"] for service in content["services"].values()} == {"unless-stopped"}
     for name, node in nodes.items():
         assert node["hostname"] == name
         assert f"{name}:{config.data.dir}" in node["volumes"]
@@ -310,6 +328,9 @@ def test_the_compose_file_holds_to_the_schema() -> None:
 @pytest.mark.usefixtures("on_fly")
 def test_the_fly_example_holds_together(monkeypatch: pytest.MonkeyPatch) -> None:
     app = tomllib.loads((DEPLOY / "fly/fly.toml").read_text())
+    build = (DEPLOY / "fly/Dockerfile").read_text()
+    assert "ARG LITEFS=" in build, "Fly's builders do not have an image of this machine"
+    assert "FROM ${LITEFS}" in build
     config = parse((DEPLOY / "fly/litefs.yml").read_text(), "fly", FLY)[0]
     assert app["mounts"]["destination"] == config.data.dir
     assert config.proxy.addr == f":{app['http_service']['internal_port']}"

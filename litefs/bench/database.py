@@ -145,14 +145,28 @@ def _fill(
 
 
 def reuse(path: Path, settings: Settings) -> Settings:
-    """The settings with seed and rows of a database that ``-keep`` left. Raises BenchError."""
+    """The settings with what is so of a database that ``-keep`` left: seed, rows, page size and journal mode.
+
+    Raises BenchError.
+    """
     if not path.exists():
         raise BenchError(f"{path} does not exist: make it with -keep, on the primary if this is a replica")
     found = made(path)
     if not found or not found["rows"]:
         raise BenchError(f"{path} was not filled by litefs bench: make one with `litefs bench read -keep`")
     seed, row_size, rows = (int(str(found[key])) for key in ("seed", "row_size", "rows"))
-    return replace(settings, seed=seed, row_size=row_size, rows=rows)
+    with explained(path), contextlib.closing(connect(path, settings, read_only=True)) as connection:
+        (page_size,), (mode,) = (
+            connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "journal_mode")
+        )
+    return replace(
+        settings,
+        seed=seed,
+        row_size=row_size,
+        rows=rows,
+        page_size=page_size,
+        journal_mode=mode.upper(),
+    )
 
 
 def clear(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Open loop: operation k of a client is due at a time that is fixed beforehand. A latency counts from there, not
 from when the client came to it: otherwise the operations that a stall held up would look fast ("coordinated
-omission"). What was due in the round but never begun is counted as such.
+omission"). For the same reason what is still due when the round is over is done then, for as long again at
+most; what was never begun is counted as such.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Measured:
     busy: int = 0
     """Operations that were tried again because another client was in the way for the busy timeout."""
     unstarted: int = 0
-    """Operations that were due but not begun when the round was over."""
+    """Operations that were due but not begun when the round had taken twice its time."""
     error: str = ""
     ends: list[int] = field(default_factory=list)
 
@@ -174,7 +175,7 @@ class Meter:
             intended = int(due + number * task.period)
             if intended >= end:
                 break
-            if now >= end:
+            if now >= end + task.length:
                 return -int((intended - end) // task.period), now
             self._wait(intended)
             if self._stopped:

@@ -123,7 +123,8 @@ class Result:
         if len(self.targets) < 2:
             return []
         pairs = zip(self.targets[0].rounds, self.targets[1].rounds, strict=False)
-        return [first.rate / second.rate for first, second in pairs if second.rate]
+        # A round that was interrupted before its first operation ended tells nothing.
+        return [first.rate / second.rate for first, second in pairs if first.rate and second.rate]
 
 
 def rows_of(settings: Settings, kind: str) -> float:

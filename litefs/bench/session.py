@@ -150,7 +150,7 @@ class Session:
             share = min(1.0, (time.monotonic_ns() - begin) / 1e9 / settings.seconds)
             self._watcher.round(self.target.path, number, share, operations)
 
-        planned = LEAD_SECONDS + warmup + settings.seconds
+        planned = LEAD_SECONDS + warmup + settings.seconds * (2 if period else 1)
         measured: list[Measured] = answers(self._workers, planned, self.stop, progress)
         self._written = [client.written for client in measured]
         self._failed = self._failed or any(client.error for client in measured)

@@ -143,7 +143,8 @@ def _behind(database: DatabaseStatus, view: View) -> Iterator[str]:
 
 
 def _missing(database: DatabaseStatus, replica: ReplicaStatus) -> int:
-    return int(database.txid, 16) - int(replica.databases.get(database.name, "0"), 16)
+    # What it is not sent (``lease.databases``, its token) it does not lack.
+    return int(database.txid, 16) - int(replica.databases.get(database.name, database.txid), 16)
 
 
 def _state(replica: ReplicaStatus, databases: Sequence[DatabaseStatus]) -> str:

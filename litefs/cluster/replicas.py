@@ -282,9 +282,9 @@ class Replicas:
     # -- for people --------------------------------------------------------------------------------
 
     def connected(self) -> list[ReplicaInfo]:
-        """The replicas whose streams are open."""
+        """The replicas whose streams are open, each with the databases that it is sent."""
         return [
-            ReplicaInfo(node, session.candidate, node in self._members, session.hostname, dict(session.held))
+            ReplicaInfo(node, session.candidate, node in self._members, session.hostname, session.sent())
             for node, session in list(self._sessions.items())  # at once: /metrics asks in a thread
         ]
 

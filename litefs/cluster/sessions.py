@@ -30,6 +30,11 @@ class Session:
         """Whether it has of a database what was here when its stream began."""
         return self.held.get(name, START).txid >= self.begun.get(name, 1)
 
+    def sent(self) -> dict[str, Point]:
+        """Of each database that it is sent, which need not be all, what it has."""
+        names = [source.name for source in list(self.sources.values())]
+        return {name: self.held.get(name, START) for name in names}
+
     def total(self, names: Collection[str]) -> int:
         """Transactions that it has of these databases."""
         return sum(position.txid for name, position in self.held.items() if name in names)

@@ -55,7 +55,7 @@ class DatabaseStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 class ReplicaStatus(msgspec.Struct, frozen=True, rename="camel"):
     """A replica whose stream from this primary is open. ``databases``: the TXID up to which it has said that
-    its log holds each, 16 hex digits."""
+    its log holds each, 16 hex digits; only those that it is sent."""
 
     id: str
     hostname: str

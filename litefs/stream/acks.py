@@ -70,7 +70,7 @@ class AckAnswer(msgspec.Struct, frozen=True, array_like=True):
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
     """A connected replica, as its primary sees it; ``in_sync``: it has every commit that was answered;
-    ``held``: the last transaction in its log, by database, as far as it has told."""
+    ``held``: the last transaction in its log as far as it has told, of each database that it is sent."""
 
     node_id: int
     candidate: bool

@@ -117,7 +117,7 @@ def test_open_loop_counts_from_when_an_operation_was_due(seed: int) -> None:
     due = [each for each in due if each < task.begin + task.length]
     end, samples = 0, []
     for each, length in zip(due, lengths * 4, strict=False):
-        if end >= task.begin + task.length:
+        if end >= task.begin + 2 * task.length:
             break
         end = max(end, each) + length
         samples.append((end, end - each))
@@ -129,6 +129,24 @@ def test_open_loop_counts_from_when_an_operation_was_due(seed: int) -> None:
     # The operations behind the stall waited for it.
     behind = sum(1 for _, latency in samples if latency > 150 * MS)
     assert behind > 10
+
+
+def test_a_stall_at_the_end_of_a_round_is_in_the_percentiles() -> None:
+    """Who begins nothing after the round's end never tells how long those waited that the stall held up."""
+    world = World([MS] * 10 + [890 * MS] + [MS] * 1000)
+    task = Task(begin=0, length=1000 * MS, interval=100 * MS, period=10.0 * MS)
+    measured = world.meter().run(task)
+    found = Histogram()
+    for part in measured.kinds[0]:
+        found.merge(part)
+    assert (found.count, measured.unstarted) == (100, 0)
+    assert 400 * MS < found.percentile(0.5) < 500 * MS
+    assert measured.elapsed == 1079 * MS
+
+
+def test_what_cannot_be_had_within_twice_the_round_is_counted() -> None:
+    measured = World([10 * MS]).meter().run(Task(begin=0, length=100 * MS, interval=50 * MS, period=1.0 * MS))
+    assert (sum(part.count for part in measured.kinds[0]), measured.unstarted) == (20, 80)
 
 
 def run_with(world: World, **changes: object) -> Measured:

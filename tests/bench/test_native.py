@@ -136,11 +136,13 @@ def test_a_rate_is_kept_to(tmp_path: Path) -> None:
 
 
 def test_what_was_kept_is_read_again(tmp_path: Path) -> None:
-    measured("read", "-keep", "-seed", "5", "-row-size", "77", tmp_path)
+    form = ("-page-size", "8192", "-journal-mode", "delete")
+    measured("read", "-keep", "-seed", "5", "-row-size", "77", *form, tmp_path)
     assert (tmp_path / NAME).exists()
     for workload in ("read", "scan"):
         found = measured(workload, "-reuse", tmp_path)
         assert [found["settings"][key] for key in ("seed", "rowSize", "rows")] == [5, 77, 2000]
+        assert [found["settings"][key] for key in ("pageSize", "journalMode")] == [8192, "DELETE"]
     assert (tmp_path / NAME).exists(), "it was not made by this run"
     with contextlib.closing(sqlite3.connect(tmp_path / NAME)) as connection, connection:
         connection.execute("UPDATE entry SET data = zeroblob(77) WHERE id > 10")

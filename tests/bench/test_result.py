@@ -63,6 +63,8 @@ def test_the_ratio_is_of_rounds_side_by_side() -> None:
     assert "a / b: 0.400 of its rate (0.200 to 0.500 in 3 rounds)" in text(result)
     first.rounds.pop()
     assert result.ratios() == [0.4, 0.2], "a round that the other one lacks counts for nothing"
+    first.rounds[1].kinds[0].rate = 0.0
+    assert result.ratios() == [0.4], "a round that was cut short before anything ended counts for nothing"
     assert spread([]) == {"median": 0.0, "min": 0.0, "max": 0.0}
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.support.node import Node, free_port, wait_present
 from tests.support.processes import Client, wait_until
 
@@ -88,13 +90,12 @@ def test_fuse_debug_logs_each_request(make_node: Callable[..., Node]) -> None:
     wait_until(lambda: node.log.read_text().count("unique:") > before, 10, "the requests are in the log")
 
 
+@pytest.mark.parametrize("limit", [{"retention-bytes": 1}, {"retention": "500ms"}])
 def test_retention_deletes_what_the_log_no_longer_needs(
-    make_node: Callable[..., Node], make_client: Callable[..., Client]
+    make_node: Callable[..., Node], make_client: Callable[..., Client], limit: dict[str, object]
 ) -> None:
     node = make_node("node")
-    node.configure(
-        "data", {"dir": str(node.data), "retention-bytes": 1, "retention-monitor-interval": "300ms"}
-    )
+    node.configure("data", {"dir": str(node.data), "retention-monitor-interval": "300ms", **limit})
     node.start()
     client = make_client("sql", "sqlite3")
     client.call("open", path=node.path("app.db"))

@@ -99,6 +99,17 @@ def test_a_replica_becomes_a_member_by_a_write_of_the_store() -> None:
     run(main)
 
 
+def test_people_are_told_of_the_databases_that_a_replica_is_sent() -> None:
+    async def main() -> None:
+        scene = Scene()
+        scene.replicas.joined(Identity(1, term=3), 10, {}, {1: scene.a}, whole=False)
+        assert [one.held for one in scene.replicas.connected()] == [{"a": START}], "it has told nothing yet"
+        scene.ack(1, (1, scene.a.point(), START))
+        assert [one.held for one in scene.replicas.connected()] == [{"a": scene.a.point()}]
+
+    run(main)
+
+
 def test_replicas_are_expected_for_a_while() -> None:
     async def main() -> None:
         scene = Scene()

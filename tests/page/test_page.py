@@ -256,3 +256,42 @@ def test_many_databases_and_every_kind_of_trouble(
     visit.page.unroute("**/status")
     visit.page.route("**/status", lambda route: route.fulfill(status=500, body="the disk hangs"))
     visit.wait_text("#notices", "The node answers with an error (500: the disk hangs)")
+
+
+HIDE = """(hidden) => {
+    Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_a_tab_that_nobody_looks_at_and_a_replica_of_some_databases(
+    browser: Browser, make_node: Callable[..., Node]
+) -> None:
+    visit = Visit(browser, make_node("primary").start().url)
+    answer = many_databases(2)
+    only, both = answer["replicas"][0]["databases"], answer["replicas"][1]["databases"]
+    del only["tenant-001.db"]
+    answer["databases"].append({**answer["databases"][0], "name": "of-nobody.db"})
+    visit.page.route("**/status", lambda route: route.fulfill(json=answer))
+    visit.open()
+    visit.wait_text("#freshness", "live")
+    assert row(visit, "#nodes", "replica-0")[2] == "up to date"
+    assert row(visit, "#nodes", "replica-1")[2] == "2 transactions behind"
+    assert row(visit, "#databases-table", "of-nobody.db")[3] == "on no replica"
+    both["tenant-001.db"] = answer["databases"][1]["txid"]
+    visit.wait("() => document.querySelector('#databases-table').textContent.includes('on 1 replica')")
+
+    visit.page.evaluate(HIDE, True)
+    visit.page.wait_for_timeout(6000)  # longer than a step of a plot, and than an answer is fresh
+    assert visit.page.title().startswith("busy"), "nobody has asked it"
+    visit.page.unroute("**/status")
+    visit.page.route("**/status", lambda route: None)
+    visit.page.evaluate(HIDE, False)
+    visit.wait_text("#freshness", "asking again")
+    assert "old" in (visit.page.locator("body").get_attribute("class") or "")
+    visit.wait_text("#notices", "The node does not answer. What is shown is of")
+    visit.page.unroute("**/status")
+    visit.page.route("**/status", lambda route: route.fulfill(json=answer))
+    visit.wait_text("#freshness", "live")
+    visit.wait("() => document.querySelectorAll('#lag-plot path.curve').length === 2")
+    visit.assert_clean()

@@ -233,6 +233,10 @@ async def test_times_are_kept() -> None:
         client = await setup.connect()
         assert (await client.get())[0] == 200
         assert await client.ended(), "idle"
+    async with running(Echo(), idle_timeout=0.1) as setup:
+        client = await setup.connect()
+        assert (await client.get())[0] == 200
+        assert await client.ended(), "idle, whatever read-timeout is"
 
 
 @in_trio

@@ -19,8 +19,11 @@ const lags = new Series();
 const ratePlot = new Plot(byId("rate-plot"), rates, { smallest: 3, format: rate, title: "Transactions per second" });
 const lagPlot = new Plot(byId("lag-plot"), lags, {});
 
-/** `answer`: the last status and when it came (ms, as performance.now()); `trouble`: why there is none since. */
-const state = { answer: null, time: 0, date: null, notices: [], trouble: null, wake: null, stream: null };
+/**
+ * `answer`: the last status and when it came (ms, as performance.now()); `trouble`: why there is none since; `looked`:
+ * since when somebody looks, and the node is asked.
+ */
+const state = { answer: null, time: 0, date: null, notices: [], trouble: null, looked: 0, wake: null, stream: null };
 
 /**
  * Transactions per second by database, between two answers of one run of the node, by the node's own clock: how
@@ -66,6 +69,8 @@ function showLag(answer, now) {
 function take(answer) {
   const now = performance.now();
   const byName = ratesBetween(state.answer, answer);
+  // While nobody looked nothing was asked.
+  if (now - state.time > LONGEST_STEP_S * 1000) lags.add(now, null);
   Object.assign(state, { answer, time: now, date: new Date(), trouble: null });
   state.notices = views.show(answer, byName ?? new Map());
   const total = byName && [...byName.values()].reduce((sum, one) => sum + one, 0);
@@ -93,18 +98,21 @@ function connection(age) {
   if (trouble instanceof Refused) {
     return { level: "bad", text: `The node answers with an error (${trouble.status}: ${trouble.message}).${since}` };
   }
-  if (trouble || (state.answer && age > OLD_MS)) return { level: "bad", text: `The node does not answer.${since}` };
+  const asked = performance.now() - state.looked;
+  if (trouble || (state.answer && Math.min(age, asked) > OLD_MS)) return { level: "bad", text: `The node does not answer.${since}` };
   return null;
 }
 
 function showFreshness() {
+  if (document.hidden) return; // nothing is asked: that there is no answer means nothing
   const age = performance.now() - state.time;
   const notice = connection(age);
   const old = state.answer !== null && (notice !== null || age > OLD_MS);
   document.body.classList.toggle("old", old);
   const freshness = byId("freshness");
-  freshness.dataset.state = notice ? "bad" : state.answer ? "live" : "waiting";
+  freshness.dataset.state = notice ? "bad" : state.answer && !old ? "live" : "waiting";
   if (notice) setText(freshness, state.answer ? `no answer for ${span(age / 1000)}` : "no answer");
+  else if (old) setText(freshness, `of ${clock(state.date)}, asking again`);
   else if (state.answer) setText(freshness, `live, ${clock(state.date)}`);
   else setText(freshness, byId("token-form").hidden ? "waiting for an answer" : "waiting for a token");
   showNotices(notice ? [notice, ...state.notices] : state.notices);
@@ -198,8 +206,10 @@ async function followEvents() {
 
 document.addEventListener("visibilitychange", () => {
   // A browser opens six connections to a node at most: tabs that nobody looks at keep none of them.
-  if (document.hidden) stopEvents();
-  else state.wake?.();
+  if (document.hidden) return stopEvents();
+  state.looked = performance.now();
+  showFreshness();
+  state.wake?.();
 });
 
 setInterval(showFreshness, INTERVAL_MS);

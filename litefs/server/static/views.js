@@ -38,10 +38,15 @@ export function showNotices(notices) {
   if (!same) place.replaceChildren(...wanted);
 }
 
+/** Whether a replica is sent a database: `lease.databases` and tokens may leave some out. */
+function takes(replica, database) {
+  return Object.hasOwn(replica.databases, database.name);
+}
+
 /** How many transactions of these databases a replica has not acknowledged. */
 export function behind(databases, replica) {
-  const positions = replica.databases;
-  return databases.reduce((sum, one) => sum + Math.max(0, txid(one.txid) - txid(positions[one.name] ?? "0")), 0);
+  const lacks = (one) => (takes(replica, one) ? Math.max(0, txid(one.txid) - txid(replica.databases[one.name])) : 0);
+  return databases.reduce((sum, one) => sum + lacks(one), 0);
 }
 
 function nodeRows(status) {
@@ -97,8 +102,11 @@ function syncText(sync) {
 function stateOf(row) {
   if (row.damaged) return "damaged";
   if (row.replicas.length) {
-    const lacks = Math.max(...row.replicas.map((replica) => behind([row], replica)));
-    return lacks ? `${count(lacks)} not on all replicas` : "on all replicas";
+    const taking = row.replicas.filter((replica) => takes(replica, row));
+    if (!taking.length) return "on no replica";
+    const lacks = Math.max(...taking.map((replica) => behind([row], replica)));
+    if (lacks) return `${count(lacks)} not on all replicas`;
+    return taking.length < row.replicas.length ? `on ${several(taking.length, "replica")}` : "on all replicas";
   }
   return row.lag === undefined ? "ok" : `applied after ${lag(row.lag)}`;
 }
