@@ -73,10 +73,13 @@ def path_of(target: bytes) -> str:
 
 def split_absolute(target: bytes) -> tuple[bytes, bytes]:
     """Authority and target in origin form of one in absolute form (RFC 9112 §3.2.2); no authority if it is
-    not absolute."""
+    not absolute, or names no host that could be."""
     if not _ABSOLUTE.match(target):
         return b"", target
-    parts = urlsplit(target)
+    try:
+        parts = urlsplit(target)
+    except ValueError:  # brackets that hold no address
+        return b"", target
     return parts.netloc, (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
 
 

@@ -79,7 +79,9 @@ class Proxy:
         visit.scope.deadline = begin + self.times.write
         try:
             with visit.scope:
-                if visit.admitted is not None:
+                if (reason := refusal(visit.request)) is not None:
+                    await respond(visit.front, *reason, [(b"Connection", b"close")])
+                elif visit.admitted is not None:
                     await self._to_target(visit, self._written, on_tunnel=visit.admitted.is_tunnel)
                 else:
                     await self._by_rule(visit)
@@ -97,11 +99,7 @@ class Proxy:
         return visit.front.is_reusable and not self.closing
 
     async def _by_rule(self, visit: Visit) -> None:
-        request = visit.request
-        if (reason := refusal(request)) is not None:
-            await respond(visit.front, *reason, [(b"Connection", b"close")])
-            return
-        kind = self._rules.kind(request.method, request.target)
+        kind = self._rules.kind(visit.request.method, visit.request.target)
         visit.way.append(kind.value)
         match kind:
             case Kind.HEALTH:

@@ -10,10 +10,11 @@ import pytest
 import trio
 import trio.testing
 
-from litefs.config_http import TokenConfig
+from litefs.config_http import TLSConfig, TokenConfig
 from litefs.config_types import Secret
 from litefs.proxy import listener, service
-from litefs.proxy.forward import Leader
+from litefs.proxy.forward import Forwarder, Leader
+from litefs.tls import ClientTLS
 from litefs.tokens import Tokens
 from tests.proxy.support import Echo, FakeNode, Setup, application, bound, field_of, running
 from tests.proxy.test_relay import in_trio
@@ -260,6 +261,22 @@ async def test_fly_replay() -> None:
         head, body = await client.response("POST")
         assert (head.status_code, body) == (200, b"")
         assert field_of(head, "fly-replay") == ["instance=other-host"]
+
+
+@in_trio
+async def test_what_two_parsers_could_read_in_two_ways_is_refused_from_another_node_too() -> None:
+    """A node of another version, or whoever has its token, may not have looked."""
+    echo = Echo()
+    async with running(echo) as primary:
+        forwarder = Forwarder(Tokens(), ClientTLS(TLSConfig()), lambda: FakeNode(node_id=2).identity)
+        await primary.nursery.start(forwarder.run)
+        stream = await forwarder.open(Leader("one", primary.url), shared=True)
+        await stream.send_all(
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
+        await stream.send_eof()
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
+    assert echo.requests == []
 
 
 # -- the gate ------------------------------------------------------------------------------------------------
