@@ -132,11 +132,11 @@ def _informational(event: h11.InformationalResponse, added: Added | None) -> h11
 
 async def _await_bytes(front: Link, upstream: Link) -> None:
     """The next bytes of the response, but not for a client that has left: it may take for ever."""
-    if await upstream.fill_until(trio.current_time() + WATCH_SECONDS):
-        return
-    if front.conn.their_state is h11.SEND_BODY:
-        await upstream.fill()  # whoever reads the request's body sees the client leave
-        return
+    while True:
+        if await upstream.fill_until(trio.current_time() + WATCH_SECONDS):
+            return
+        if front.conn.their_state is not h11.SEND_BODY:
+            break  # until then whoever reads the request's body sees the client leave
     fault: TargetFault | None = None
     gone = False
     async with trio.open_nursery() as nursery:

@@ -56,6 +56,13 @@ class Visit:
         return f"{method.decode('ascii', 'replace')} {target.decode('latin-1')[:200]}"
 
 
+def _still_there(visit: Visit, since: float) -> None:
+    """What waited ``since`` then is for nobody, and may have been asked again elsewhere, if its client has
+    left: then raises ClientFault. One that ended only its own side, but had not to wait, gets its answer."""
+    if trio.current_time() - since >= RETRY_SECONDS and visit.front.has_left():
+        raise ClientFault("the client left before its request was passed on")
+
+
 class Proxy:
     """Answers requests, whoever accepted their connections."""
 
@@ -177,6 +184,7 @@ class Proxy:
             visit.way.append("held")
             with trio.move_on_after(min(left, RETRY_SECONDS)):
                 await self.gate.changed()
+            _still_there(visit, 0.0)
 
     async def _write_here(self, visit: Visit) -> None:
         with self.gate.entered(visit.scope) as one:
@@ -188,8 +196,10 @@ class Proxy:
         request = inbound(visit.request, visit.client, self._target.authority)
         # what asks for an upgrade may go on without end
         at_once = visit.incoming.end is not None and upgrades(request.headers) is None
+        since = trio.current_time()
         upstream = Link(await self._taken(leader, deadline, shared=at_once), client_end())
         try:
+            _still_there(visit, since)
             await upstream.send(serialized(upstream.conn, request, visit.incoming))
             if at_once:
                 await upstream.stream.send_eof()
@@ -221,8 +231,10 @@ class Proxy:
         self, visit: Visit, added: Callable[[], Fields], on_tunnel: Callable[[], None] = lambda: None
     ) -> None:
         """Raises ClientFault, TargetFault."""
+        since = trio.current_time()
         upstream = await self._target.connect()
         try:
+            _still_there(visit, since)
             request = inbound(visit.request, visit.client, self._target.authority)
             await upstream.send(serialized(upstream.conn, request, visit.incoming))
             if await exchange(visit.front, upstream, visit.incoming, added):

@@ -153,6 +153,23 @@ async def test_a_write_waits_for_a_primary_and_is_sent_once(monkeypatch: pytest.
 
 
 @in_trio
+async def test_a_write_whose_client_left_while_it_waited_is_not_sent() -> None:
+    """It may have asked again elsewhere: with this one the write would happen twice."""
+    echo, nobody = Echo(), FakeNode(is_primary=False)
+    async with running(echo, nobody) as setup:
+        leaving, staying = await setup.connect(), await setup.connect()
+        for number, client in enumerate((leaving, staying)):
+            await client.send(f"POST /{number} HTTP/1.1\nHost: h\nContent-Length: 1\n\nx")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await leaving.stream.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        nobody.now(is_primary=True)
+        assert (await staying.response("POST"))[0].status_code == 200
+        await trio.testing.wait_all_tasks_blocked(0.05)
+    assert echo.requests == ["POST /1"]
+
+
+@in_trio
 async def test_a_primary_that_is_gone_or_none_any_more_gets_nothing() -> None:
     there = Echo()
     async with running(there, FakeNode(is_primary=False)) as old, running(there) as new:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from litefs.proxy import exchange as exchange_module
 from litefs.proxy import target as target_module
 from tests.proxy.support import Echo, FakeNode, application, bound, field_of, running
 
@@ -334,6 +335,58 @@ async def test_a_client_that_leaves_ends_an_endless_response(monkeypatch: pytest
         await client.stream.aclose()
         with trio.fail_after(5):
             await left.wait()
+
+
+@in_trio
+async def test_a_client_that_leaves_after_its_upload_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module, "WATCH_SECONDS", 0.05)
+    asked, left = trio.Event(), trio.Event()
+
+    async def silent(stream: trio.SocketStream) -> None:
+        while data := await stream.receive_some(65536):
+            if bytes(data).endswith(b"0\r\n\r\n"):
+                asked.set()
+        left.set()
+
+    async with running(silent) as setup:
+        client = await setup.connect()
+        await client.send("POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n1\nx\n")
+        await trio.sleep(0.2)  # beyond the look at whether there is an early answer
+        await client.send("0\n\n")
+        await asked.wait()
+        await client.stream.aclose()
+        with trio.fail_after(5):
+            await left.wait()
+
+
+@in_trio
+async def test_what_a_client_sends_beside_a_long_response_is_not_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange_module, "WATCH_SECONDS", 0.005)
+
+    async def ticks(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            await trio.sleep(0.02)
+            await stream.send_all(b"tick")
+
+    async with running(ticks) as setup:
+        client = await setup.connect()
+        await client.send("GET / HTTP/1.1\nHost: h\n\n")
+        sent = 0
+
+        async def flood() -> None:
+            nonlocal sent
+            while True:
+                sent += await client.stream.socket.send(bytes(1 << 16))
+
+        setup.nursery.start_soon(flood)
+        await trio.sleep(0.5)
+        before = sent
+        await trio.sleep(0.5)
+        assert sent == before
 
 
 @in_trio
