@@ -89,6 +89,7 @@ class Proxying:
         self._config = config.proxy
         self._sockets: list[socket.socket] = []
         self._begun = trio.Event()
+        self._standing: object = None
         self._proxy: Proxy | None = None
         self.routes: Mapping[str, ASGIFramework] = {}
         """For the API port: where other nodes forward requests to."""
@@ -114,7 +115,7 @@ class Proxying:
         """Serve clients after :meth:`begin`; until cancelled."""
         if self._proxy is None:
             return
-        unlisten = self._node.listen(self._proxy.gate.wake)
+        unlisten = self._node.listen(self._look)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._forwarder.run)
@@ -127,6 +128,14 @@ class Proxying:
             unlisten()
             for sock in self._sockets:
                 sock.close()
+
+    def _look(self) -> None:
+        """Wake writes that wait for a primary, but not for each transaction that is noted meanwhile."""
+        assert self._proxy is not None
+        standing = self._node.is_primary, self._node.primary
+        if standing != self._standing:
+            self._standing = standing
+            self._proxy.gate.wake()
 
     async def finish(self) -> None:
         """Answer what is under way, take nothing new; bounded. Harmless if repeated."""

@@ -60,6 +60,9 @@ class Forwarder:
         self._hops: dict[str, list[Hop]] = {}
         """By URL: those that several requests share."""
         self._connecting = trio.Lock()
+        self._refusal: tuple[str, float, str] | None = None
+        """The last failure of whoever has taken nothing since: URL, time and text."""
+        self._probing = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._filled = trio.Event()
 
@@ -88,8 +91,30 @@ class Forwarder:
         """A byte stream to the application beside ``leader``, which takes a request from us.
 
         ``shared``: the request is small and will be sent at once. Another one gets a connection of its own:
-        while the peer does not read it, it would hold up others of its connection. Raises Unprocessed.
+        while the peer does not read it, it would hold up others of its connection. Raises Unprocessed. Where
+        the last one failed, requests are tried one at a time, and what one finds is told to those that waited
+        for it: the thousands that a failover may hold are not to keep two nodes busy with refusals.
         """
+        since = trio.current_time()
+        if self._refusal is not None and self._refusal[0] == leader.url:
+            async with self._probing:
+                found = self._refusal
+                if found is not None and found[0] == leader.url:
+                    if found[1] > since:
+                        raise Unprocessed(found[2])
+                    return await self._tried(leader, shared=shared)
+        return await self._tried(leader, shared=shared)
+
+    async def _tried(self, leader: Leader, *, shared: bool) -> HopStream:
+        try:
+            stream = await self._opened(leader, shared=shared)
+        except Unprocessed as error:
+            self._refusal = leader.url, trio.current_time(), str(error)
+            raise
+        self._refusal = None
+        return stream
+
+    async def _opened(self, leader: Leader, *, shared: bool) -> HopStream:
         hop = await (self._shared(leader.url) if shared else self._connect(leader.url))
         return await self._admitted(hop, leader.url, shared=shared)
 

@@ -14,6 +14,7 @@ from litefs.config_http import TLSConfig, TokenConfig
 from litefs.config_types import Secret
 from litefs.proxy import listener, service
 from litefs.proxy.forward import Forwarder, Leader
+from litefs.stream.protocols import Identity
 from litefs.tls import ClientTLS
 from litefs.tokens import Tokens
 from tests.proxy.support import Echo, FakeNode, Setup, application, bound, field_of, running
@@ -167,6 +168,44 @@ async def test_a_write_whose_client_left_while_it_waited_is_not_sent() -> None:
         assert (await staying.response("POST"))[0].status_code == 200
         await trio.testing.wait_all_tasks_blocked(0.05)
     assert echo.requests == ["POST /1"]
+
+
+@in_trio
+async def test_many_writes_that_wait_do_not_all_ask_again_and_again() -> None:
+    """At a node that is gone, and at one that refuses them."""
+    asked = 0
+
+    async def closes(stream: trio.SocketStream) -> None:
+        nonlocal asked
+        asked += 1
+
+    class Refusing(FakeNode):
+        def check_forwarder(self, peer: Identity) -> None:
+            nonlocal asked
+            asked += 1
+            super().check_forwarder(peer)
+
+    there = Echo()
+    async with running(there) as new, running(there, Refusing(is_primary=False)) as old:
+        for url in (f"http://127.0.0.1:{await application(new.nursery, closes)}", old.url):
+            node = FakeNode(node_id=2, is_primary=False, primary=Leader("old", url))
+            there.requests.clear()
+            async with running(Echo(), node, primary_redirect_timeout=15) as replica:
+                answers: list[tuple[int, str]] = []
+
+                async def write() -> None:
+                    answers.append(await post(replica))  # noqa: B023
+
+                async with trio.open_nursery() as nursery:
+                    for _ in range(60):
+                        nursery.start_soon(write)
+                    await trio.sleep(1)
+                    first = asked
+                    await trio.sleep(1)
+                    again = asked - first
+                    node.now(primary=Leader("new", new.url))
+                assert again <= 30, "ten a second, not ten for each"
+                assert len(there.requests) == answers.count((200, "POST /w ")) == 60
 
 
 @in_trio
