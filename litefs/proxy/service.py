@@ -28,6 +28,8 @@ READ_WAIT_SECONDS = 5.0
 """How long a read waits for what its client wrote; Go LiteFS's."""
 LOOK_SECONDS = 0.25
 """After which a read looks whether this node has become the primary meanwhile."""
+DOUBT_SECONDS = 3.0
+"""By how much the lag may be wrong: it is told once a second, by the clocks of two nodes."""
 RETRY_SECONDS = 0.1
 """Before a write that waits for a primary is tried again, if nothing tells of a change."""
 
@@ -114,8 +116,9 @@ class Proxy:
             case Kind.PASS:
                 await self._to_target(visit, self._last)
             case Kind.READ:
-                if await self._caught_up(visit):
-                    await self._to_target(visit, self._last)
+                added = await self._caught_up(visit)
+                if added is not None:
+                    await self._to_target(visit, added)
             case Kind.WRITE:
                 await self._write(visit)
 
@@ -134,11 +137,18 @@ class Proxy:
 
     # -- reads ------------------------------------------------------------------------------------------
 
-    async def _caught_up(self, visit: Visit) -> bool:
-        """Wait until this node has what the client wrote last; False if it was told that that takes too
-        long. The primary has all that there is, whatever an old cookie says."""
+    async def _caught_up(self, visit: Visit) -> Callable[[], Fields] | None:
+        """Wait until this node has what the client wrote last; the fields to add to the response, None if
+        the client was told that that takes too long.
+
+        The primary has all that there is, whatever an old cookie says; so has a replica whose lag is less
+        than what the request has waited. Then the cookie is of another cluster, from before a restore, or of
+        what was lost with a primary, and is replaced: else each read would end like that for its five
+        minutes.
+        """
         cookies = [value for name, value in visit.request.headers if name == b"cookie"]
-        deadline = trio.current_time() + READ_WAIT_SECONDS
+        begin, added = trio.current_time(), self._last
+        deadline = begin + READ_WAIT_SECONDS
         for name, txid in cookie_positions(cookies, self._databases).items():
             while not self._node.is_primary and not self._node.shows(name, txid):
                 left = deadline - trio.current_time()
@@ -149,12 +159,16 @@ class Proxy:
                 except (DatabaseNotFound, OSError):
                     break  # as in Go LiteFS: the application says what it thinks of that
                 except WaitTimeout as error:
+                    if self._node.lag_seconds + DOUBT_SECONDS < trio.current_time() - begin:
+                        visit.way.append(f"what nobody has of {name}")
+                        added = self._written
+                        break
                     if left > LOOK_SECONDS:
                         continue
                     log.info("proxy: %s: %s", visit, error)
                     await self._respond(visit, 504, "Proxy timeout")
-                    return False
-        return True
+                    return None
+        return added
 
     # -- writes -----------------------------------------------------------------------------------------
 

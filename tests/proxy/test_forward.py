@@ -456,6 +456,25 @@ async def test_a_read_that_waits_too_long(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @in_trio
+async def test_a_cookie_of_what_no_node_has_stalls_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of another cluster, from before a restore, or was lost with a primary."""
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(service, "DOUBT_SECONDS", 0.2)
+    monkeypatch.setattr(service, "READ_WAIT_SECONDS", 1.5)
+    node = FakeNode(is_primary=False, lag_seconds=0.1)
+    async with running(Echo(), node) as setup:
+        client = await setup.connect()
+        begin = trio.current_time()
+        await client.send("GET /r HTTP/1.1\nHost: h\nCookie: __txid=ffffffffffffffff\n\n")
+        head, body = await client.response()
+        assert body == b"GET /r "
+        assert 0.3 <= trio.current_time() - begin < 1.5
+        assert field_of(head, "set-cookie")[0].startswith("__txid=0000000000000007;")
+        node.now(lag_seconds=60.0)
+        assert (await client.get("/r", "Cookie: __txid=ffffffffffffffff"))[0] == 504, "it may come yet"
+
+
+@in_trio
 async def test_a_primary_is_not_stalled_by_an_old_cookie() -> None:
     node = FakeNode()
     async with running(Echo(), node) as setup:
