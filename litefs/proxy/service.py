@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import h11
 import trio
 
+from litefs.client import cookie
 from litefs.config_proxy import FLY_REPLAY, ProxyConfig
 from litefs.errors import DatabaseNotFound, WaitTimeout
 from litefs.proxy.exchange import Incoming, exchange, respond, serialized, tunnel
@@ -18,7 +19,7 @@ from litefs.proxy.forward import Forwarder, Leader, Unprocessed
 from litefs.proxy.gate import Gate, Pass
 from litefs.proxy.link import ClientFault, Duplex, Link, TargetFault, client_end
 from litefs.proxy.requests import Times
-from litefs.proxy.rules import Kind, Rules, cookie_positions, set_cookie
+from litefs.proxy.rules import Kind, Rules
 from litefs.proxy.target import Target
 from litefs.proxy.view import ProxiedNode
 
@@ -146,10 +147,10 @@ class Proxy:
         what was lost with a primary, and is replaced: else each read would end like that for its five
         minutes.
         """
-        cookies = [value for name, value in visit.request.headers if name == b"cookie"]
+        cookies = [value.decode("latin-1") for name, value in visit.request.headers if name == b"cookie"]
         begin, added = trio.current_time(), self._last
         deadline = begin + READ_WAIT_SECONDS
-        for name, txid in cookie_positions(cookies, self._databases).items():
+        for name, txid in cookie.parse(cookies, self._databases).items():
             while not self._node.is_primary and not self._node.shows(name, txid):
                 left = deadline - trio.current_time()
                 try:
@@ -267,5 +268,5 @@ class Proxy:
 
     def _written(self) -> Fields:
         positions = {name: self._node.txid(name) for name in self._databases}
-        cookie = set_cookie(positions, self._databases)
-        return self._last() + ([(b"Set-Cookie", cookie)] if cookie is not None else [])
+        value = cookie.render(positions, self._databases)
+        return self._last() + ([(b"Set-Cookie", value.encode())] if value is not None else [])
