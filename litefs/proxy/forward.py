@@ -32,6 +32,8 @@ PEER_TIMEOUT_MS = 15_000
 """A connection whose bytes stay unacknowledged for this long is dead (TCP_USER_TIMEOUT)."""
 KEEPALIVE = (5, 2, 3)
 """And so is one whose peer answers none of 3 probes, 2 s apart, after 5 s of silence."""
+FRESH_SECONDS = 0.08
+"""Until a failure is this old nobody is tried again."""
 MAX_MESSAGE = 1000
 """Bytes of a refusal that are read."""
 
@@ -92,15 +94,15 @@ class Forwarder:
 
         ``shared``: the request is small and will be sent at once. Another one gets a connection of its own:
         while the peer does not read it, it would hold up others of its connection. Raises Unprocessed. Where
-        the last one failed, requests are tried one at a time, and what one finds is told to those that waited
-        for it: the thousands that a failover may hold are not to keep two nodes busy with refusals.
+        the last one failed, requests are tried one at a time, and what one finds is told to others: the
+        thousands that a failover may hold are not to keep two nodes busy with refusals.
         """
         since = trio.current_time()
         if self._refusal is not None and self._refusal[0] == leader.url:
             async with self._probing:
                 found = self._refusal
                 if found is not None and found[0] == leader.url:
-                    if found[1] > since:
+                    if found[1] > since - FRESH_SECONDS:
                         raise Unprocessed(found[2])
                     return await self._tried(leader, shared=shared)
         return await self._tried(leader, shared=shared)
