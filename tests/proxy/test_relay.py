@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import resource
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -412,6 +414,21 @@ async def test_the_proxy_ends_when_its_requests_are_answered() -> None:
         assert (body, field_of(head, "connection")) == (b"ok", ["close"])
         assert await client.ended()
         assert await idle.ended()
+
+
+@in_trio
+async def test_clients_leave_the_node_enough_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (80, 80))
+    async with running(Echo()) as setup:
+        before = len(os.listdir("/proc/self/fd"))
+        clients = [await setup.connect() for _ in range(30)]
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(os.listdir("/proc/self/fd")) - before - len(clients) <= 20
+        last = clients.pop()
+        await last.send("GET /a HTTP/1.1\nHost: h\n\n")
+        for client in clients:
+            await client.stream.aclose()
+        assert (await last.response())[1] == b"GET /a "
 
 
 @in_trio
