@@ -92,7 +92,7 @@ class Proxy:
                 if (reason := refusal(visit.request)) is not None:
                     await respond(visit.front, *reason, [(b"Connection", b"close")])
                 elif visit.admitted is not None:
-                    await self._to_target(visit, self._written, on_tunnel=visit.admitted.is_tunnel)
+                    await self._admitted(visit, visit.admitted)
                 else:
                     await self._by_rule(visit)
             if visit.scope.cancelled_caught:
@@ -178,9 +178,12 @@ class Proxy:
         deadline = trio.current_time() + self.redirect_timeout
         why = "no primary is known"
         while True:
-            if self._node.is_primary and self.gate.is_open:
-                await self._write_here(visit)
-                return
+            if self._leads():
+                try:
+                    await self._write_here(visit)
+                    return
+                except Unprocessed as error:
+                    why, deadline = str(error), trio.current_time() + self.redirect_timeout
             leader = None if self._node.is_primary else self._node.primary
             if leader is not None and self._config.redirect == FLY_REPLAY:
                 await self._respond(visit, 200, "", [(b"fly-replay", f"instance={leader.hostname}".encode())])
@@ -201,9 +204,20 @@ class Proxy:
                 await self.gate.changed()
             _still_there(visit, 0.0)
 
+    def _leads(self) -> bool:
+        return self._node.is_primary and self.gate.is_open
+
     async def _write_here(self, visit: Visit) -> None:
+        """Raises Unprocessed if the role goes before the application takes connections."""
         with self.gate.entered(visit.scope) as one:
-            await self._to_target(visit, self._written, on_tunnel=one.is_tunnel)
+            await self._to_target(visit, self._written, self._leads, one.is_tunnel)
+
+    async def _admitted(self, visit: Visit, one: Pass) -> None:
+        """What another node was promised that it would be passed on."""
+        try:
+            await self._to_target(visit, self._written, self._leads, one.is_tunnel)
+        except Unprocessed as error:
+            await self._respond(visit, 503, f"Proxy error: {error}")
 
     async def _to_primary(self, visit: Visit, leader: Leader, deadline: float) -> None:
         """Raises Unprocessed, ClientFault, TargetFault."""
@@ -243,11 +257,21 @@ class Proxy:
     # -- the application here ---------------------------------------------------------------------------
 
     async def _to_target(
-        self, visit: Visit, added: Callable[[], Fields], on_tunnel: Callable[[], None] = lambda: None
+        self,
+        visit: Visit,
+        added: Callable[[], Fields],
+        wanted: Callable[[], bool] = lambda: True,
+        on_tunnel: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raises ClientFault, TargetFault."""
+        """Raises ClientFault, TargetFault; Unprocessed if it is not ``wanted`` any more before the
+        application takes connections."""
         since = trio.current_time()
-        upstream = await self._target.connect()
+
+        def still() -> bool:
+            _still_there(visit, since)
+            return wanted()
+
+        upstream = await self._target.connect(still)
         try:
             _still_there(visit, since)
             request = inbound(visit.request, visit.client, self._target.authority)

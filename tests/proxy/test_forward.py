@@ -154,6 +154,24 @@ async def test_a_write_waits_for_a_primary_and_is_sent_once(monkeypatch: pytest.
 
 
 @in_trio
+async def test_a_write_goes_on_to_the_next_primary_from_an_application_that_refuses_connections() -> None:
+    there = Echo()
+    sock, port = bound()
+    sock.close()
+    node = FakeNode(node_id=2)
+    async with running(there) as new, running(port, node) as old:
+        client = await old.connect()
+        await client.send("POST /w HTTP/1.1\nHost: h\nContent-Length: 0\n\n")
+        await trio.sleep(0.2)
+        with trio.fail_after(1):
+            await old.proxy.gate.hold(10)
+        node.now(is_primary=False, primary=Leader("new", new.url))
+        old.proxy.gate.release()
+        assert (await client.response("POST"))[0].status_code == 200
+    assert there.requests == ["POST /w"]
+
+
+@in_trio
 async def test_a_write_whose_client_left_while_it_waited_is_not_sent() -> None:
     """It may have asked again elsewhere: with this one the write would happen twice."""
     echo, nobody = Echo(), FakeNode(is_primary=False)

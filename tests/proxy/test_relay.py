@@ -392,6 +392,25 @@ async def test_what_a_client_sends_beside_a_long_response_is_not_collected(
 
 
 @in_trio
+async def test_a_client_that_leaves_is_not_waited_for_where_the_application_is_not_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sock, port = bound()
+    sock.close()
+    echo = Echo()
+    async with running(port) as setup:
+        for method in ("GET", "POST"):
+            client = await setup.connect()
+            await client.send(f"{method} / HTTP/1.1\nHost: h\nContent-Length: 0\n\n")
+            await trio.sleep(0.15)
+            await client.stream.aclose()
+        await trio.sleep(0.3)
+        await application(setup.nursery, echo, port)
+        await trio.sleep(0.3)
+    assert (echo.connections, caplog.text) == (0, "")
+
+
+@in_trio
 async def test_the_proxy_ends_when_its_requests_are_answered() -> None:
     asked, go_on = trio.Event(), trio.Event()
 
