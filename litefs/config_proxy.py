@@ -19,23 +19,24 @@ class ProxyConfig(Section, frozen=True):
     """The database whose position clients carry in a cookie, to read their own writes on any node; it may
     also be a list of them (ours)."""
     max_lag: Duration = Duration(10)
-    """Lag from which `/litefs/health` answers 503; `0s`: never."""
+    """Lag beyond which `GET /litefs/health` is 503, else 200; `0s`: never."""
     debug: bool = False
-    """Log each request."""
+    """Log each request: which way it went, how long it took."""
     passthrough: tuple[str, ...] = ()
-    """Paths that go to the application as they are, on every node; `*` stands for any text."""
+    """Paths that go to the application here, on every node, whatever they are; `*` stands for any text."""
     always_forward: tuple[str, ...] = ()
-    """Paths whose GET requests are treated as writes."""
+    """Paths whose GET and HEAD requests are treated as writes."""
     redirect: str = FORWARD
-    """Ours: what a replica does with a write: `forward` it to the primary, or answer `fly-replay`."""
+    """Ours: what a replica does with a write: `forward` it to the primary, or answer with the header
+    `fly-replay`, so that Fly.io's edge repeats the request at the primary."""
     primary_redirect_timeout: Duration = Duration(5)
-    """How long a write waits for a primary."""
+    """How long a write waits for a primary; then 503."""
     read_timeout: Duration = Duration(0)
-    """For reading a whole request."""
+    """For reading a whole request; then 408."""
     read_header_timeout: Duration = Duration(10)
-    """For reading the headers of a request."""
+    """For reading the headers of a request; then 408."""
     write_timeout: Duration = Duration(0)
-    """For writing a whole answer."""
+    """From the headers of a request to the end of its answer; then 504."""
     idle_timeout: Duration = Duration(30)
     """How long a connection may wait for its next request."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import time
 from collections.abc import Callable, Mapping
 
 import trio
@@ -39,6 +40,8 @@ class NodeOfProxy:
         self._replica = replica
         self._shown: dict[str, int] = {}
         """By database the last transaction that readers were found to see."""
+        self._current = -math.inf
+        """When this node was last known to have all that there was (time.monotonic)."""
 
     @property
     def identity(self) -> Identity:
@@ -55,8 +58,14 @@ class NodeOfProxy:
 
     @property
     def lag_seconds(self) -> float:
-        lag = self._answers.lag_seconds
-        return math.inf if lag is None else lag  # nothing was heard of a primary yet
+        lag, now = self._answers.lag_seconds, time.monotonic()
+        if lag is not None:
+            self._current = now - lag
+        return now - self._current
+
+    def was_primary(self) -> None:
+        """Until now it had all that there was."""
+        self._current = time.monotonic()
 
     def txid(self, name: str) -> int:
         try:
@@ -89,6 +98,7 @@ class Proxying:
         self._config = config.proxy
         self._sockets: list[socket.socket] = []
         self._begun = trio.Event()
+        self._standing: tuple[bool, Leader | None] = False, None
         self._proxy: Proxy | None = None
         self.routes: Mapping[str, ASGIFramework] = {}
         """For the API port: where other nodes forward requests to."""
@@ -114,7 +124,7 @@ class Proxying:
         """Serve clients after :meth:`begin`; until cancelled."""
         if self._proxy is None:
             return
-        unlisten = self._node.listen(self._proxy.gate.wake)
+        unlisten = self._node.listen(self._look)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._forwarder.run)
@@ -127,6 +137,16 @@ class Proxying:
             unlisten()
             for sock in self._sockets:
                 sock.close()
+
+    def _look(self) -> None:
+        """Wake writes that wait for a primary, but not for each transaction that is noted meanwhile."""
+        assert self._proxy is not None
+        standing = self._node.is_primary, self._node.primary
+        if standing != self._standing:
+            if self._standing[0] and not standing[0]:
+                self._node.was_primary()
+            self._standing = standing
+            self._proxy.gate.wake()
 
     async def finish(self) -> None:
         """Answer what is under way, take nothing new; bounded. Harmless if repeated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
@@ -42,8 +43,9 @@ class ReadYourWrites:
             headers = [
                 value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"cookie"
             ]
+            until = time.monotonic() + self._seconds
             for name, txid in cookie.parse(headers, list(names)).items():
-                if not await self._reached(names[name], txid):
+                if not await self._reached(names[name], txid, until):
                     await _answer_late(send)
                     return
             await self._app(scope, receive, send)
@@ -59,10 +61,10 @@ class ReadYourWrites:
 
         await self._app(scope, receive, marked)
 
-    async def _reached(self, path: StrPath, txid: int) -> bool:
+    async def _reached(self, path: StrPath, txid: int, until: float) -> bool:
         """Wait; False if it takes too long."""
         try:
-            for seconds in looks(self._seconds):
+            for seconds in looks(until):
                 try:
                     await aio.wait(path, txid, seconds)
                     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from litefs.client import reading
@@ -54,9 +55,9 @@ def positions(names: Mapping[str, StrPath]) -> dict[str, int]:
     return found
 
 
-def looks(seconds: float) -> Iterator[float]:
-    """How long the node is asked to wait each time: at first not at all, altogether ``seconds``."""
+def looks(until: float) -> Iterator[float]:
+    """How long the node is asked to wait each time: at first not at all, then ``until`` then
+    (time.monotonic)."""
     yield 0.0
-    while seconds > 0:
-        yield min(seconds, LOOK_SECONDS)
-        seconds -= LOOK_SECONDS
+    while (left := until - time.monotonic()) > 0:
+        yield min(left, LOOK_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,9 @@ class ReadYourWrites:
         """As of WSGI (PEP 3333)."""
         names = self._databases.names()
         if environ["REQUEST_METHOD"] in READS:
+            until = time.monotonic() + self._seconds
             for name, txid in cookie.parse([environ.get("HTTP_COOKIE", "")], list(names)).items():
-                if not self._reached(names[name], txid):
+                if not self._reached(names[name], txid, until):
                     body = LATE.encode()
                     headers = [
                         ("Content-Type", "text/plain; charset=utf-8"),
@@ -49,10 +51,10 @@ class ReadYourWrites:
 
         return self._app(environ, marked)
 
-    def _reached(self, path: StrPath, txid: int) -> bool:
+    def _reached(self, path: StrPath, txid: int, until: float) -> bool:
         """Wait; False if it takes too long."""
         try:
-            for seconds in looks(self._seconds):
+            for seconds in looks(until):
                 try:
                     reading.wait(path, txid, seconds)
                     return True

@@ -36,13 +36,11 @@ def serialized(conn: h11.Connection, request: h11.Request, incoming: Incoming) -
 
 
 def _send(conn: h11.Connection, event: h11.Event) -> bytes:
+    if isinstance(event, h11.EndOfMessage) and event.headers and conn.their_http_version == b"1.0":
+        event = h11.EndOfMessage()  # trailers come behind chunks, which it does not know
     try:
         return conn.send(event) or b""
-    except h11.LocalProtocolError as error:
-        # h11 has checked the message where it came from; what fails is what cannot be said here, as trailers
-        # to a client of HTTP/1.0
-        if isinstance(event, h11.EndOfMessage) and event.headers:
-            return conn.send(h11.EndOfMessage()) or b""
+    except h11.LocalProtocolError as error:  # h11 has checked the message where it came from
         raise TargetFault(f"Proxy error: {error}") from error
 
 
@@ -134,11 +132,11 @@ def _informational(event: h11.InformationalResponse, added: Added | None) -> h11
 
 async def _await_bytes(front: Link, upstream: Link) -> None:
     """The next bytes of the response, but not for a client that has left: it may take for ever."""
-    if await upstream.fill_until(trio.current_time() + WATCH_SECONDS):
-        return
-    if front.conn.their_state is h11.SEND_BODY:
-        await upstream.fill()  # whoever reads the request's body sees the client leave
-        return
+    while True:
+        if await upstream.fill_until(trio.current_time() + WATCH_SECONDS):
+            return
+        if front.conn.their_state is not h11.SEND_BODY:
+            break  # until then whoever reads the request's body sees the client leave
     fault: TargetFault | None = None
     gone = False
     async with trio.open_nursery() as nursery:

@@ -102,11 +102,12 @@ def inbound(request: h11.Request, client: Client | None, host: bytes) -> h11.Req
     """The request as the application gets it; ``host`` is for one of HTTP/1.0 that names none."""
     headers, target = request.headers, request.target
     fields, names = end_to_end(headers), {name for name, _ in headers}
+    authority = b""
     if not target.startswith(b"/"):
         authority, target = split_absolute(target)
-        if authority:  # it counts, not Host (RFC 9112 §3.2.2)
-            fields = [(b"Host", authority), *((n, v) for n, v in fields if n.lower() != b"host")]
-    if b"host" not in names:
+    if authority:  # it counts, not Host (RFC 9112 §3.2.2)
+        fields = [(b"Host", authority), *((n, v) for n, v in fields if n.lower() != b"host")]
+    elif b"host" not in names:
         fields.insert(0, (b"Host", host))
     if b"transfer-encoding" in names:
         fields.append((b"Transfer-Encoding", b"chunked"))
@@ -136,7 +137,9 @@ def _introduced(fields: Fields, names: set[bytes], client: Client) -> Fields:
 
 def outbound(response: h11.Response, added: Iterable[tuple[bytes, bytes]]) -> h11.Response:
     """The response as the client gets it, with fields ``added``. How its body is framed is for h11 to say,
-    by what the client understands."""
+    by what the client understands: a length beside chunks counted for nothing (RFC 9112 §6.3)."""
     fields = end_to_end(response.headers)
+    if any(name == b"transfer-encoding" for name, _ in response.headers):
+        fields = [(name, value) for name, value in fields if name.lower() != b"content-length"]
     fields += added
     return h11.Response(status_code=response.status_code, headers=fields, reason=response.reason)

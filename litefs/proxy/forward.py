@@ -32,6 +32,8 @@ PEER_TIMEOUT_MS = 15_000
 """A connection whose bytes stay unacknowledged for this long is dead (TCP_USER_TIMEOUT)."""
 KEEPALIVE = (5, 2, 3)
 """And so is one whose peer answers none of 3 probes, 2 s apart, after 5 s of silence."""
+FRESH_SECONDS = 0.08
+"""Until a failure is this old nobody is tried again."""
 MAX_MESSAGE = 1000
 """Bytes of a refusal that are read."""
 
@@ -60,6 +62,9 @@ class Forwarder:
         self._hops: dict[str, list[Hop]] = {}
         """By URL: those that several requests share."""
         self._connecting = trio.Lock()
+        self._refusal: tuple[str, float, str] | None = None
+        """The last failure of whoever has taken nothing since: URL, time and text."""
+        self._probing = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._filled = trio.Event()
 
@@ -88,8 +93,30 @@ class Forwarder:
         """A byte stream to the application beside ``leader``, which takes a request from us.
 
         ``shared``: the request is small and will be sent at once. Another one gets a connection of its own:
-        while the peer does not read it, it would hold up others of its connection. Raises Unprocessed.
+        while the peer does not read it, it would hold up others of its connection. Raises Unprocessed. Where
+        the last one failed, requests are tried one at a time, and what one finds is told to others: the
+        thousands that a failover may hold are not to keep two nodes busy with refusals.
         """
+        since = trio.current_time()
+        if self._refusal is not None and self._refusal[0] == leader.url:
+            async with self._probing:
+                found = self._refusal
+                if found is not None and found[0] == leader.url:
+                    if found[1] > since - FRESH_SECONDS:
+                        raise Unprocessed(found[2])
+                    return await self._tried(leader, shared=shared)
+        return await self._tried(leader, shared=shared)
+
+    async def _tried(self, leader: Leader, *, shared: bool) -> HopStream:
+        try:
+            stream = await self._opened(leader, shared=shared)
+        except Unprocessed as error:
+            self._refusal = leader.url, trio.current_time(), str(error)
+            raise
+        self._refusal = None
+        return stream
+
+    async def _opened(self, leader: Leader, *, shared: bool) -> HopStream:
         hop = await (self._shared(leader.url) if shared else self._connect(leader.url))
         return await self._admitted(hop, leader.url, shared=shared)
 

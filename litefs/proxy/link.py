@@ -6,6 +6,7 @@ A fault of the client and one of the application are different errors, whatever 
 from __future__ import annotations
 
 import math
+import select
 
 import h11
 import trio
@@ -110,9 +111,19 @@ class Link:
         """Whether both sides are done with a request, and another one may follow."""
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.DONE
 
+    def has_left(self) -> bool:
+        """Whether the peer is known to have ended its side, read or not."""
+        if not isinstance(self.stream, trio.SocketStream):
+            return False
+        poll = select.poll()
+        poll.register(self.stream.socket.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     async def gone(self) -> None:
         """Return when the peer has left. Bytes that come meanwhile are for the next request: then this never
         returns, so that a client cannot fill our memory. Raises nothing."""
+        if self.conn.trailing_data[0]:
+            await trio.sleep_forever()
         try:
             data = await self.stream.receive_some(READ_SIZE)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

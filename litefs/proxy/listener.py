@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 from collections.abc import Sequence
 
@@ -18,7 +19,8 @@ from litefs.proxy.service import Proxy, Visit
 log = logging.getLogger("litefs.proxy")
 
 MAX_CONNECTIONS = 10_000
-"""Connections that are read at a time; others wait for one of them to end."""
+"""Connections that are accepted at a time, if this process may have so many files; others wait in the kernel
+for one of them to end."""
 FINISH_SECONDS = 1.5
 """How long requests may take to end once the proxy is told to stop, tunnels aside."""
 LAST_SECONDS = 0.2
@@ -28,6 +30,34 @@ LINGER_SECONDS = 1.0
 connection, and the client might never read that answer."""
 
 
+def _room() -> int:
+    """How many connections there may be. Each may have one to the application, too; half of the files are for
+    the rest of the node, which without one could neither log nor renew its lease."""
+    return max(1, min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+
+
+class _Admission(trio.abc.Listener[trio.SocketStream]):
+    """A listener that accepts a connection when there is a slot for it, which that has to release."""
+
+    def __init__(self, inner: trio.SocketListener, slots: trio.Semaphore) -> None:
+        self._inner = inner
+        self._slots = slots
+
+    async def accept(self) -> trio.SocketStream:
+        await self._slots.acquire()
+        try:
+            return await self._inner.accept()
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def close(self) -> None:
+        self._inner.socket.close()
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
 class Listener:
     """Serves the clients of ``proxy`` on sockets that are bound, and listens no earlier than it serves."""
 
@@ -35,7 +65,7 @@ class Listener:
         self._proxy = proxy
         self._visits: set[Visit] = set()
         self._changed = trio.lowlevel.ParkingLot()
-        self._slots = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._slots = trio.Semaphore(_room())
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
 
@@ -44,7 +74,8 @@ class Listener:
         listeners = []
         for sock in sockets:
             sock.listen(socket.SOMAXCONN)
-            listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
+            inner = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+            listeners.append(_Admission(inner, self._slots))
         with self._serving:
             async with trio.open_nursery() as clients:
                 with self._accepting:
@@ -52,7 +83,7 @@ class Listener:
                         await trio.serve_listeners(self._client, listeners, handler_nursery=clients)
                     finally:
                         for listener in listeners:
-                            listener.socket.close()
+                            listener.close()
                 await trio.sleep_forever()
 
     async def finish(self) -> None:
@@ -72,9 +103,8 @@ class Listener:
     async def _client(self, stream: trio.SocketStream) -> None:
         front = Link(stream, server_end())
         try:
-            async with self._slots:
-                await self._requests(front, Client(_peer(stream)))
-                await _linger(front)
+            await self._requests(front, Client(_peer(stream)))
+            await _linger(front)
         except ClientFault as fault:
             await self._complain(front, fault)
         except trio.BrokenResourceError:
@@ -83,6 +113,7 @@ class Listener:
             # one connection, whatever a client does with it, must not take the node down
             log.exception("a connection of the proxy ended with an unexpected error")
         finally:
+            self._slots.release()
             await trio.aclose_forcefully(stream)
 
     async def _requests(self, front: Link, client: Client) -> None:

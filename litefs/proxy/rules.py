@@ -1,23 +1,16 @@
-"""Which way a request goes, and the cookie that lets a client read its own writes. Knows no connections.
-
-The rules are those of Go LiteFS (v0.5), but for the cookie of several databases, which is ours.
-"""
+"""Which way a request goes, by the rules of Go LiteFS (v0.5). Knows no connections."""
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from litefs.config_proxy import ProxyConfig
 
-COOKIE = "__txid"
-COOKIE_SECONDS = 300
-
 HEALTH_PATH = "/litefs/health"
 
-_TXID = re.compile(r"[0-9a-fA-F]{16}")
 _ABSOLUTE = re.compile(rb"https?://", re.IGNORECASE)
 
 
@@ -73,47 +66,11 @@ def path_of(target: bytes) -> str:
 
 def split_absolute(target: bytes) -> tuple[bytes, bytes]:
     """Authority and target in origin form of one in absolute form (RFC 9112 §3.2.2); no authority if it is
-    not absolute."""
+    not absolute, or names no host that could be."""
     if not _ABSOLUTE.match(target):
         return b"", target
-    parts = urlsplit(target)
+    try:
+        parts = urlsplit(target)
+    except ValueError:  # brackets that hold no address
+        return b"", target
     return parts.netloc, (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
-
-
-def cookie_positions(values: Iterable[bytes], databases: Sequence[str]) -> dict[str, int]:
-    """The TXIDs to wait for, by database, of a request's ``Cookie`` fields.
-
-    The cookie is a TXID of 16 hex digits, for the first of ``databases``, or ``NAME:TXID`` for each, joined
-    by ``&``, names percent-encoded. Whatever is something else, or of other databases, is passed over: a
-    client may have it from anywhere.
-    """
-    for value in values:
-        for pair in value.decode("latin-1").split(";"):
-            name, _, content = pair.strip().partition("=")
-            if name == COOKIE:
-                return _parse(content.strip('"'), databases)
-    return {}
-
-
-def _parse(content: str, databases: Sequence[str]) -> dict[str, int]:
-    if _TXID.fullmatch(content):
-        return {databases[0]: int(content, 16)}
-    found: dict[str, int] = {}
-    for item in content.split("&"):
-        name, _, txid = item.rpartition(":")
-        if unquote(name) in databases and _TXID.fullmatch(txid):
-            found[unquote(name)] = int(txid, 16)
-    return found
-
-
-def set_cookie(positions: Mapping[str, int], databases: Sequence[str]) -> bytes | None:
-    """The value of ``Set-Cookie`` after a write that left ``databases`` at these TXIDs; None if there are
-    none yet."""
-    known = [(name, positions[name]) for name in databases if positions.get(name)]
-    if not known:
-        return None
-    if len(databases) == 1:
-        content = f"{known[0][1]:016x}"
-    else:
-        content = "&".join(f"{quote(name, safe='')}:{txid:016x}" for name, txid in known)
-    return f"{COOKIE}={content}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly".encode()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import h11
 import trio
 
+from litefs.client import cookie
 from litefs.config_proxy import FLY_REPLAY, ProxyConfig
 from litefs.errors import DatabaseNotFound, WaitTimeout
 from litefs.proxy.exchange import Incoming, exchange, respond, serialized, tunnel
@@ -18,7 +19,7 @@ from litefs.proxy.forward import Forwarder, Leader, Unprocessed
 from litefs.proxy.gate import Gate, Pass
 from litefs.proxy.link import ClientFault, Duplex, Link, TargetFault, client_end
 from litefs.proxy.requests import Times
-from litefs.proxy.rules import Kind, Rules, cookie_positions, set_cookie
+from litefs.proxy.rules import Kind, Rules
 from litefs.proxy.target import Target
 from litefs.proxy.view import ProxiedNode
 
@@ -28,6 +29,8 @@ READ_WAIT_SECONDS = 5.0
 """How long a read waits for what its client wrote; Go LiteFS's."""
 LOOK_SECONDS = 0.25
 """After which a read looks whether this node has become the primary meanwhile."""
+DOUBT_SECONDS = 3.0
+"""By how much the lag may be wrong: it is told once a second, by the clocks of two nodes."""
 RETRY_SECONDS = 0.1
 """Before a write that waits for a primary is tried again, if nothing tells of a change."""
 
@@ -56,6 +59,13 @@ class Visit:
         return f"{method.decode('ascii', 'replace')} {target.decode('latin-1')[:200]}"
 
 
+def _still_there(visit: Visit, since: float) -> None:
+    """What waited ``since`` then is for nobody, and may have been asked again elsewhere, if its client has
+    left: then raises ClientFault. One that ended only its own side, but had not to wait, gets its answer."""
+    if trio.current_time() - since >= RETRY_SECONDS and visit.front.has_left():
+        raise ClientFault("the client left before its request was passed on")
+
+
 class Proxy:
     """Answers requests, whoever accepted their connections."""
 
@@ -79,8 +89,10 @@ class Proxy:
         visit.scope.deadline = begin + self.times.write
         try:
             with visit.scope:
-                if visit.admitted is not None:
-                    await self._to_target(visit, self._written, on_tunnel=visit.admitted.is_tunnel)
+                if (reason := refusal(visit.request)) is not None:
+                    await respond(visit.front, *reason, [(b"Connection", b"close")])
+                elif visit.admitted is not None:
+                    await self._admitted(visit, visit.admitted)
                 else:
                     await self._by_rule(visit)
             if visit.scope.cancelled_caught:
@@ -97,11 +109,7 @@ class Proxy:
         return visit.front.is_reusable and not self.closing
 
     async def _by_rule(self, visit: Visit) -> None:
-        request = visit.request
-        if (reason := refusal(request)) is not None:
-            await respond(visit.front, *reason, [(b"Connection", b"close")])
-            return
-        kind = self._rules.kind(request.method, request.target)
+        kind = self._rules.kind(visit.request.method, visit.request.target)
         visit.way.append(kind.value)
         match kind:
             case Kind.HEALTH:
@@ -109,8 +117,9 @@ class Proxy:
             case Kind.PASS:
                 await self._to_target(visit, self._last)
             case Kind.READ:
-                if await self._caught_up(visit):
-                    await self._to_target(visit, self._last)
+                added = await self._caught_up(visit)
+                if added is not None:
+                    await self._to_target(visit, added)
             case Kind.WRITE:
                 await self._write(visit)
 
@@ -129,12 +138,19 @@ class Proxy:
 
     # -- reads ------------------------------------------------------------------------------------------
 
-    async def _caught_up(self, visit: Visit) -> bool:
-        """Wait until this node has what the client wrote last; False if it was told that that takes too
-        long. The primary has all that there is, whatever an old cookie says."""
-        cookies = [value for name, value in visit.request.headers if name == b"cookie"]
-        deadline = trio.current_time() + READ_WAIT_SECONDS
-        for name, txid in cookie_positions(cookies, self._databases).items():
+    async def _caught_up(self, visit: Visit) -> Callable[[], Fields] | None:
+        """Wait until this node has what the client wrote last; the fields to add to the response, None if
+        the client was told that that takes too long.
+
+        The primary has all that there is, whatever an old cookie says; so has a replica whose lag is less
+        than what the request has waited. Then the cookie is of another cluster, from before a restore, or of
+        what was lost with a primary, and is replaced: else each read would end like that for its five
+        minutes.
+        """
+        cookies = [value.decode("latin-1") for name, value in visit.request.headers if name == b"cookie"]
+        begin, added = trio.current_time(), self._last
+        deadline = begin + READ_WAIT_SECONDS
+        for name, txid in cookie.parse(cookies, self._databases).items():
             while not self._node.is_primary and not self._node.shows(name, txid):
                 left = deadline - trio.current_time()
                 try:
@@ -144,12 +160,16 @@ class Proxy:
                 except (DatabaseNotFound, OSError):
                     break  # as in Go LiteFS: the application says what it thinks of that
                 except WaitTimeout as error:
+                    if self._node.lag_seconds + DOUBT_SECONDS < trio.current_time() - begin:
+                        visit.way.append(f"what nobody has of {name}")
+                        added = self._written
+                        break
                     if left > LOOK_SECONDS:
                         continue
                     log.info("proxy: %s: %s", visit, error)
                     await self._respond(visit, 504, "Proxy timeout")
-                    return False
-        return True
+                    return None
+        return added
 
     # -- writes -----------------------------------------------------------------------------------------
 
@@ -158,9 +178,12 @@ class Proxy:
         deadline = trio.current_time() + self.redirect_timeout
         why = "no primary is known"
         while True:
-            if self._node.is_primary and self.gate.is_open:
-                await self._write_here(visit)
-                return
+            if self._leads():
+                try:
+                    await self._write_here(visit)
+                    return
+                except Unprocessed as error:
+                    why, deadline = str(error), trio.current_time() + self.redirect_timeout
             leader = None if self._node.is_primary else self._node.primary
             if leader is not None and self._config.redirect == FLY_REPLAY:
                 await self._respond(visit, 200, "", [(b"fly-replay", f"instance={leader.hostname}".encode())])
@@ -179,10 +202,22 @@ class Proxy:
             visit.way.append("held")
             with trio.move_on_after(min(left, RETRY_SECONDS)):
                 await self.gate.changed()
+            _still_there(visit, 0.0)
+
+    def _leads(self) -> bool:
+        return self._node.is_primary and self.gate.is_open
 
     async def _write_here(self, visit: Visit) -> None:
+        """Raises Unprocessed if the role goes before the application takes connections."""
         with self.gate.entered(visit.scope) as one:
-            await self._to_target(visit, self._written, on_tunnel=one.is_tunnel)
+            await self._to_target(visit, self._written, self._leads, one.is_tunnel)
+
+    async def _admitted(self, visit: Visit, one: Pass) -> None:
+        """What another node was promised that it would be passed on."""
+        try:
+            await self._to_target(visit, self._written, self._leads, one.is_tunnel)
+        except Unprocessed as error:
+            await self._respond(visit, 503, f"Proxy error: {error}")
 
     async def _to_primary(self, visit: Visit, leader: Leader, deadline: float) -> None:
         """Raises Unprocessed, ClientFault, TargetFault."""
@@ -190,8 +225,10 @@ class Proxy:
         request = inbound(visit.request, visit.client, self._target.authority)
         # what asks for an upgrade may go on without end
         at_once = visit.incoming.end is not None and upgrades(request.headers) is None
+        since = trio.current_time()
         upstream = Link(await self._taken(leader, deadline, shared=at_once), client_end())
         try:
+            _still_there(visit, since)
             await upstream.send(serialized(upstream.conn, request, visit.incoming))
             if at_once:
                 await upstream.stream.send_eof()
@@ -220,11 +257,23 @@ class Proxy:
     # -- the application here ---------------------------------------------------------------------------
 
     async def _to_target(
-        self, visit: Visit, added: Callable[[], Fields], on_tunnel: Callable[[], None] = lambda: None
+        self,
+        visit: Visit,
+        added: Callable[[], Fields],
+        wanted: Callable[[], bool] = lambda: True,
+        on_tunnel: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raises ClientFault, TargetFault."""
-        upstream = await self._target.connect()
+        """Raises ClientFault, TargetFault; Unprocessed if it is not ``wanted`` any more before the
+        application takes connections."""
+        since = trio.current_time()
+
+        def still() -> bool:
+            _still_there(visit, since)
+            return wanted()
+
+        upstream = await self._target.connect(still)
         try:
+            _still_there(visit, since)
             request = inbound(visit.request, visit.client, self._target.authority)
             await upstream.send(serialized(upstream.conn, request, visit.incoming))
             if await exchange(visit.front, upstream, visit.incoming, added):
@@ -243,5 +292,5 @@ class Proxy:
 
     def _written(self) -> Fields:
         positions = {name: self._node.txid(name) for name in self._databases}
-        cookie = set_cookie(positions, self._databases)
-        return self._last() + ([(b"Set-Cookie", cookie)] if cookie is not None else [])
+        value = cookie.render(positions, self._databases)
+        return self._last() + ([(b"Set-Cookie", value.encode())] if value is not None else [])

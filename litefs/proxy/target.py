@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import select
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
+from litefs.proxy.forward import Unprocessed
 from litefs.proxy.link import Link, TargetFault, client_end
 
 RETRY_SECONDS = 0.1
@@ -29,18 +31,18 @@ class Target:
         self._idle: deque[tuple[Link, float]] = deque()
         self._filled = trio.Event()
 
-    async def connect(self) -> Link:
-        """A connection on which nothing was asked yet, or all was answered. Raises TargetFault; then nothing
-        was sent."""
+    async def connect(self, wanted: Callable[[], bool]) -> Link:
+        """A connection on which nothing was asked yet, or all was answered. Raises TargetFault; Unprocessed
+        if it is not ``wanted`` any more before the application takes connections, or what that raises."""
         now = trio.current_time()
         while self._idle:
             link, since = self._idle.pop()
             if now - since < IDLE_SECONDS and _is_quiet(link):
                 return link
             await self.discard(link)
-        return Link(await self._open(), client_end())
+        return Link(await self._open(wanted), client_end())
 
-    async def _open(self) -> trio.SocketStream:
+    async def _open(self, wanted: Callable[[], bool]) -> trio.SocketStream:
         deadline = trio.current_time() + REFUSED_SECONDS
         while True:
             try:
@@ -52,6 +54,8 @@ class Target:
                         f"(proxy.target): {error.__cause__ or error}"
                     ) from error
             await trio.sleep(RETRY_SECONDS)
+            if not wanted():
+                raise Unprocessed(f"the application at {self.authority.decode()} refuses connections")
 
     async def release(self, link: Link) -> None:
         """Give a connection back, for the next request if it can be used for one."""

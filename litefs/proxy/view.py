@@ -24,7 +24,8 @@ class ProxiedNode(Protocol):
 
     @property
     def lag_seconds(self) -> float:
-        """How far this replica is behind; 0 on the primary."""
+        """How far this replica may be behind; 0 on the primary, infinite on one that never heard of any.
+        While it is not told, counted from when it last had all that there was."""
 
     def txid(self, name: str) -> int:
         """The last transaction of a database here; 0 if there is none."""

@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
-from litefs.client import cookie
+from litefs.client import cookie, visitors, wsgi
 from litefs.client.asgi import ReadYourWrites as Asgi
 from litefs.client.wsgi import ReadYourWrites as Wsgi
+from litefs.errors import WaitTimeout
 from tests.client.conftest import Run
 from tests.support.node import Node, wait_equal
 from tests.support.processes import Client
@@ -140,6 +141,34 @@ def test_no_mount_no_cookie(run: Run, tmp_path: Any) -> None:
 
     answer = run(ask)
     assert (answer.text, "set-cookie" in answer.headers) == ("1", False)
+
+
+def test_the_time_to_wait_is_for_all_databases_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def wait(path: str, txid: int, seconds: float) -> None:
+        if path == "/m/b.db":
+            asked.append(seconds)
+        elif seconds:
+            time.sleep(0.25)
+            return
+        raise WaitTimeout("not yet")
+
+    def is_primary(path: str) -> bool:
+        time.sleep(asked[-1] if asked else 0.0)
+        return False
+
+    monkeypatch.setattr(wsgi.reading, "wait", wait)
+    monkeypatch.setattr(wsgi.reading, "is_primary", is_primary)
+    monkeypatch.setattr(visitors.Databases, "names", lambda self: {"a.db": "/m/a.db", "b.db": "/m/b.db"})
+    txids = f"__txid=a.db:{9:016x}&b.db:{9:016x}"
+    environ: Any = {"REQUEST_METHOD": "GET", "HTTP_COOKIE": txids}
+    statuses: list[str] = []
+    middleware = Wsgi(wsgi_application("/m/a.db"), "/m/a.db", "/m/b.db", seconds=0.3)
+    middleware(environ, lambda status, headers, *error: cast("Any", statuses.append(status)))
+    assert statuses == ["504 Gateway Timeout"]
+    assert asked
+    assert sum(asked) < 0.1, "most of it went for the first"
 
 
 def test_the_cookie_of_several_databases() -> None:

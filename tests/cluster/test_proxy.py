@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from litefs.proxy.rules import COOKIE
+from litefs.client import cookie
 from tests.support.elected import DATABASE, NAMES, Elected, lease_settings
 from tests.support.node import Node, free_port
 from tests.support.processes import Client, wait_until
@@ -33,16 +33,16 @@ GROWTH = 32 << 20
 class Browser:
     """Asks one proxy, and keeps its cookie."""
 
-    def __init__(self, port: int, cookie: str = "") -> None:
+    def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        self.cookie = cookie
+        self.cookie = ""
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
         headers = {"Cookie": self.cookie} if self.cookie else {}
         self._connection.request(method, path, body, headers)
         response = self._connection.getresponse()
         for value in response.headers.get_all("Set-Cookie", []):
-            if value.startswith(COOKIE):
+            if value.startswith(cookie.NAME):
                 self.cookie = value.partition(";")[0]
         return response.status, response.read().decode()
 

@@ -56,6 +56,7 @@ def test_who_the_client_is_follows_what_others_said() -> None:
 def test_the_host() -> None:
     assert passed("GET http://a.example/x HTTP/1.1\nHost: other")["host"] == "a.example"
     assert passed("GET / HTTP/1.0")["host"] == "target:1"
+    assert passed("GET http://a.example/x HTTP/1.0")["host"] == "a.example"
     assert inbound(parsed("GET http://a/x?y HTTP/1.1\nHost: b\n\n"), None, b"").target == b"/x?y"
 
 
@@ -82,6 +83,11 @@ def test_spelling_and_order_are_kept() -> None:
     assert (made.status_code, made.reason) == (200, b"Fine")
 
 
+def test_a_length_beside_chunks_is_not_passed_on() -> None:
+    both = [("Content-Length", "9"), ("Transfer-Encoding", "chunked"), ("A", "b")]
+    assert outbound(h11.Response(status_code=200, headers=both), []).headers.raw_items() == [(b"A", b"b")]
+
+
 @pytest.mark.parametrize(
     ("head", "status"),
     [
@@ -93,6 +99,8 @@ def test_spelling_and_order_are_kept() -> None:
         ("GET ftp://h/ HTTP/1.1\nHost: h", 400),
         ("GET http://user@h/ HTTP/1.1\nHost: h", 400),
         ("GET http:///x HTTP/1.1\nHost: h", 400),
+        ("GET http://[h/ HTTP/1.1\nHost: h", 400),
+        ("GET http://[h]/ HTTP/1.1\nHost: h", 400),
         ("OPTIONS * HTTP/1.1\nHost: h", None),
         ("GET http://h/ HTTP/1.1\nHost: h", None),
         ("POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked", None),

@@ -1,11 +1,11 @@
-"""Which way requests go, and the cookie."""
+"""Which way requests go."""
 
 from __future__ import annotations
 
 import pytest
 
 from litefs.config_proxy import ProxyConfig
-from litefs.proxy.rules import Kind, Rules, cookie_positions, path_of, set_cookie, split_absolute
+from litefs.proxy.rules import Kind, Rules, path_of, split_absolute
 
 RULES = Rules(ProxyConfig(passthrough=("/static/*", "*.png"), always_forward=("/cron", "/admin/*")))
 
@@ -55,38 +55,3 @@ def test_targets() -> None:
     assert split_absolute(b"HTTP://h:1/a?b") == (b"h:1", b"/a?b")
     assert split_absolute(b"https://h") == (b"h", b"/")
     assert split_absolute(b"/http://h") == (b"", b"/http://h")
-
-
-ONE, TWO = "00000000000000ab", "0000000000000002"
-
-
-@pytest.mark.parametrize(
-    ("cookies", "databases", "expected"),
-    [
-        ([f"__txid={ONE}"], ["a.db"], {"a.db": 0xAB}),
-        ([f"x=y; __txid={ONE};z=1"], ["a.db", "b.db"], {"a.db": 0xAB}),
-        (["x=y", f'__txid="{ONE}"'], ["a.db"], {"a.db": 0xAB}),
-        ([f"__txid=b.db:{ONE}"], ["a.db", "b.db"], {"b.db": 0xAB}),
-        ([f"__txid=a.db:{TWO}&dir%2Fc%3A1:{ONE}"], ["a.db", "dir/c:1"], {"a.db": 2, "dir/c:1": 0xAB}),
-        ([f"__txid=other.db:{ONE}"], ["a.db"], {}),
-        ([f"__txid={ONE[1:]}"], ["a.db"], {}),
-        (["__txid=-000000000000001"], ["a.db"], {}),
-        (["__txid="], ["a.db"], {}),
-        ([f"x__txid={ONE}"], ["a.db"], {}),
-        ([], ["a.db"], {}),
-    ],
-)
-def test_cookies_that_are_honoured(
-    cookies: list[str], databases: list[str], expected: dict[str, int]
-) -> None:
-    assert cookie_positions([cookie.encode() for cookie in cookies], databases) == expected
-
-
-def test_cookies_that_are_set() -> None:
-    assert set_cookie({"a.db": 0xAB}, ["a.db"]) == b"__txid=00000000000000ab; Path=/; Max-Age=300; HttpOnly"
-    assert set_cookie({"a.db": 0}, ["a.db"]) is None
-    databases = ["a.db", "dir/c:1&2", "none.db"]
-    made = set_cookie({"a.db": 2, "dir/c:1&2": 3, "none.db": 0}, databases)
-    assert made is not None
-    value = made.partition(b";")[0]
-    assert cookie_positions([b"a=b; " + value], databases) == {"a.db": 2, "dir/c:1&2": 3}
