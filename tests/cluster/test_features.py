@@ -38,9 +38,9 @@ def test_control_files_and_free_space(
     wait_until(lambda: int(shown(replica, ".lag")) < 10_000, 10, "the replica knows its lag")
     assert re.fullmatch(r"[+-]\d{9}\n", shown(replica, ".lag"))
     real = os.statvfs(primary.data)
-    size, blocks, free = primary.files("blocks", path=str(primary.mount))
+    size, blocks, free, available = primary.files("blocks", path=str(primary.mount))
     assert (size, blocks) == (real.f_frsize, real.f_blocks)
-    assert 0 < free <= blocks
+    assert 0 < available <= free <= blocks
     primary.stop()
     wait_until(lambda: ".primary" not in replica.files("list", path=str(replica.mount)), 10, "it notices")
 

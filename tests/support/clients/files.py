@@ -35,7 +35,7 @@ def main() -> None:
             "unlink": os.unlink,
             "rename": lambda path, target: os.rename(path, target),
             "mkdir": os.mkdir,
-            "blocks": lambda path: os.statvfs(path)[1:4],  # f_frsize, f_blocks, f_bfree
+            "blocks": lambda path: os.statvfs(path)[1:5],  # f_frsize, f_blocks, f_bfree, f_bavail
         }
     )
 
