@@ -13,6 +13,7 @@ transaction then: SQLite appends each of them anew before it commits.
 from __future__ import annotations
 
 import os
+import struct
 from array import array
 from dataclasses import dataclass
 from enum import Enum
@@ -24,6 +25,7 @@ SEAL = slice(8, FRAME_HEADER)
 """Salts and checksum of a frame header."""
 
 _NO_SEAL = bytes(16)
+_SALTS = struct.Struct(">II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,8 @@ class Ending(Enum):
     SEALED = 2
 
 
-def ending(fd: int, end: int, frame_size: int, salts: bytes) -> Ending:
-    """Which kind of commit frame ends at offset *end*, if any does: unsealed, or sealed with *salts* (8
-    bytes).
-    """
+def ending(fd: int, end: int, frame_size: int, salts: tuple[int, int]) -> Ending:
+    """Which kind of commit frame ends at offset *end*, if any does: unsealed, or sealed with *salts*."""
     if end == HEADER_SIZE or (end - HEADER_SIZE) % frame_size:
         return Ending.NOTHING
     header = os.pread(fd, FRAME_HEADER, end - frame_size)
@@ -57,7 +57,7 @@ def ending(fd: int, end: int, frame_size: int, salts: bytes) -> Ending:
         return Ending.NOTHING
     if header[SEAL] == _NO_SEAL:
         return Ending.UNSEALED
-    return Ending.SEALED if header[8:16] == salts else Ending.NOTHING
+    return Ending.SEALED if _SALTS.unpack_from(header, SEAL.start) == salts else Ending.NOTHING
 
 
 def frame_set(fd: int, first: int, last: int, page_size: int) -> FrameSet:

@@ -309,8 +309,8 @@ class WalCapture:
         return self._cursor.page_size + FRAME_HEADER
 
     @property
-    def _salts(self) -> bytes:
-        return self._cursor.salt1.to_bytes(4, "big") + self._cursor.salt2.to_bytes(4, "big")
+    def _salts(self) -> tuple[int, int]:
+        return self._cursor.salt1, self._cursor.salt2
 
     @property
     def _tip_offset(self) -> int:
