@@ -111,6 +111,10 @@ class Client:
         """Lines are given with \\n."""
         await self.stream.send_all(text.replace("\n", "\r\n").encode())
 
+    async def rest(self) -> bytes:
+        """What comes until the connection ends, as it is."""
+        return b"".join([data async for data in self.stream])
+
     async def event(self) -> Any:
         """The next of the response."""
         while (event := self._conn.next_event()) is h11.NEED_DATA:

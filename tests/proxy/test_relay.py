@@ -62,9 +62,7 @@ async def test_a_client_of_http_1_0() -> None:
     async with running(chunked) as setup:
         client = await setup.connect()
         await client.send("GET / HTTP/1.0\n\n")
-        answer = b""
-        while data := await client.stream.receive_some(4096):
-            answer += data
+        answer = await client.rest()
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
         assert answer.endswith(b"\r\n\r\nabc"), "no chunks, for it does not know them"
 
@@ -80,9 +78,7 @@ async def test_trailers_are_not_for_a_client_of_http_1_0() -> None:
     async with running(sums) as setup:
         client = await setup.connect()
         await client.send("GET / HTTP/1.0\n\n")
-        answer = b""
-        while data := await client.stream.receive_some(4096):
-            answer += data
+        answer = await client.rest()
         assert answer.endswith(b"\r\n\r\nabc")
 
 
