@@ -94,7 +94,9 @@ def test_what_a_killed_run_left_is_removed() -> None:
         "import subprocess, sys\n"
         "from tests.support.netns import Network\n"
         "host = Network().__enter__().host('left')\n"
-        "program = subprocess.Popen(host.command(['sleep', '1000']), stdout=subprocess.DEVNULL)\n"
+        "sleep = host.command(['sh', '-c', 'echo; exec sleep 1000'])\n"
+        "program = subprocess.Popen(sleep, stdout=subprocess.PIPE)\n"
+        "program.stdout.readline()  # it is in the namespace: nsenter enters after Popen returns\n"
         "print(host.namespace, program.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
