@@ -152,3 +152,26 @@ class FsProcessDied(LiteFSError):
 
 class CommandFailed(LiteFSError):
     """A supervised command could not start, or one that had to succeed did not."""
+
+
+class ArchiveUnavailable(LiteFSError):
+    """The archive's store failed or did not answer; asked again later it may."""
+
+    http_status = 503
+
+
+class ArchiveMissing(LiteFSError):
+    """The archive does not have that object."""
+
+    errno = errno.ENOENT
+    http_status = 404
+
+
+class ArchiveCorrupt(FormatError):
+    """The archive holds something that cannot be: a gap, two histories, a checksum that is wrong."""
+
+
+class NotRestorable(LiteFSError):
+    """The archive cannot give that moment; the message names the nearest ones that it can."""
+
+    http_status = 404

@@ -1,0 +1,135 @@
+"""An archive in a directory, as Litestream's file replica lays it out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from litefs.backup.layout import Layout
+from litefs.backup.target import Stored
+from litefs.errors import ArchiveMissing, ArchiveUnavailable
+from litefs.store import fileops
+
+_TEMPORARY = ".tmp"
+
+
+class DirectoryTarget:
+    """Implements :class:`litefs.backup.target.Target`; ``root`` is made with the first write."""
+
+    layout = Layout()
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.name = f"file://{root}"
+
+    def entries(self, directory: str, after: str = "") -> Iterator[Stored]:
+        """See the protocol."""
+        path = self.root / directory
+        with _translated(self.name):
+            try:
+                names = sorted(os.listdir(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        for name in names:
+            if name <= after or name.endswith(_TEMPORARY):
+                continue
+            with contextlib.suppress(FileNotFoundError), _translated(self.name):
+                stat = (path / name).stat()
+                if (stat.st_mode & 0o170000) == 0o100000:
+                    yield Stored(directory + name, stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+    def directories(self, directory: str) -> list[str]:
+        """See the protocol."""
+        with _translated(self.name):
+            try:
+                with os.scandir(self.root / directory) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """See the protocol."""
+        with self._opened(key) as file:
+            wanted = max(0, os.fstat(file.fileno()).st_size - offset)
+            return fileops.pread_all(file.fileno(), wanted if length is None else min(length, wanted), offset)
+
+    def size(self, key: str) -> int:
+        """See the protocol."""
+        with self._opened(key) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def open(self, key: str) -> BinaryIO:
+        """See the protocol."""
+        with self._named(key):
+            return (self.root / key).open("rb", buffering=0)
+
+    def write(
+        self, key: str, data: bytes | Iterable[bytes], timestamp: int | None = None, *, create: bool = False
+    ) -> bool:
+        """See the protocol. Written beside its place, synced, and put there by one rename(2) or link(2)."""
+        path = self.root / key
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+        with _translated(self.name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fd = fileops.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                try:
+                    offset = 0
+                    for piece in (data,) if isinstance(data, bytes) else data:
+                        fileops.pwrite_all(fd, piece, offset)
+                        offset += len(piece)
+                    if timestamp is not None:
+                        os.utime(fd, ns=(timestamp * 1_000_000, timestamp * 1_000_000))
+                    fileops.fsync(fd)
+                finally:
+                    os.close(fd)
+                if create:
+                    try:
+                        fileops.link(temporary, path)
+                    except FileExistsError:
+                        return False
+                else:
+                    fileops.rename(temporary, path)
+                fileops.sync_dir(path.parent)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+        return True
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See the protocol."""
+        with _translated(self.name):
+            for key in keys:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.root / key)
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[BinaryIO]:
+        with self._named(key), (self.root / key).open("rb", buffering=0) as file:
+            yield file
+
+    @contextmanager
+    def _named(self, key: str) -> Iterator[None]:
+        try:
+            with _translated(self.name):
+                yield
+        except FileNotFoundError:
+            raise ArchiveMissing(f"{self.name}/{key}: not there") from None
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """OSError as ArchiveUnavailable, but for a file that is not there."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        what = os.strerror(error.errno or errno.EIO)
+        raise ArchiveUnavailable(f"{name}: {error.filename or ''}: {what}") from error
