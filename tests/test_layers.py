@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "replica",
             "security",
             "starting",
+            "timetravel",
         }
     ),
     frozenset({"rolechange", "takeback"}),

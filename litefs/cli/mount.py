@@ -11,6 +11,7 @@ import msgspec
 
 from litefs import config as configuration
 from litefs import logs
+from litefs.cli import timetravel
 from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
 from litefs.config import Config
 
@@ -22,13 +23,16 @@ _FLAGS = (
     Flag("debug", "log debug messages"),
     Flag("skip-unmount", "accepted for Go LiteFS: a live mount is never unmounted, a dead one always is"),
     Flag("tracing", "write the trace log to standard output, too"),
+    *timetravel.FLAGS,
 )
 _IGNORED_FLAGS = ("skip-unmount",)
 
 USAGE = {
-    "mount": "Usage:\n\n  litefs mount [ARGUMENTS] [-- CMD ARG...]\n\n"
+    "mount": "Usage:\n\n  litefs mount [ARGUMENTS] [-- CMD ARG...]\n"
+    "  litefs mount -as-of TIME -archive SOURCE [ARGUMENTS] DIR\n\n"
     "Mounts the file system and replicates until it is told to stop, or until CMD ends.\n"
     f"Without -config, the first of {', '.join(Config.SEARCH_PATH)} is read.\n\n"
+    f"{timetravel.HELP}\n\n"
     f"Arguments:\n\n{describe(_FLAGS)}"
 }
 
@@ -41,6 +45,10 @@ def mount(argv: Sequence[str]) -> int:
     """Run a node until it stops and return its exit code. Raises UsageError, LiteFSError."""
     own, command = _split(argv)
     arguments = parse_flags(_FLAGS, own)
+    if timetravel.is_meant(arguments):
+        if command is not None:
+            raise UsageError("with -as-of or -txid no command is run")
+        return timetravel.run(arguments)
     if arguments.rest:
         raise UsageError("too many arguments, specify a '--' to specify an exec command")
     # Go sets it too, for the configuration as well as for the supervised command.

@@ -150,13 +150,15 @@ class Session:
         allow_other: bool = False,
         debug: bool = False,
         max_spin_us: int | None = None,
+        read_only: bool = False,
     ) -> None:
-        """``source``: what the mount table shows as the device."""
+        """``source``: what the mount table shows as the device. ``read_only``: the kernel refuses writes."""
         self._operations = operations
         self._source = source
         self._path = _absolute(mountpoint)
         self._allow_other = allow_other
         self._debug = debug
+        self._read_only = read_only
         self._max_spin_us = max_spin_us
         self._minor = -1
         self.loop: FuseLoop | None = None
@@ -177,6 +179,8 @@ class Session:
             options.add("allow_other")
         if self._debug:
             options.add("debug")
+        if self._read_only:
+            options.add("ro")
         try:
             pyfuse3.init(self._operations, self._path, options)
         except RuntimeError as error:

@@ -1,0 +1,51 @@
+"""What the commands share that look at an archive: where it is, and how moments are written."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from litefs.backup.directory import DirectoryTarget
+from litefs.backup.target import Target
+from litefs.cli.flags import UsageError
+from litefs.errors import ConfigError
+
+_TXID = re.compile(r"[0-9A-Fa-f]{1,16}")
+_SIZE = re.compile(r"([0-9]+)\s*(|[KMGT])i?B?", re.IGNORECASE)
+
+
+def open_archive(source: str) -> Target:
+    """The archive at a URL or in a directory. Raises ConfigError."""
+    url = urlsplit(source)
+    if url.scheme not in ("", "file"):
+        raise ConfigError(f"no archive can be at {source!r}")
+    return DirectoryTarget(Path(unquote(url.path) if url.scheme else source).absolute())
+
+
+def parse_time(text: str, flag: str) -> int:
+    """RFC 3339 as Unix ms, the next one if it lies between two. Raises UsageError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise UsageError(f"-{flag}: write the time as 2026-09-21T14:13:50Z or with +02:00, not {text!r}")
+    return math.ceil(round(moment.timestamp() * 1_000_000) / 1000)
+
+
+def parse_txid(text: str, flag: str = "txid") -> int:
+    """Hexadecimal, as everywhere. Raises UsageError."""
+    if not _TXID.fullmatch(text) or not int(text, 16):
+        raise UsageError(f"-{flag}: not a number of a transaction in hexadecimal: {text!r}")
+    return int(text, 16)
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes: ``67108864``, ``64M``, ``64MiB``; units are powers of 1024. Raises UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"-{flag}: write a size as 64M or 67108864, not {text!r}")
+    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
