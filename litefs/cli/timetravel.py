@@ -19,8 +19,8 @@ FLAGS = (
     Flag("allow-other", "with -as-of or -txid: let other users read, too"),
 )
 HELP = (
-    "With -as-of or -txid no node is started: the databases of an archive are shown at DIR as they were, for\n"
-    "reading, until SIGTERM or SIGINT; pages are fetched when they are read."
+    "With -as-of or -txid no node is started: the databases of an archive are shown at DIR as they were, to\n"
+    "be read, until SIGTERM or SIGINT; pages are fetched when they are read."
 )
 _CACHE = "cache-size"
 
@@ -31,7 +31,7 @@ def is_meant(arguments: Arguments) -> bool:
 
 
 def run(arguments: Arguments) -> int:
-    """Serve until told to stop. Raises UsageError, NotRestorable, DatabaseNotFound, MountError, LiteFSError."""
+    """Serve until told to stop. Raises UsageError, LiteFSError."""
     values, switches = arguments.values, arguments.switches
     if values["config"] or values["dir"]:
         raise UsageError("an archive is mounted without -config and -dir")
