@@ -74,7 +74,14 @@ def _copied(
     for at in range(0, len(places), step):
         frames = [records[number][start:end] for number, start, end in places[at : at + step]]
         yield encoder.copy(_blocks(frames, encoder.header.page_size))
-    yield encoder.finish(0)
+    yield _finish(encoder)
+
+
+def _finish(encoder: Encoder) -> bytes:
+    try:
+        return encoder.finish(0)
+    except ValueError as error:
+        raise ArchiveCorrupt(str(error)) from None
 
 
 def _check_headers(headers: Sequence[Header]) -> None:
@@ -98,7 +105,7 @@ def _compact(inputs: Sequence[Decoder], encoder: Encoder) -> Iterator[bytes]:
     for block in _merged(_sources(inputs), encoder.header.page_size):
         yield encoder.copy(block)
     _check_chain(inputs)
-    yield encoder.finish(0)
+    yield _finish(encoder)
 
 
 def _check_chain(inputs: Sequence[Decoder]) -> None:

@@ -13,7 +13,7 @@ from litefs.backup.directory import DirectoryTarget
 from litefs.backup.transcode import SINGLE_MAX, l0_big, l0_files, l0_spans, write_l0
 from litefs.errors import ArchiveCorrupt, FormatError
 from litefs.ltx import Header
-from tests.backup.histories import History, applied
+from tests.support.histories import History, applied
 from tests.kernels import reference_ltx as reference
 
 
