@@ -35,7 +35,8 @@ Advance = Callable[[int], object]
 @dataclass(slots=True)
 class Audit:
     """What was looked at and what is wrong. ``proved``: files whose content the transactions confirm; the
-    others are older than the transactions that are kept, or were written by Litestream, and merely whole."""
+    others are older than the transactions that are kept, or were written by Litestream, and merely whole. ``notes``:
+    what is unusual and harms nothing."""
 
     first: int = 0
     last: int = 0
@@ -46,6 +47,7 @@ class Audit:
     proved: int = 0
     size: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     more: int = 0
 
     @property
@@ -98,7 +100,7 @@ def check_names(listing: Listing, audit: Audit) -> None:
                 lacking = f"TXID {one.max_txid + 1:016x} to {two.min_txid - 1:016x}"
                 audit.problem(f"level {level}: a gap: no file has {lacking}")
             elif two.min_txid <= one.max_txid:
-                audit.problem(f"level {level}: {one.key} and {two.key} overlap")
+                audit.notes.append(f"{one.key} and {two.key} overlap, as after a change of the archiver")
     _check_ladder(listing, audit)
 
 

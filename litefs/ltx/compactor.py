@@ -23,6 +23,14 @@ WAL_OFFSET = 32
 _AS_BLOCK = 1
 
 
+class PageSizeChanges(ArchiveCorrupt):
+    """Records before and from ``txid`` on have pages of different sizes: no file holds both."""
+
+    def __init__(self, before: int, after: int, txid: int) -> None:
+        super().__init__(f"the page size changes from {before} to {after} at transaction {txid:016x}")
+        self.txid = txid
+
+
 def derived_header(page_size: int, commit: int, min_txid: int, max_txid: int, timestamp: int) -> Header:
     """The header that a file has in Litestream's layout: without checksums of the database."""
     return Header(FLAG_NO_CHECKSUM, page_size, commit, min_txid, max_txid, timestamp, 0, WAL_OFFSET)
@@ -35,7 +43,8 @@ def compact(inputs: Sequence[Decoder], timestamp: int | None = None) -> Iterator
     size of the database after any later input are left out: what is there again must have been written again.
     ``timestamp`` (Unix ms): the last input's by default. Memory: about 1.5 MiB per input, and the result's
     index. The inputs are verified as they are read, so the result is good only once its last piece is there.
-    Raises ArchiveCorrupt for inputs that do not fit each other, FormatError for one that is damaged.
+    Raises ArchiveCorrupt (PageSizeChanges) for inputs that do not fit each other, FormatError for one that is
+    damaged.
     """
     _check_headers([decoder.header for decoder in inputs])
     last = inputs[-1].header
@@ -89,10 +98,7 @@ def _check_headers(headers: Sequence[Header]) -> None:
         raise ValueError("nothing to compact")
     for before, after in pairwise(headers):
         if after.page_size != before.page_size:
-            raise ArchiveCorrupt(
-                f"the page size changes from {before.page_size} to {after.page_size} at transaction "
-                f"{after.min_txid:016x}"
-            )
+            raise PageSizeChanges(before.page_size, after.page_size, after.min_txid)
         if not after.min_txid <= before.max_txid + 1 <= after.max_txid:
             raise ArchiveCorrupt(
                 f"transactions {after.min_txid:016x}-{after.max_txid:016x} do not follow "

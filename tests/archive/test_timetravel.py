@@ -20,7 +20,7 @@ from litefs.errors import MountError
 from litefs.fs import session
 from litefs.ltx.format import index_of
 from litefs.timetravel.finding import moment_text
-from tests.support.archived import BEGIN, STEP, Archived, same_database
+from tests.support.handmade import BEGIN, STEP, Archived, same_database
 from tests.support.processes import spawn, wait_until
 
 CHECK = """

@@ -14,7 +14,7 @@ from litefs.backup.audit import Audit, Auditor
 from litefs.backup.directory import DirectoryTarget
 from litefs.backup.layout import ltx_name
 from litefs.ltx import decode, encode
-from tests.support.archived import Archived
+from tests.support.handmade import Archived
 
 NAME = "app.db"
 
@@ -169,9 +169,9 @@ def test_overlaps_and_wrong_names_are_found(archive: Archive) -> None:
     target = archive.target
     directory = one.key.rpartition("/")[0]
     target.write(f"{directory}/{ltx_name(one.min_txid, two.min_txid)}", target.read(one.key))
-    problems = look(archive).problems
-    assert any("overlap" in text for text in problems)
-    assert any("holds" in text for text in problems)
+    found = look(archive)
+    assert any("overlap" in text for text in found.notes)
+    assert any("holds" in text for text in found.problems)
 
 
 def test_what_litestream_wrote_is_found_whole_or_not(archive: Archive) -> None:

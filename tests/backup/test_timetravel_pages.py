@@ -17,7 +17,7 @@ from litefs.timetravel.database import REQUESTS, Database, Fetcher, Moment, Read
 from litefs.timetravel.finding import Goal, find
 from litefs.timetravel.pagemap import PageMap
 from litefs.timetravel.pieces import read_indexes
-from tests.support.archived import Archived
+from tests.support.handmade import Archived
 
 PAGES = 3000
 

@@ -13,8 +13,8 @@ from litefs.backup.directory import DirectoryTarget
 from litefs.backup.transcode import SINGLE_MAX, l0_big, l0_files, l0_spans, write_l0
 from litefs.errors import ArchiveCorrupt, FormatError
 from litefs.ltx import Header
-from tests.support.histories import History, applied
 from tests.kernels import reference_ltx as reference
+from tests.support.histories import History, applied
 
 
 def restored(files: list[tuple[int, int, int, bytes]], image: bytes = b"") -> bytes:

@@ -114,9 +114,9 @@ def test_pages_beyond_the_end_are_gone_for_good() -> None:
     assert decode(merged([start, short])).pgnos == bytes(array("I", [1, 2]))
     grown = merged([start, short, record(3, 4, 3, 4)])
     assert decode(grown).images == b"\2" * PAGE + b"\1" * PAGE + b"\3" * 2 * PAGE
-    with pytest.raises(FormatError, match="missing|must hold all 4"):
+    with pytest.raises(FormatError, match=r"missing|must hold all 4"):
         merged([start, short, record(3, 4, 3)])
-    with pytest.raises(FormatError, match="missing|must hold all 4"):
+    with pytest.raises(FormatError, match=r"missing|must hold all 4"):
         b"".join(compact_records([start, short, record(3, 4, 3)], 3))
     assert decode(merged([record(2, 5, 5), record(3, 2, 1), record(4, 5, 3)])).pgnos == bytes(
         array("I", [1, 3])
