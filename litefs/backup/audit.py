@@ -35,8 +35,8 @@ Advance = Callable[[int], object]
 @dataclass(slots=True)
 class Audit:
     """What was looked at and what is wrong. ``proved``: files whose content the transactions confirm; the
-    others are older than the transactions that are kept, or were written by Litestream, and merely whole. ``notes``:
-    what is unusual and harms nothing."""
+    others are older than the transactions that are kept, or were written by Litestream, and merely whole.
+    ``notes``: what is unusual and harms nothing."""
 
     first: int = 0
     last: int = 0

@@ -44,7 +44,7 @@ def run(arguments: Arguments) -> int:
     cache_size = parse_size(values[_CACHE], _CACHE)
     logs.setup(LogConfig(debug="debug" in switches))
     # Only now: it brings FUSE and the kernels.
-    from litefs.timetravel.finding import Goal
+    from litefs.backup.finding import Goal
     from litefs.timetravel.mount import Options
     from litefs.timetravel.mount import run as serve
 

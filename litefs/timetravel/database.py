@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
+from litefs.backup.finding import Moment
+from litefs.backup.pagemap import PageMap, Run
+from litefs.backup.pieces import read_indexes
 from litefs.backup.target import Target
 from litefs.errors import ArchiveMissing, LiteFSError
 from litefs.timetravel.cache import PageCache
-from litefs.timetravel.pagemap import PageMap, Run
-from litefs.timetravel.pieces import Piece, read_indexes
 
 log = logging.getLogger("litefs.timetravel")
 
@@ -24,26 +25,6 @@ MAX_WINDOW = 8 << 20
 
 _MODES = slice(18, 20)
 """Of the database header: the versions of the file format for writing and reading; 1: journal, 2: WAL."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A database as it was: which pieces it is made of, the oldest first, and what follows from the last one.
-
-    ``time``: Unix ms that its files show.
-    """
-
-    name: str
-    txid: int
-    time: int
-    page_size: int
-    commit: int
-    pieces: Sequence[Piece]
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self.page_size * self.commit
 
 
 @dataclass(slots=True, eq=False)

@@ -15,14 +15,14 @@ from pathlib import Path
 import trio
 
 from litefs.backup.archive import Archive, databases, timelines
+from litefs.backup.finding import Goal, Moment, find, moment_text
 from litefs.backup.target import Target
 from litefs.errors import ArchiveUnavailable, DatabaseNotFound, MountError, NotRestorable
 from litefs.fs import session
 from litefs.fs.session import Session
 from litefs.notify import Notifier
 from litefs.timetravel.cache import PageCache
-from litefs.timetravel.database import Database, Fetcher, Moment
-from litefs.timetravel.finding import Goal, find, moment_text
+from litefs.timetravel.database import Database, Fetcher
 from litefs.timetravel.operations import Operations
 
 log = logging.getLogger("litefs.timetravel")

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from litefs.backup.finding import moment_text
 from litefs.errors import MountError
 from litefs.fs import session
 from litefs.ltx.format import index_of
-from litefs.timetravel.finding import moment_text
 from tests.support.handmade import BEGIN, STEP, Archived, same_database
 from tests.support.processes import spawn, wait_until
 

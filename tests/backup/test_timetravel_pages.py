@@ -11,12 +11,12 @@ import trio
 
 from litefs.backup.archive import timelines
 from litefs.backup.directory import DirectoryTarget
+from litefs.backup.finding import Goal, Moment, find
+from litefs.backup.pagemap import PageMap
+from litefs.backup.pieces import read_indexes
 from litefs.errors import ArchiveCorrupt, ArchiveUnavailable, NotRestorable
 from litefs.timetravel.cache import ENTRY_BYTES, PageCache
-from litefs.timetravel.database import REQUESTS, Database, Fetcher, Moment, Reader
-from litefs.timetravel.finding import Goal, find
-from litefs.timetravel.pagemap import PageMap
-from litefs.timetravel.pieces import read_indexes
+from litefs.timetravel.database import REQUESTS, Database, Fetcher, Reader
 from tests.support.handmade import Archived
 
 PAGES = 3000

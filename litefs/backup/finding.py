@@ -11,9 +11,8 @@ from operator import attrgetter
 from litefs.backup.archive import Archive, LtxFile, Start
 from litefs.backup.bundle import Bundle, Logged, big_name
 from litefs.backup.layout import LEVELS, SNAPSHOT_LEVEL, own
+from litefs.backup.pieces import Piece, read_header
 from litefs.errors import ArchiveMissing, NotRestorable
-from litefs.timetravel.database import Moment
-from litefs.timetravel.pieces import Piece, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +24,28 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class _At:
-    """A transaction that ends something in the archive, and its time (Unix ms)."""
+class Moment:
+    """A database as it was: which pieces it is made of, the oldest first, and what follows from the last one.
+
+    ``time``: Unix ms that its files show.
+    """
+
+    name: str
+    txid: int
+    time: int
+    page_size: int
+    commit: int
+    pieces: Sequence[Piece]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.page_size * self.commit
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """A transaction, and its time (Unix ms)."""
 
     txid: int
     time: int
@@ -81,27 +100,27 @@ class Timeline:
 
     # -- from a goal to a transaction -----------------------------------------------------------------
 
-    def locate(self, goal: Goal) -> _At | None:
+    def locate(self, goal: Goal) -> At | None:
         """The transaction; 0 if the timeline begins later, None if the database was removed before. Raises
         NotRestorable."""
         return self._at_txid(goal.txid) if goal.txid is not None else self._before(goal.time or 0)
 
-    def _at_txid(self, txid: int) -> _At:
+    def _at_txid(self, txid: int) -> At:
         first = self.start.point.txid if self.start is not None else 0
         if txid <= first and not self._ends(txid):
             raise self._refusal(f"TXID {txid:016x}", None, self._first())
         entry = self._entry(txid)
         if entry is not None:
-            return _At(txid, entry.time)
+            return At(txid, entry.time)
         ends = self._ends(txid)
         if ends:
-            return _At(txid, self._time(ends[0]))
+            return At(txid, self._time(ends[0]))
         raise self._refusal(f"TXID {txid:016x}", *self._around(txid))
 
-    def _before(self, time: int) -> _At | None:
+    def _before(self, time: int) -> At | None:
         last = self._last()
         if last is None:
-            return _At(0, 0)
+            return At(0, 0)
         bundle = self._front(self._bundles[-1]) if self._bundles else None
         if bundle is not None and bundle.dropped and bundle.time < time:
             return None
@@ -111,14 +130,14 @@ class Timeline:
         for files in self._files.values():
             at = bisect_left(files, time, key=self._time)
             if at and (found is None or files[at - 1].max_txid > found.txid):
-                found = _At(files[at - 1].max_txid, self._time(files[at - 1]))
+                found = At(files[at - 1].max_txid, self._time(files[at - 1]))
         if found is not None:
             return found
         if self.start is not None and self.start.reason in ("new", "recreated"):
-            return _At(0, 0)
+            return At(0, 0)
         raise self._refusal(f"the moment {moment_text(time)}", None, self._first())
 
-    def _in_bundles(self, time: int) -> _At | None:
+    def _in_bundles(self, time: int) -> At | None:
         """The last transaction in a bundle before ``time``."""
 
         def begins(first: int) -> int:
@@ -130,17 +149,26 @@ class Timeline:
             return None
         bundle = self._front(self._bundles[at - 1])
         if not bundle.entries:
-            return _At(bundle.after.txid, bundle.time)
+            return At(bundle.after.txid, bundle.time)
         entry = bundle.entries[bisect_left(bundle.entries, time, key=attrgetter("time")) - 1]
-        return _At(entry.txid, entry.time)
+        return At(entry.txid, entry.time)
 
     def _as_of(self) -> int:
         head = self._archive.head()
         return head.as_of if head is not None else 0
 
+    def newest(self) -> At | None:
+        """The last transaction; None if there is none."""
+        return self._last()
+
+    def checksum(self, txid: int) -> int | None:
+        """The database's checksum after a transaction, if its bundle is there."""
+        entry = self._entry(txid)
+        return entry.point.checksum if entry is not None else None
+
     # -- from a transaction to pieces -----------------------------------------------------------------
 
-    def moment(self, at: _At) -> Moment:
+    def moment(self, at: At) -> Moment:
         """What makes up a transaction. Raises NotRestorable."""
         chosen = self._chosen(at.txid)
         pieces = [Piece(file.key, 0, file.size) for file in chosen]
@@ -209,28 +237,28 @@ class Timeline:
     def _time(self, file: LtxFile) -> int:
         return self._archive.header(file).timestamp
 
-    def _last(self) -> _At | None:
+    def _last(self) -> At | None:
         newest = [files[-1] for files in self._files.values() if files]
         best = max(newest, key=lambda file: file.max_txid, default=None)
         if self._bundles:
             bundle = self._front(self._bundles[-1])
             if best is None or bundle.last.txid >= best.max_txid:
-                return _At(bundle.last.txid, bundle.last_time)
-        return _At(best.max_txid, self._time(best)) if best is not None else None
+                return At(bundle.last.txid, bundle.last_time)
+        return At(best.max_txid, self._time(best)) if best is not None else None
 
-    def _first(self) -> _At | None:
+    def _first(self) -> At | None:
         oldest = [file for files in self._files.values() for file in files[:1] if file.min_txid == 1]
         best = min(oldest, key=lambda file: file.max_txid, default=None)
-        return _At(best.max_txid, self._time(best)) if best is not None else None
+        return At(best.max_txid, self._time(best)) if best is not None else None
 
-    def _around(self, txid: int) -> tuple[_At | None, _At | None]:
+    def _around(self, txid: int) -> tuple[At | None, At | None]:
         """The nearest moments that files or bundles end with, below and above."""
         ends = sorted({file.max_txid for files in self._files.values() for file in files})
         at = bisect_left(ends, txid)
         last = self._last()
 
-        def of(number: int) -> _At:
-            return _At(number, self._time(self._ends(number)[0]))
+        def of(number: int) -> At:
+            return At(number, self._time(self._ends(number)[0]))
 
         below = of(ends[at - 1]) if at else None
         above = of(ends[at]) if at < len(ends) and ends[at] > txid else None
@@ -238,7 +266,7 @@ class Timeline:
             below = last
         return below, above
 
-    def _refusal(self, what: str, below: _At | None, above: _At | None) -> NotRestorable:
+    def _refusal(self, what: str, below: At | None, above: At | None) -> NotRestorable:
         near = [
             f"{word} is TXID {one.txid:016x} of {moment_text(one.time)}"
             for word, one in (("the nearest before", below), ("the nearest after", above))

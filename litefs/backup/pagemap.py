@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from litefs._core.pagedecode import BlockError, decode_page
 from litefs._core.pagemap import lay_index
+from litefs.backup.pieces import Indexed, Piece
 from litefs.errors import ArchiveCorrupt
 from litefs.ltx.format import lock_pgno, page_total
-from litefs.timetravel.pieces import Indexed, Piece
 
 GAP_BYTES = 64 << 10
 """Bytes of other pages that are read rather than begin another request."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ def read_header(target: Target, piece: Piece) -> Header:
         raise _corrupt(target, piece, error) from None
 
 
-def read_indexes(target: Target, pieces: Sequence[Piece]) -> Iterator[Indexed]:
+def read_indexes(target: Target, pieces: Sequence[Piece]) -> Generator[Indexed, None, None]:
     """The indexes of ``pieces`` in order, several requests at a time; the generator may be left early.
 
     Memory: CONCURRENT groups, each of one index or of JOINED_BYTES. Raises ArchiveCorrupt, and as the target.
