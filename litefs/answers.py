@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import trio
 from litefs.apply.publish import is_published
 from litefs.cluster.replicas import Replicas
 from litefs.copies import Copies
-from litefs.errors import NotPrimary, PeerError, PositionMismatch, WaitTimeout
+from litefs.errors import NotPrimary, NotSupported, PeerError, PositionMismatch, WaitTimeout
 from litefs.halt.node import Halts
 from litefs.leading import Leading
 from litefs.lockview import held_locks
@@ -21,7 +21,7 @@ from litefs.rolechange import RoleChanges
 from litefs.server.event_hub import EventHub
 from litefs.server.positions import reached
 from litefs.server.status_format import Status
-from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
+from litefs.server.view import DatabaseInfo, DrillFigures, Export, HaltGrant, NodeFigures
 from litefs.server.waiting import Waiting
 from litefs.store.paths import DataDir
 from litefs.store.reader import Entry
@@ -49,6 +49,9 @@ class Parts:
     telling: Telling
     halts: Halts
     take_back: TakeBack
+    drills: Callable[[], Sequence[DrillFigures]] = tuple
+    snapshot: Callable[[str], Awaitable[Mapping[str, int]]] | None = None
+    """As of NodeView.archive_snapshot on the primary; None without an archive."""
 
 
 ARRIVAL_SECONDS = 300.0
@@ -124,6 +127,16 @@ class Answers:
 
     def status(self, databases: Sequence[DatabaseInfo]) -> Status:
         return self._parts.telling.overview.status(databases)
+
+    async def archive_snapshot(self, name: str) -> Mapping[str, int]:
+        if self._parts.snapshot is None:
+            raise NotSupported("there is no archive: litefs.yml has no backup section")
+        if not self.is_primary:
+            raise NotPrimary("only the primary writes to the archive")
+        return await self._parts.snapshot(name)
+
+    def drills(self) -> Sequence[DrillFigures]:
+        return self._parts.drills()
 
     async def before_stream(self) -> None:
         if self._parts.leading.grant() is not None:  # an elected primary that lost its tail cannot win

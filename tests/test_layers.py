@@ -36,6 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "security",
             "starting",
             "timetravel",
+            "verifying",
         }
     ),
     frozenset({"rolechange", "takeback"}),

@@ -139,6 +139,7 @@ def create_app(
     ``http.open`` names it. ``routes`` are paths that other applications answer."""
     from litefs.server import (
         admin,
+        backup,
         debug,
         drop,
         events,
@@ -156,6 +157,7 @@ def create_app(
 
     app = bare_app(lambda: node.identity)
     admin.register(app, node)
+    backup.register(app, node)
     debug.register(app, node)
     drop.register(app, node)
     events.register(app, node)

@@ -90,6 +90,11 @@ ENDPOINTS = (
         errors=(500, 503),
     ),
     Endpoint(
+        *("post", "/backup/snapshot", "Write whole copies into the archive now; TXIDs by database.", _JSON),
+        query={"name": "of the database; without it all"},
+        errors=(404, 500, 503),
+    ),
+    Endpoint(
         *("post", "/halt", "Get the HALT lock of a database.", _JSON),
         query={**_HALT, "renew": "it is held already"},
         errors=(404, 409, 503),

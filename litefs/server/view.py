@@ -88,6 +88,20 @@ class Replicas(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class DrillFigures:
+    """The restore drills of a database since the start. ``sound``, ``ended`` (Unix s), ``seconds`` and the
+    restored ``txid`` are those of the last one."""
+
+    name: str
+    sound: bool = True
+    ended: float = 0.0
+    seconds: float = 0.0
+    txid: int = 0
+    runs: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HaltGrant:
     """A HALT lock that is held: where the database is, and until when (Unix s) unless it is renewed."""
 
@@ -204,6 +218,13 @@ class NodeView(Protocol):
 
     async def drop_database(self, name: str) -> None:
         """Remove ``name``, here and so on all replicas; raises DatabaseNotFound, NotPrimary, OSError."""
+
+    async def archive_snapshot(self, name: str) -> Mapping[str, int]:
+        """Write a whole copy of ``name``, or if it is empty of all databases, into the archive now; the TXIDs
+        by database. Raises NotPrimary, NotSupported without an archive, DatabaseNotFound, LiteFSError."""
+
+    def drills(self) -> Sequence[DrillFigures]:
+        """What the node's own restore drills found, by database."""
 
     async def before_stream(self) -> None:
         """A replica is about to be sent what this node has. Raises OSError."""

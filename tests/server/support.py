@@ -21,7 +21,7 @@ from litefs.server.app import create_app
 from litefs.server.event_hub import Begin, EventHub
 from litefs.server.serve import bind, serve
 from litefs.server.status_format import DatabaseStatus, NodeStatus, PrimaryStatus, ReplicaStatus, Status
-from litefs.server.view import DatabaseInfo, Export, HaltGrant, NodeFigures
+from litefs.server.view import DatabaseInfo, DrillFigures, Export, HaltGrant, NodeFigures
 from litefs.server.waiting import Waiting
 from litefs.stream.memory import MemoryCatalog
 from litefs.stream.protocols import Entry, Identity
@@ -52,6 +52,7 @@ class FakeNode:
         self.looks = 0
         self.reasons: list[str] = []
         self.complaint = ""
+        self.drilled: list[DrillFigures] = []
         self.damaged: set[str] = set()
         self.unknown: set[Position] = set()
         self.imported: dict[str, bytes] = {}
@@ -118,6 +119,15 @@ class FakeNode:
     async def drop_database(self, name: str) -> None:
         if self.imported.pop(name, None) is None:
             raise DatabaseNotFound(f"{name}: database not found")
+
+    async def archive_snapshot(self, name: str) -> dict[str, int]:
+        sources = self.catalog.sources()
+        if name and name not in sources:
+            raise DatabaseNotFound(f"{name}: database not found")
+        return {one: source.position().txid for one, source in sources.items() if name in ("", one)}
+
+    def drills(self) -> Sequence[DrillFigures]:
+        return self.drilled
 
     async def before_stream(self) -> None:
         pass
