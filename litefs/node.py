@@ -62,6 +62,7 @@ from litefs.takeback import TakeBack
 from litefs.telling import Telling
 from litefs.trace import TRACE
 from litefs.types import ZERO, Position, Role
+from litefs.verifying import Verifying, plan_of
 
 log = logging.getLogger("litefs.node")
 
@@ -141,6 +142,8 @@ class Node:
                 self._security.peer,
             ),
         )
+        drills = plan_of(config.backup, data)
+        self._verifying = Verifying(drills, lambda: self.roles.leads, self._telling.events.publish)
         self._replica.end_loans = self._halts.replica.void
         self._shown = self._answers()
         self._proxying = Proxying(config, self._security, self._shown, self._replica)
@@ -191,7 +194,7 @@ class Node:
             app = create_app(self._shown, self._security.tokens, opened=opened, routes=routes)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self.replicas.run, self._halts.run)
-            for task in (*tasks, self._telling.run):
+            for task in (*tasks, self._telling.run, self._verifying.run):
                 nursery.start_soon(task)
             nursery.start_soon(tell_lag, self._replica.lag, self._guard.post)
             data = self._config.data
@@ -252,6 +255,7 @@ class Node:
             self._telling,
             self._halts,
             self._take_back,
+            self._verifying.figures,
         )
         return Answers(parts)
 

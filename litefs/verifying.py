@@ -14,9 +14,11 @@ from pathlib import Path
 import msgspec
 import trio
 
-from litefs.backup.drill import Result
+from litefs.backup.drill import Job, Result
+from litefs.config_backup import BackupConfig
 from litefs.server.view import DrillFigures
 from litefs.store import fileops
+from litefs.store.paths import DataDir
 
 log = logging.getLogger("litefs.backup")
 
@@ -26,6 +28,11 @@ MAX_SECONDS = 6 * 3600.0
 """That a drill may take, of all databases together."""
 RETRY_SECONDS = 600.0
 """After a drill that failed as a whole: the archive was out of reach."""
+
+SCRATCH = "verify"
+"""The directory of the data directory that drills restore to."""
+NOTE = "verified"
+"""When the last one ended, in the data directory."""
 
 Publish = Callable[[str, Mapping[str, object], str], None]
 
@@ -38,6 +45,12 @@ class Plan:
     interval: float
     job: Callable[[], bytes]
     note: Path
+
+
+def plan_of(backup: BackupConfig, data: DataDir) -> Plan:
+    """As the configuration says."""
+    job = Job(backup, str(data.path / SCRATCH))
+    return Plan(float(backup.verify_interval) if backup.enabled else 0.0, job.encode, data.path / NOTE)
 
 
 class Verifying:
@@ -120,7 +133,7 @@ class Verifying:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            await process.stdin.send_all(self._plan.job() + b"\n")
+            await process.stdin.send_all(self._plan.job())
             complaint = bytearray()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_drain, process.stderr, complaint)

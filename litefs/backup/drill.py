@@ -20,10 +20,11 @@ from pathlib import Path
 import msgspec
 
 from litefs.backup.archive import Archive, databases, timelines
-from litefs.backup.directory import DirectoryTarget
 from litefs.backup.finding import Timeline
+from litefs.backup.opening import target_of
 from litefs.backup.target import Target
 from litefs.backup.verify import Verified, clear, verify
+from litefs.config_backup import BackupConfig
 from litefs.errors import LiteFSError
 
 MEMORY_BYTES = 2 << 30
@@ -34,12 +35,29 @@ _IDLE = 3 << 13
 
 
 class Job(msgspec.Struct, rename="kebab"):
-    """``directory``: the archive. ``scratch``: where to restore to, for drills alone. ``names``: which
-    databases, None for all."""
+    """``backup``: where the archive is, its secrets included. ``scratch``: where to restore to, a directory
+    of drills alone."""
 
-    directory: str
+    backup: BackupConfig
     scratch: str
-    names: list[str] | None = None
+
+    def encode(self) -> bytes:
+        """One line."""
+        return msgspec.json.encode(self, enc_hook=_plain) + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> Job:
+        """What ``encode`` made. Raises msgspec.MsgspecError."""
+        return msgspec.json.decode(line, type=cls, dec_hook=lambda kind, value: kind(value))
+
+
+def _plain(value: object) -> object:
+    """The types of configuration as what they are made of."""
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return str(value)
+    raise NotImplementedError(type(value))
 
 
 class Result(msgspec.Struct, rename="kebab"):
@@ -60,8 +78,6 @@ def run(job: Job, target: Target, write: Callable[[Result], object]) -> None:
     scratch = Path(job.scratch)
     clear(scratch)
     for name in databases(target):
-        if job.names is not None and name not in job.names:
-            continue
         found = Verified(name, 0)
         try:
             archive = _newest(target, name)
@@ -108,7 +124,7 @@ def _end_with_stdin() -> None:
 
 def main() -> int:
     be_modest()
-    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    job = Job.decode(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
 
     def write(result: Result) -> None:
@@ -116,7 +132,7 @@ def main() -> int:
         sys.stdout.buffer.flush()
 
     try:
-        run(job, DirectoryTarget(Path(job.directory)), write)
+        run(job, target_of(job.backup), write)
     except LiteFSError as error:
         print(error, file=sys.stderr)
         return error.exit_code

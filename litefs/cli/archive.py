@@ -1,28 +1,15 @@
-"""What the commands share that look at an archive: where it is, and how moments are written."""
+"""How moments and sizes are written on the command line."""
 
 from __future__ import annotations
 
 import math
 import re
 from datetime import datetime
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from litefs.backup.directory import DirectoryTarget
-from litefs.backup.target import Target
 from litefs.cli.flags import UsageError
-from litefs.errors import ConfigError
 
 _TXID = re.compile(r"[0-9A-Fa-f]{1,16}")
 _SIZE = re.compile(r"([0-9]+)\s*(|[KMGT])i?B?", re.IGNORECASE)
-
-
-def open_archive(source: str) -> Target:
-    """The archive at a URL or in a directory. Raises ConfigError."""
-    url = urlsplit(source)
-    if url.scheme not in ("", "file"):
-        raise ConfigError(f"no archive can be at {source!r}")
-    return DirectoryTarget(Path(unquote(url.path) if url.scheme else source).absolute())
 
 
 def parse_time(text: str, flag: str) -> int:

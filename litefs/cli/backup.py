@@ -10,16 +10,18 @@ from pathlib import Path
 
 import msgspec
 
+from litefs import config as configuration
 from litefs.backup.archive import Archive, databases, timelines
 from litefs.backup.finding import At, moment_text
+from litefs.backup.opening import open_target, target_of
 from litefs.backup.summary import Summary, summarize
 from litefs.backup.target import Target
-from litefs.cli.archive import open_archive
 from litefs.cli.cluster import look, towards
 from litefs.cli.connection import FLAGS, WORK_TIMEOUT, Connection, RefusedByNode
 from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
 from litefs.cli.progress import progress
 from litefs.cli.table import render, seconds, size
+from litefs.config_backup import BackupConfig
 from litefs.config_types import Duration
 from litefs.errors import DatabaseNotFound, LiteFSError, PeerError
 
@@ -97,9 +99,17 @@ def _target(arguments: Arguments) -> Target:
     """The archive that SOURCE or -config names. Raises UsageError, ConfigError."""
     if len(arguments.rest) > 1:
         raise UsageError("too many arguments")
-    if not arguments.rest:
-        raise UsageError("required: SOURCE")
-    return open_archive(arguments.rest[0])
+    if arguments.rest:
+        return open_target(arguments.rest[0])
+    if not arguments.values["config"]:
+        raise UsageError("required: SOURCE, or -config")
+    return target_of(_configured(arguments))
+
+
+def _configured(arguments: Arguments) -> BackupConfig:
+    """The backup section of -config, or the defaults. Raises ConfigError."""
+    path = arguments.values["config"]
+    return configuration.load(path).config.backup if path else BackupConfig()
 
 
 def _chosen(arguments: Arguments, target: Target) -> list[str]:
@@ -310,7 +320,7 @@ def _prune(arguments: Arguments) -> int:
     values, dry = arguments.values, "dry-run" in arguments.switches
     real = _target(arguments)
     target: Target = DryTarget(real) if dry else real
-    retention = Duration.parse(values["retention"]) if values["retention"] else Duration(86400)
+    retention = Duration.parse(values["retention"]) if values["retention"] else _configured(arguments).reach
     if retention < 0:
         raise UsageError("-retention must not be negative")
     policy = Policy(int(retention * 1000))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from litefs import logs
-from litefs.cli.archive import open_archive, parse_size, parse_time, parse_txid
+from litefs.backup.opening import open_target
+from litefs.cli.archive import parse_size, parse_time, parse_txid
 from litefs.cli.flags import Arguments, Flag, UsageError
 from litefs.config_sections import LogConfig
 
@@ -60,4 +61,4 @@ def run(arguments: Arguments) -> int:
         allow_other="allow-other" in switches,
         debug="fuse.debug" in switches,
     )
-    return serve(open_archive(values["archive"]), Path(arguments.rest[0]), options)
+    return serve(open_target(values["archive"]), Path(arguments.rest[0]), options)

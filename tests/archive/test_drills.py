@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import pytest
 import trio
 
 from litefs import verifying
 from litefs.backup.drill import Job
+from litefs.config_backup import BackupConfig, EncryptionConfig
+from litefs.config_types import FilePath, Secret
 from litefs.verifying import Plan, Verifying
 from tests.support.handmade import Archived
 
@@ -35,9 +36,9 @@ class Told:
     def __init__(self, tmp_path: Path, interval: float = 3600) -> None:
         self.leads = True
         self.events: list[tuple[str, Mapping[str, object], str]] = []
-        job = Job(str(tmp_path / "archive"), str(tmp_path / "scratch"))
+        job = Job(BackupConfig(type="file", path=str(tmp_path / "archive")), str(tmp_path / "scratch"))
         self.note = tmp_path / "verified"
-        plan = Plan(interval, lambda: msgspec.json.encode(job), self.note)
+        plan = Plan(interval, job.encode, self.note)
         self.verifying = Verifying(
             plan, lambda: self.leads, lambda kind, data, db: self.events.append((kind, data, db))
         )
@@ -125,7 +126,7 @@ def test_a_drill_that_fails_is_not_noted_and_not_repeated_at_once(
 
     def job() -> bytes:
         asked.append(1)
-        return b"{}"
+        return b"{}\n"
 
     failing = Verifying(Plan(3600, job, tmp_path / "verified"), lambda: True, lambda *event: None)
 
@@ -137,3 +138,21 @@ def test_a_drill_that_fails_is_not_noted_and_not_repeated_at_once(
     assert asked == [1]
     assert not (tmp_path / "verified").exists()
     assert failing.figures() == []
+
+
+def test_a_job_comes_back_as_it_was() -> None:
+    backup = BackupConfig(
+        url="s3://bucket/prefix",
+        secret_access_key=Secret("file:/secret"),
+        access_key_id="id",
+        encryption=EncryptionConfig(key_file=FilePath("/key")),
+        databases=("a*",),
+    )
+    job = Job(backup, "/scratch")
+    line = job.encode()
+    assert line.count(b"\n") == 1
+    found = Job.decode(line)
+    assert found == job
+    assert found.backup.secret_access_key is not None
+    assert found.backup.secret_access_key.path == "/secret"
+    assert found.backup.reach == backup.reach
