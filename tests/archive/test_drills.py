@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
@@ -16,6 +17,8 @@ from litefs.config_backup import BackupConfig, EncryptionConfig
 from litefs.config_types import FilePath, Secret
 from litefs.verifying import Plan, Verifying
 from tests.support.handmade import Archived
+from tests.support.node import Node
+from tests.support.processes import wait_until
 
 
 @pytest.fixture
@@ -156,3 +159,21 @@ def test_a_job_comes_back_as_it_was() -> None:
     assert found.backup.secret_access_key is not None
     assert found.backup.secret_access_key.path == "/secret"
     assert found.backup.reach == backup.reach
+
+
+def test_a_node_has_drills_of_its_own(made: Archived, tmp_path: Path) -> None:
+    backup = {"type": "file", "path": str(tmp_path / "archive"), "verify-interval": "1h"}
+    node = Node(tmp_path, "primary", backup=backup)
+    try:
+        node.start()
+
+        def figures() -> str:
+            return httpx.get(f"{node.url}/metrics", timeout=5).text
+
+        sound = 'litefs_archive_verify_sound{db="app.db"} 1.0'
+        wait_until(lambda: sound in figures(), 20, "a drill", 0.2)
+        assert f'litefs_archive_verify_txid{{db="app.db"}} {made.txid}.0' in figures()
+        assert list((node.data / "verify").iterdir()) == []
+        assert (node.data / "verified").exists()
+    finally:
+        node.discard()
