@@ -133,7 +133,8 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if any("test_litestream" in test.nodeid for test in terminalreporter.stats.get("passed", ())):
+    passed = terminalreporter.stats.get("passed", ())
+    if any("test_litestream" in test.nodeid or "test_golden" in test.nodeid for test in passed):
         terminalreporter.write_line(litestream.which())
     for description in config.stash[_left_behind]:
         terminalreporter.write_line(f"LEFT BEHIND: {description}", red=True)
