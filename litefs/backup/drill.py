@@ -21,8 +21,8 @@ import msgspec
 
 from litefs.backup.archive import Archive, databases, timelines
 from litefs.backup.finding import Timeline
-from litefs.backup.opening import target_of
 from litefs.backup.target import Target
+from litefs.backup.targets import target_of
 from litefs.backup.verify import Verified, clear, verify
 from litefs.config_backup import BackupConfig
 from litefs.errors import LiteFSError

@@ -1,4 +1,4 @@
-"""How moments and sizes are written on the command line."""
+"""What the commands share that look at an archive: where it is, how moments and sizes are written."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ import math
 import re
 from datetime import datetime
 
-from litefs.cli.flags import UsageError
+from litefs import config as configuration
+from litefs.backup.target import Target
+from litefs.backup.targets import TargetOptions, open_target, target_of
+from litefs.cli.flags import Arguments, Flag, UsageError
+from litefs.errors import ConfigError
+
+KEY_FLAG = Flag("key-file", "the file of the keys, if the archive is encrypted", "PATH")
 
 _TXID = re.compile(r"[0-9A-Fa-f]{1,16}")
 _SIZE = re.compile(r"([0-9]+)\s*(|[KMGT])i?B?", re.IGNORECASE)
+
+
+def target_at(source: str, arguments: Arguments) -> Target:
+    """The archive at ``source``, or if that is empty the one of -config. Raises UsageError, ConfigError."""
+    if source:
+        return open_target(source, TargetOptions(key_file=arguments.values[KEY_FLAG.name] or None))
+    if not arguments.values["config"]:
+        raise UsageError("required: where the archive is, or -config")
+    backup = configuration.load(arguments.values["config"]).config.backup
+    if not backup.enabled:
+        raise ConfigError(f"{arguments.values['config']} has no backup section")
+    return target_of(backup)
 
 
 def parse_time(text: str, flag: str) -> int:

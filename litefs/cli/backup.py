@@ -13,9 +13,9 @@ import msgspec
 from litefs import config as configuration
 from litefs.backup.archive import Archive, databases, timelines
 from litefs.backup.finding import At, moment_text
-from litefs.backup.opening import open_target, target_of
 from litefs.backup.summary import Summary, summarize
 from litefs.backup.target import Target
+from litefs.cli.archive import KEY_FLAG, target_at
 from litefs.cli.cluster import look, towards
 from litefs.cli.connection import FLAGS, WORK_TIMEOUT, Connection, RefusedByNode
 from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
@@ -28,6 +28,7 @@ from litefs.errors import DatabaseNotFound, LiteFSError, PeerError
 _ACTIONS = ("status", "verify", "snapshot", "prune")
 _FLAGS = (
     Flag("database", "only this database", "NAME"),
+    KEY_FLAG,
     Flag("json", "print JSON"),
     Flag("quick", "verify: restore the newest moment, and do not read every object"),
     Flag("timeline", "verify: this history of a database (default: the newest)", "N"),
@@ -99,11 +100,7 @@ def _target(arguments: Arguments) -> Target:
     """The archive that SOURCE or -config names. Raises UsageError, ConfigError."""
     if len(arguments.rest) > 1:
         raise UsageError("too many arguments")
-    if arguments.rest:
-        return open_target(arguments.rest[0])
-    if not arguments.values["config"]:
-        raise UsageError("required: SOURCE, or -config")
-    return target_of(_configured(arguments))
+    return target_at(arguments.rest[0] if arguments.rest else "", arguments)
 
 
 def _configured(arguments: Arguments) -> BackupConfig:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from litefs import logs
-from litefs.backup.opening import open_target
-from litefs.cli.archive import parse_size, parse_time, parse_txid
+from litefs.cli.archive import KEY_FLAG, parse_size, parse_time, parse_txid, target_at
 from litefs.cli.flags import Arguments, Flag, UsageError
 from litefs.config_sections import LogConfig
 
 FLAGS = (
     Flag("as-of", "mount an archive as it was right before TIME, as 2026-09-21T14:13:50Z", "TIME"),
     Flag("txid", "instead of -as-of: as it was after this transaction, of one -database", "TXID"),
-    Flag("archive", "with -as-of or -txid: the archive, a directory or the URL of an object store", "SOURCE"),
+    Flag(
+        "archive",
+        "with -as-of or -txid: a directory or the URL of an object store, else as -config has it",
+        "SOURCE",
+    ),
+    KEY_FLAG,
     Flag("database", "with -as-of or -txid: only this database of the archive", "NAME"),
     Flag("timeline", "with -as-of or -txid: of this number, if the archive has several histories", "N"),
     Flag("cache-size", "with -as-of or -txid: memory for pages", "SIZE", "64M"),
@@ -34,10 +38,10 @@ def is_meant(arguments: Arguments) -> bool:
 def run(arguments: Arguments) -> int:
     """Serve until told to stop. Raises UsageError, LiteFSError."""
     values, switches = arguments.values, arguments.switches
-    if values["config"] or values["dir"]:
-        raise UsageError("an archive is mounted without -config and -dir")
-    if not values["archive"] or bool(values["as-of"]) == bool(values["txid"]) or len(arguments.rest) != 1:
-        raise UsageError("required: -archive SOURCE, either -as-of TIME or -txid TXID, and the directory")
+    if values["dir"]:
+        raise UsageError("an archive is mounted without -dir: its directory is the last argument")
+    if bool(values["as-of"]) == bool(values["txid"]) or len(arguments.rest) != 1:
+        raise UsageError("required: either -as-of TIME or -txid TXID, and the directory to mount at")
     if values["txid"] and not values["database"]:
         raise UsageError("-txid counts the transactions of one database: give -database, too")
     if values["timeline"] and not values["timeline"].isdigit():
@@ -61,4 +65,4 @@ def run(arguments: Arguments) -> int:
         allow_other="allow-other" in switches,
         debug="fuse.debug" in switches,
     )
-    return serve(open_target(values["archive"]), Path(arguments.rest[0]), options)
+    return serve(target_at(values["archive"], arguments), Path(arguments.rest[0]), options)

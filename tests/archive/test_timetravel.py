@@ -11,15 +11,18 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from litefs.backup.finding import moment_text
+from litefs.backup.targets import TargetOptions, open_target
+from litefs.config_types import Secret
 from litefs.errors import MountError
 from litefs.fs import session
 from litefs.ltx.format import index_of
+from tests.support import s3
 from tests.support.handmade import BEGIN, STEP, Archived, same_database
 from tests.support.processes import spawn, wait_until
 
@@ -41,12 +44,15 @@ print(json.dumps(out))
 
 
 @contextlib.contextmanager
-def mounted(archive: Path, directory: Path, *flags: str) -> Iterator[Path]:
-    """A mount by the command, which is gone afterwards."""
+def mounted(
+    archive: Path | str, directory: Path, *flags: str, env: Mapping[str, str] | None = None
+) -> Iterator[Path]:
+    """A mount by the command, which is gone afterwards; ``env`` is added to the environment."""
     log = directory.parent / f"{directory.name}.log"
     command = [sys.executable, "-m", "litefs.cli.main", "mount", *flags, "-archive", str(archive)]
     with log.open("wb") as output:
-        process = spawn([*command, str(directory)], stdout=output, stderr=output)
+        environment = {**os.environ, **(env or {})}
+        process = spawn([*command, str(directory)], stdout=output, stderr=output, env=environment)
     try:
         wait_until(
             lambda: session.is_mounted(directory) or process.poll() is not None, 20, "the mount is there"
@@ -268,6 +274,33 @@ else:
     raise AssertionError("read")
 """
         python(script, mount / "app.db", (pgno - 1) * 4096)
+
+
+@pytest.mark.parametrize("store", ["s3", "sealed"])
+def test_object_stores_and_encrypted_archives(tmp_path: Path, store: str) -> None:
+    (tmp_path / "keys").write_text("12" * 32)
+    with contextlib.ExitStack() as stack:
+        url, options, env = str(tmp_path / "archive"), TargetOptions(str(tmp_path / "keys")), {}
+        flags = ["-key-file", str(tmp_path / "keys")]
+        if store == "s3":
+            server = stack.enter_context(s3.running(tmp_path))
+            url = f"s3://{s3.BUCKET}/cluster?endpoint={server.endpoint}&region=us-east-1"
+            env = {name: server.environment[name] for name in _CREDENTIALS}
+            options = TargetOptions(
+                access_key_id=env[_CREDENTIALS[0]], secret_access_key=Secret(env[_CREDENTIALS[1]])
+            )
+            flags = []
+        archived = Archived(open_target(url, options), tmp_path / "work", wal=True)
+        stack.callback(archived.close)
+        fill(archived)
+        for txid in (5, archived.txid):
+            of = ["-as-of", moment_text(archived.time(txid) + 1)]
+            with mounted(url, tmp_path / "mnt", *flags, *of, env=env) as mount:
+                (found, check, *_), *_ = json.loads(python(CHECK, mount / "app.db")).values()
+                assert (found, check) == (shown(archived.copies[txid]), "ok")
+
+
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 def test_a_scan_is_few_requests_and_memory_stays_bounded(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from litefs.backup import bundle as bundles
 from litefs.backup.archive import Archive, Head, Start
 from litefs.backup.directory import DirectoryTarget
 from litefs.backup.layout import SNAPSHOT_LEVEL, prefix_of
+from litefs.backup.target import Target
 from litefs.backup.transcode import write_l0
 from litefs.ltx.compactor import compact, derived_header
 from litefs.ltx.decoder import Decoder
@@ -29,9 +30,15 @@ class Archived:
     """``copies``: the database's bytes by TXID. ``execute`` is one transaction, ``bundle`` archives them."""
 
     def __init__(
-        self, root: Path, work: Path, name: str = "app.db", *, page_size: int = 4096, wal: bool = False
+        self,
+        place: Path | Target,
+        work: Path,
+        name: str = "app.db",
+        *,
+        page_size: int = 4096,
+        wal: bool = False,
     ) -> None:
-        self.target = DirectoryTarget(root)
+        self.target: Target = DirectoryTarget(place) if isinstance(place, Path) else place
         self.archive = Archive(self.target, prefix_of(name), name)
         self.copies: dict[int, bytes] = {0: b""}
         self.points: dict[int, Point] = {0: START}
