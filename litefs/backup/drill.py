@@ -19,8 +19,9 @@ from pathlib import Path
 
 import msgspec
 
-from litefs.backup.archive import Archive, databases, timelines
+from litefs.backup.archive import Archive
 from litefs.backup.finding import Timeline
+from litefs.backup.histories import histories
 from litefs.backup.target import Target
 from litefs.backup.targets import target_of
 from litefs.backup.verify import Verified, clear, verify
@@ -77,10 +78,10 @@ def run(job: Job, target: Target, write: Callable[[Result], object]) -> None:
     """Verify the newest timeline of each database, one after the other."""
     scratch = Path(job.scratch)
     clear(scratch)
-    for name in databases(target):
+    for name, there in histories(target).items():
         found = Verified(name, 0)
         try:
-            archive = _newest(target, name)
+            archive = _newest(there)
             if archive is None:
                 continue
             found.timeline = archive.number
@@ -90,8 +91,8 @@ def run(job: Job, target: Target, write: Callable[[Result], object]) -> None:
         write(_result(found))
 
 
-def _newest(target: Target, name: str) -> Archive | None:
-    return next((one for one in reversed(timelines(target, name)) if not Timeline(one).unfinished), None)
+def _newest(there: list[Archive]) -> Archive | None:
+    return next((one for one in reversed(there) if not Timeline(one).unfinished), None)
 
 
 def _result(found: Verified) -> Result:

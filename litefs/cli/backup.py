@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from litefs import config as configuration
-from litefs.backup.archive import Archive, databases, timelines
+from litefs.backup.archive import Archive
 from litefs.backup.finding import At, moment_text
+from litefs.backup.histories import histories
 from litefs.backup.summary import Summary, summarize
 from litefs.backup.target import Target
 from litefs.cli.archive import KEY_FLAG, target_at
@@ -109,12 +110,12 @@ def _configured(arguments: Arguments) -> BackupConfig:
     return configuration.load(path).config.backup if path else BackupConfig()
 
 
-def _chosen(arguments: Arguments, target: Target) -> list[str]:
-    """The names of the databases meant. Raises DatabaseNotFound."""
-    wanted, there = arguments.values["database"], databases(target)
+def _chosen(arguments: Arguments, target: Target) -> dict[str, list[Archive]]:
+    """The timelines of the databases meant. Raises DatabaseNotFound."""
+    wanted, there = arguments.values["database"], histories(target)
     if wanted and wanted not in there:
         raise DatabaseNotFound(f"database not found in {target.name}: {wanted}")
-    return [wanted] if wanted else there
+    return {wanted: there[wanted]} if wanted else there
 
 
 # -- status -----------------------------------------------------------------------------------------------
@@ -125,8 +126,9 @@ def _status(arguments: Arguments) -> int:
     positions = _positions(arguments)
     found = [
         (summary, _behind(summary, positions))
-        for name in _chosen(arguments, target)
-        for summary in _newest_last(target, name)
+        for archives in _chosen(arguments, target).values()
+        for summary in map(summarize, archives)
+        if summary is not None
     ]
     if "json" in arguments.switches:
         print(msgspec.json.encode([_shown(summary, behind) for summary, behind in found]).decode())
@@ -135,13 +137,6 @@ def _status(arguments: Arguments) -> int:
     else:
         print(f"{target.name} holds no database")
     return 0
-
-
-def _newest_last(target: Target, name: str) -> Iterator[Summary]:
-    for archive in timelines(target, name):
-        summary = summarize(archive)
-        if summary is not None:
-            yield summary
 
 
 def _positions(arguments: Arguments) -> dict[str, int] | None:
@@ -230,8 +225,8 @@ def _verify(arguments: Arguments) -> int:
     everything = "quick" not in arguments.switches
     results: list[Verified] = []
     with tempfile.TemporaryDirectory(prefix="litefs-verify-", dir=values["scratch"] or None) as scratch:
-        for name in _chosen(arguments, target):
-            archive = _timeline(target, name, values["timeline"])
+        for name, archives in _chosen(arguments, target).items():
+            archive = _timeline(archives, values["timeline"])
             if archive is None:
                 continue
             with progress(f"verify {name}", None) as advance:
@@ -246,15 +241,14 @@ def _verify(arguments: Arguments) -> int:
     return int(not all(result.sound for result in results))
 
 
-def _timeline(target: Target, name: str, number: str) -> Archive | None:
+def _timeline(there: Sequence[Archive], number: str) -> Archive | None:
     """The newest timeline that was begun, or the one of that number. Raises LiteFSError."""
     from litefs.backup.finding import Timeline
 
-    there = timelines(target, name)
     if number:
-        there = [one for one in there if one.number == int(number)]
+        of, there = there, [one for one in there if one.number == int(number)]
         if not there:
-            raise LiteFSError(f"{name}: {target.name} has no timeline {number}")
+            raise LiteFSError(f"{of[0].name}: there is no timeline {number}, the newest is {of[-1].number}")
     return next((one for one in reversed(there) if not Timeline(one).unfinished), None)
 
 
@@ -323,8 +317,7 @@ def _prune(arguments: Arguments) -> int:
     policy = Policy(int(retention * 1000))
     now = int(time.time() * 1000)
     counts: dict[str, dict[str, int]] = {}
-    for name in _chosen(arguments, target):
-        there = timelines(target, name)
+    for name, there in _chosen(arguments, target).items():
         found = counts.setdefault(name, {})
         for pruned in (*(prune(one, policy, now) for one in there), prune_timelines(there, policy, now)):
             for kind, number in pruned.objects.items():

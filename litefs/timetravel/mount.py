@@ -14,8 +14,9 @@ from pathlib import Path
 
 import trio
 
-from litefs.backup.archive import Archive, databases, timelines
+from litefs.backup.archive import Archive
 from litefs.backup.finding import Goal, Moment, find, moment_text
+from litefs.backup.histories import histories
 from litefs.backup.target import Target
 from litefs.errors import ArchiveUnavailable, DatabaseNotFound, MountError, NotRestorable
 from litefs.fs import session
@@ -57,16 +58,16 @@ def run(target: Target, directory: Path, options: Options) -> int:
 
 def find_all(target: Target, options: Options) -> list[tuple[Archive, Moment]]:
     """Every database as of the moment, but those that did not exist or were empty. Raises as ``run``."""
-    there = databases(target)
+    there = histories(target)
     for name in options.names:
         if name not in there:
             raise DatabaseNotFound(f"database not found in {target.name}: {name}")
-    names = options.names or there
+    names = options.names or tuple(there)
     if not names:
         raise NotRestorable(f"{target.name} holds no database")
 
     def look(name: str) -> tuple[Archive, Moment] | None:
-        chosen = timelines(target, name)
+        chosen = there[name]
         if options.timeline is not None:
             chosen = [one for one in chosen if one.number == options.timeline]
         return find(chosen, options.goal)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -147,6 +148,16 @@ def test_a_moment_is_before_the_time_given_and_a_txid_is_itself(history: Archive
     with mounted(archive, mnt, "-txid", "5", "-database", "app.db") as mount:
         (found, *_), *_ = json.loads(python(CHECK, mount / "app.db")).values()
         assert found == shown(history.copies[5])
+
+
+def test_an_archive_of_litestream_is_shown_by_its_own_url(history: Archived, tmp_path: Path) -> None:
+    history.snapshot()
+    prefix = tmp_path / "archive" / "app.db"
+    shutil.rmtree(prefix / "litefs")
+    last = history.txid
+    with mounted(prefix, tmp_path / "mnt", "-as-of", moment_text(history.time(last) + 1)) as mount:
+        (found, check, *_), *_ = json.loads(python(CHECK, mount / "app.db")).values()
+        assert (found, check) == (shown(history.copies[last]), "ok")
 
 
 def test_a_change_of_the_page_size(tmp_path: Path) -> None:
