@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -26,22 +27,22 @@ if TYPE_CHECKING:
 
     from obstore.store import ObjectStore
 
-SECONDS = 20.0
-"""Of one request that carries little."""
-BULK_SECONDS = 300.0
-"""Of one request that carries up to ``MAX_EMBEDDED`` bytes, or a part."""
-RETRY_SECONDS = 20.0
-"""After which a request is not begun again."""
+SECONDS = 15.0
+"""Of one request that carries up to ``SMALL`` bytes; in proportion of one that carries more."""
+RETRY_SECONDS = 30.0
+"""After which a request is not begun again: twice ``seconds`` at most."""
 RETRIES = 6
-PIECE = 8 << 20
-"""Bytes of one read of a stream; it is begun again where it ended."""
+SMALL = 4 << 20
+PIECE = 4 << 20
+"""Bytes of one request of a longer read, which goes on after it."""
 PART = 16 << 20
 """Bytes of one part of an upload; S3 takes 10,000 of them."""
 PARTS_AT_A_TIME = 2
 PAGE = 1000
 """Objects of one listing or deletion, as S3 limits them."""
 CREATES = 3
-_BULK = 4 << 20
+_STEPS = (1, 4, 16, 64)
+"""Times ``SMALL``: the sizes of requests that are told apart."""
 _LAST = "\U0010ffff"
 _QUERY = re.compile(r"\?[^\s)]*")
 
@@ -72,7 +73,7 @@ class BucketTarget:
         self._timestamp = timestamp
         retry = {
             "max_retries": RETRIES,
-            "retry_timeout": timedelta(seconds=min(seconds, RETRY_SECONDS)),
+            "retry_timeout": timedelta(seconds=min(2 * seconds, RETRY_SECONDS)),
             "backoff": {
                 "init_backoff": timedelta(milliseconds=100),
                 "max_backoff": timedelta(seconds=3),
@@ -80,12 +81,19 @@ class BucketTarget:
             },
         }
 
-        def limited(total: float) -> ObjectStore:
-            times = {"timeout": timedelta(seconds=total), "connect_timeout": timedelta(seconds=min(5, total))}
+        def limited(step: int) -> ObjectStore:
+            times = {
+                "timeout": timedelta(seconds=seconds * step),
+                "connect_timeout": timedelta(seconds=min(5, seconds)),
+            }
             return connect(times, retry)
 
-        self._store = limited(seconds)
-        self._bulk = limited(max(seconds, BULK_SECONDS))
+        self._limited = cache(limited)
+        self._store = self._limited(1)
+
+    def _sending(self, size: int) -> ObjectStore:
+        """The store with the time that a request of so many bytes may take."""
+        return self._limited(next((step for step in _STEPS if size <= step * SMALL), _STEPS[-1]))
 
     def entries(self, directory: str, after: str = "") -> Iterator[Stored]:
         """See the protocol. What lies in directories below is jumped over, not walked through."""
@@ -134,30 +142,37 @@ class BucketTarget:
         if length == 0:
             self.size(key)
             return b""
-        try:
-            return self._get(key, offset, length)[0]
-        except ArchiveUnavailable:
-            # Which stores report in several ways.
-            if offset >= self.size(key):
-                return b""
-            raise
+        pieces: list[bytes] = []
+        meta = None
+        at, end = offset, None if length is None else offset + length
+        while meta is None or at < (meta["size"] if end is None else min(end, meta["size"])):
+            count = PIECE if end is None else min(PIECE, end - at)
+            try:
+                piece, meta = self.piece(key, at, count, None if meta is None else meta["e_tag"])
+            except ArchiveUnavailable as error:
+                # There is nothing in that range.
+                if " 416 " in str(error) and at >= self.size(key):
+                    break
+                raise
+            pieces.append(piece)
+            at += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _get(
-        self, key: str, offset: int, length: int | None, version: str | None = None
-    ) -> tuple[bytes, Any]:
-        """Bytes of an object of that version, and what the store says of it. Raises as ``read``."""
-        options: Any = {}
-        if offset or length is not None:
-            options["range"] = {"offset": offset} if length is None else (offset, offset + length)
+    def piece(self, key: str, offset: int, length: int, version: str | None = None) -> tuple[bytes, Any]:
+        """Up to ``PIECE`` bytes of an object of that version (None: whichever is there), and what the store
+        says of it. Raises as ``read``; ArchiveUnavailable also if there is nothing from ``offset`` on."""
+        options: Any = {"range": (offset, offset + length)}
         if version is not None:
             options["if_match"] = version
-        store = self._store if length is not None and length <= _BULK else self._bulk
         with self._translated(key):
             try:
-                found = obstore.get(store, self._base + key, options=options)
-                return bytes(found.bytes()), found.meta
+                found = obstore.get(self._store, self._base + key, options=options)
+                data = bytes(found.bytes())
             except PreconditionError:
                 raise ArchiveUnavailable(f"{self.name}/{key}: replaced while it was read") from None
+        if not data:
+            raise ArchiveUnavailable(f"{self.name}/{key}: ends before its size")
+        return data, found.meta
 
     def size(self, key: str) -> int:
         """See the protocol."""
@@ -166,7 +181,7 @@ class BucketTarget:
                 return int(obstore.head(self._store, self._base + key)["size"])
         except ArchiveMissing:
             # Only the answer to a GET says whether it is the bucket that is missing.
-            return int(self._get(key, 0, 1)[1]["size"])
+            return int(self.piece(key, 0, 1)[1]["size"])
 
     def open(self, key: str) -> BucketReader:
         """See the protocol."""
@@ -183,7 +198,7 @@ class BucketTarget:
         begun = bytearray()
         for piece in pieces:
             begun += piece
-            if len(begun) > _BULK:
+            if len(begun) > SMALL:
                 break
         else:
             return self._put(key, bytes(begun), attributes, create)
@@ -192,7 +207,7 @@ class BucketTarget:
         try:
             with self._translated(key, writing=True):
                 obstore.put(
-                    self._bulk,
+                    self._sending(PART),
                     self._base + key,
                     _noted(chain((bytes(begun),), pieces), failed),
                     attributes=attributes,
@@ -206,7 +221,7 @@ class BucketTarget:
         return True
 
     def _put(self, key: str, data: bytes, attributes: Any, create: bool) -> bool:
-        store = self._store if len(data) <= _BULK else self._bulk
+        store = self._sending(len(data))
         mode: Any = "create" if create else "overwrite"
         for _ in range(CREATES):
             with self._translated(key, writing=True):
@@ -224,12 +239,12 @@ class BucketTarget:
 
     def delete(self, keys: Iterable[str]) -> None:
         """See the protocol."""
-        paths = [self._base + key for key in keys]
-        for start in range(0, len(paths), PAGE):
-            batch = paths[start : start + PAGE]
+        listed = list(keys)
+        for start in range(0, len(listed), PAGE):
+            batch = listed[start : start + PAGE]
             try:
                 with self._translated(batch[0]):
-                    obstore.delete(self._store, batch)
+                    obstore.delete(self._store, [self._base + key for key in batch])
             except ArchiveMissing:
                 self._delete_each(batch)
             except ArchiveUnavailable as error:
@@ -237,11 +252,11 @@ class BucketTarget:
                     raise
                 self._delete_each(batch)
 
-    def _delete_each(self, paths: Sequence[str]) -> None:
+    def _delete_each(self, keys: Sequence[str]) -> None:
         """One by one, for stores that cannot delete many, or say of what is not there that it is not."""
-        for path in paths:
-            with suppress(ArchiveMissing), self._translated(path):
-                obstore.delete(self._store, path)
+        for key in keys:
+            with suppress(ArchiveMissing), self._translated(key):
+                obstore.delete(self._store, self._base + key)
 
     @contextmanager
     def _translated(self, key: str | None = None, *, writing: bool = False) -> Iterator[None]:
@@ -274,11 +289,9 @@ class BucketReader:
     def read(self, n: int, /) -> bytes:
         """See the protocol."""
         if not self._piece and self._at < self._size and n > 0:
-            data, meta = self._target._get(self._key, self._at, PIECE, self._version)
+            data, meta = self._target.piece(self._key, self._at, PIECE, self._version)
             self._version, self._size = meta["e_tag"], meta["size"]
             self._at += len(data)
-            if not data:
-                raise ArchiveUnavailable(f"{self._target.name}/{self._key}: ends before its size")
             self._piece = memoryview(data)
         taken, self._piece = self._piece[:n], self._piece[n:]
         return bytes(taken)
