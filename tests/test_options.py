@@ -25,7 +25,7 @@ log: {format: json, timestamp: true, debug: true}
 
 
 def test_the_fs_process_is_told_every_option(tmp_path: Path) -> None:
-    config = parse(OPTIONS, "litefs.yml", None)[0]
+    config = parse(OPTIONS, "litefs.yml", None)
     rules = SyncRules(0, (), 1.0, False)
     told = start_message(config, DataDir(tmp_path), "/nowhere/mnt", 1, rules, replica=False)
     assert (told.strict_verify, told.compress, told.allow_other, told.debug) == (True, False, True, True)
@@ -35,7 +35,7 @@ def test_the_fs_process_is_told_every_option(tmp_path: Path) -> None:
 
 def test_a_node_keeps_to_the_time_of_a_snapshot(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as lock:
-        node = Node(parse(OPTIONS, "litefs.yml", None)[0], DataDir(tmp_path), lock.fileno())
+        node = Node(parse(OPTIONS, "litefs.yml", None), DataDir(tmp_path), lock.fileno())
     assert node._shown.snapshot_seconds == 7
 
 

@@ -78,7 +78,7 @@ def test_a_sound_archive_is_proved_file_by_file(archive: Archive) -> None:
     assert found.transactions == found.last == 28
 
 
-def test_every_changed_byte_is_found(archive: Archive) -> None:
+def test_every_changed_byte_that_means_something_is_found(archive: Archive) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     pick = random.Random(seed)
@@ -90,6 +90,11 @@ def test_every_changed_byte_is_found(archive: Archive) -> None:
             broken[at] ^= 1 << pick.randrange(8)
             path.write_bytes(broken)
             found = look(archive)
+            if found.sound and key.endswith(".ltx"):
+                # the checksum is of the pages: another way of LZ4 to say the same harms nothing
+                one, two = decode(data), decode(bytes(broken))
+                assert (one.header, one.pgnos, one.images) == (two.header, two.pgnos, two.images)
+                continue
             assert not found.sound, f"{key}: byte {at}"
             assert any(Path(key).name in text for text in found.problems), (key, at, found.problems)
         path.write_bytes(data)
