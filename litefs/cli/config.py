@@ -25,8 +25,8 @@ _ACTIONS = ("check",)
 
 USAGE = {
     "config": "Usage:\n\n  litefs config check [ARGUMENTS]\n\n"
-    "Reads the configuration that `litefs mount` would read, with its certificates and tokens, and prints\n"
-    "every value in force, secrets masked. Warnings go to stderr. Ends with 2 if it cannot be used.\n\n"
+    "Reads the configuration that `litefs mount` would read, with its certificates, tokens and keys, and\n"
+    "prints every value in force, secrets masked. Warnings go to stderr. Ends with 2 if it cannot be used.\n\n"
     f"Arguments:\n\n{describe(_FLAGS)}",
 }
 SPECS = {"config": Spec(_FLAGS, words=_ACTIONS)}
@@ -53,6 +53,10 @@ def config(argv: Sequence[str]) -> int:
     from litefs.security import Security
 
     Security.of(loaded.config)
+    if loaded.config.backup.enabled:
+        from litefs.backup.targets import target_of
+
+        target_of(loaded.config.backup)
     if "quiet" not in arguments.switches:
         print(f"# {loaded.path} can be used; every value in force, secrets masked:")
         print(effective(loaded.config), end="")

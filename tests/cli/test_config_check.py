@@ -41,7 +41,7 @@ def test_it_says_what_is_in_force(tmp_path: Path) -> None:
     path.write_text(
         f"lease: {{type: static, hostname: $NAME}}\nfuse: {{dir: {tmp_path}/mnt}}\n"
         f"data: {{dir: {tmp_path}/d}}\n"
-        "http: {auth-token: sesame}\nbackup: {type: file, path: /b, auth-token: abracadabra}\n"
+        "http: {auth-token: sesame}\nbackup: {type: s3, bucket: b, access-key-id: id, secret-access-key: abracadabra}\n"
     )
     done = litefs("config", "check", "-config", path, NAME="me")
     assert done.status == 0
@@ -69,6 +69,11 @@ def test_it_says_what_is_in_force(tmp_path: Path) -> None:
             "lease: {type: static}\nhttp: {tls: {cert: /nonexistent/c, key: /nonexistent/k}}\n",
             "/nonexistent/c",
         ),
+        (
+            "lease: {type: static}\nbackup: {url: 's3://b', encryption: {key-file: /nonexistent/k}}\n",
+            "cannot read the key file /nonexistent/k",
+        ),
+        ("lease: {type: static}\nbackup: {url: 's3://b?x=y'}\n", "unknown parameter 'x'"),
         ("", "the file is empty"),
     ],
 )
