@@ -35,6 +35,9 @@ RETRIES = 6
 SMALL = 4 << 20
 PIECE = 4 << 20
 """Bytes of one request of a longer read, which goes on after it."""
+FIRST_PIECE = 1 << 20
+LAST_PIECE = 16 << 20
+"""Bytes of one request of a stream, at its beginning and once it is long."""
 PART = 16 << 20
 """Bytes of one part of an upload; S3 takes 10,000 of them."""
 PARTS_AT_A_TIME = 2
@@ -159,14 +162,14 @@ class BucketTarget:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def piece(self, key: str, offset: int, length: int, version: str | None = None) -> tuple[bytes, Any]:
-        """Up to ``PIECE`` bytes of an object of that version (None: whichever is there), and what the store
+        """Bytes of an object of that version (None: whichever is there) by one request, and what the store
         says of it. Raises as ``read``; ArchiveUnavailable also if there is nothing from ``offset`` on."""
         options: Any = {"range": (offset, offset + length)}
         if version is not None:
             options["if_match"] = version
         with self._translated(key):
             try:
-                found = obstore.get(self._store, self._base + key, options=options)
+                found = obstore.get(self._sending(length), self._base + key, options=options)
                 data = bytes(found.bytes())
             except PreconditionError:
                 raise ArchiveUnavailable(f"{self.name}/{key}: replaced while it was read") from None
@@ -274,25 +277,39 @@ class BucketTarget:
 
 
 class BucketReader:
-    """Implements :class:`litefs.backup.target.Reader` by reads of ``PIECE`` bytes, all of one version."""
+    """Implements :class:`litefs.backup.target.Reader` by requests of bounded size, all of one version.
+
+    Nothing is under way between two calls, so that a merge of many may be as slow as it likes, and the pieces
+    grow, so that only a reader of a large object holds much.
+    """
 
     def __init__(self, target: BucketTarget, key: str) -> None:
         """Raises as ``read``."""
         self._target = target
         self._key = key
-        self._size = target.size(key)
         self._version: str | None = None
+        self._step = FIRST_PIECE
         self._at = 0
         """Where the next piece begins."""
         self._piece = memoryview(b"")
+        try:
+            self._more()
+        except ArchiveUnavailable as error:
+            if " 416 " not in str(error) or target.size(key):
+                raise
+            self._size = 0
+
+    def _more(self) -> None:
+        data, meta = self._target.piece(self._key, self._at, self._step, self._version)
+        self._version, self._size = meta["e_tag"], meta["size"]
+        self._at += len(data)
+        self._piece = memoryview(data)
+        self._step = min(4 * self._step, LAST_PIECE)
 
     def read(self, n: int, /) -> bytes:
         """See the protocol."""
         if not self._piece and self._at < self._size and n > 0:
-            data, meta = self._target.piece(self._key, self._at, PIECE, self._version)
-            self._version, self._size = meta["e_tag"], meta["size"]
-            self._at += len(data)
-            self._piece = memoryview(data)
+            self._more()
         taken, self._piece = self._piece[:n], self._piece[n:]
         return bytes(taken)
 

@@ -26,7 +26,8 @@ _ACTIONS = ("check",)
 USAGE = {
     "config": "Usage:\n\n  litefs config check [ARGUMENTS]\n\n"
     "Reads the configuration that `litefs mount` would read, with its certificates, tokens and keys, and\n"
-    "prints every value in force, secrets masked. Warnings go to stderr. Ends with 2 if it cannot be used.\n\n"
+    "prints every value in force, secrets masked. Warnings go to stderr. Ends with 2 if it cannot be\n"
+    "used.\n\n"
     f"Arguments:\n\n{describe(_FLAGS)}",
 }
 SPECS = {"config": Spec(_FLAGS, words=_ACTIONS)}

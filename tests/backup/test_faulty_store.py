@@ -81,7 +81,7 @@ def test_a_store_that_stays_away_is_given_up_in_time(target: Target, proxy: Prox
 def test_a_stream_goes_on_after_lost_connections(
     target: Target, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "PIECE", 1 << 20)
+    monkeypatch.setattr(bucket, "LAST_PIECE", 1 << 20)
     data = bytes(range(256)) * (5 << 12)
     target.write("a/big", data)
     reader = target.open("a/big")
@@ -95,7 +95,7 @@ def test_a_stream_goes_on_after_lost_connections(
 
 
 def test_a_stream_is_of_one_version(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "PIECE", 1 << 10)
+    monkeypatch.setattr(bucket, "FIRST_PIECE", 1 << 10)
     target.write("a/big", b"1" * 3000)
     reader = target.open("a/big")
     assert reader.read(10) == b"1" * 10

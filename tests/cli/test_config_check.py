@@ -41,7 +41,8 @@ def test_it_says_what_is_in_force(tmp_path: Path) -> None:
     path.write_text(
         f"lease: {{type: static, hostname: $NAME}}\nfuse: {{dir: {tmp_path}/mnt}}\n"
         f"data: {{dir: {tmp_path}/d}}\n"
-        "http: {auth-token: sesame}\nbackup: {type: s3, bucket: b, access-key-id: id, secret-access-key: abracadabra}\n"
+        "http: {auth-token: sesame}\n"
+        "backup: {type: s3, bucket: b, access-key-id: id, secret-access-key: abracadabra}\n"
     )
     done = litefs("config", "check", "-config", path, NAME="me")
     assert done.status == 0
