@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from litefs.meters import METERS, now_ns
 
 _ZEROS = bytes(1 << 20)
 _COPY = 1 << 20
+_BLOCK = 4096
+"""What every disk takes as one write, and so the alignment of what goes past the page cache."""
 
 
 def open_file(path: Path, flags: int, mode: int = 0o644) -> int:
@@ -44,15 +47,57 @@ def make_dir(path: Path) -> None:
     sync_dir(path.parent)
 
 
-def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+def pwrite_all(fd: int, data: bytes | bytearray | memoryview | mmap.mmap, offset: int) -> None:
     """Write all of ``data`` at ``offset``, continuing after short writes."""
     written = os.pwrite(fd, data, offset)
-    view = memoryview(data).cast("B") if written < len(data) else memoryview(b"")
-    while written < len(view):
-        step = os.pwrite(fd, view[written:], offset + written)
+    while written < len(data):
+        with memoryview(data) as view:
+            step = os.pwrite(fd, view.cast("B")[written:], offset + written)
         if step == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written += step
+
+
+def open_direct(path: Path) -> int:
+    """open(2) for ``rewrite``; -1 where the file system has no direct I/O."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return -1
+
+
+def rewrite(fd: int, direct: int, data: bytes, offset: int) -> None:
+    """Write what the page cache shows at ``offset`` once more, after a write of it to the disk failed.
+
+    ``direct``: from ``open_direct``; ``offset``: a multiple of 512. The next sync makes it durable. To make
+    the cached pages dirty again is not enough: ext4 counts blocks whose write failed as unwritten (in their
+    extent), but the pages that cover them as placed; a second write-back puts the data there and leaves the
+    extent alone, and the blocks read as zeros as soon as the cache lets go of the pages. Direct I/O asks for
+    the extent again, and so does write-back once the pages were dropped; but a page that a process has
+    mapped cannot be dropped.
+    """
+    done = 0
+    for size in (len(data), len(data) // _BLOCK * _BLOCK):
+        if direct >= 0 and size and not done and _write_direct(direct, memoryview(data)[:size], offset):
+            done = size
+    if done < len(data):
+        os.posix_fadvise(fd, offset + done, len(data) - done, os.POSIX_FADV_DONTNEED)
+        pwrite_all(fd, memoryview(data)[done:], offset + done)
+
+
+def _write_direct(direct: int, data: memoryview, offset: int) -> bool:
+    """Past the page cache, from memory aligned as it wants; False if the device wants it otherwise."""
+    with mmap.mmap(-1, len(data)) as aligned:
+        aligned.write(data)
+        try:
+            pwrite_all(direct, aligned, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+    return True
 
 
 def pwritev_all(fd: int, parts: Sequence[bytes | bytearray | memoryview], offset: int) -> None:

@@ -42,6 +42,7 @@ ONE_WRITE_MAX = 1 << 20
 
 _PADS = tuple(bytes(n) for n in range(8))
 _COPY = 1 << 20
+_BLOCK = 4096
 
 
 class Log:
@@ -216,11 +217,19 @@ class Log:
         self._synced, self._synced_end = tip, end
 
     def _write_again(self) -> None:
-        """Make what was inherited dirty, so that the next sync is one of it."""
+        """Write what was inherited once more, so that the next sync is one of it."""
         start, end = self._inherited
-        for offset in range(start, end, _COPY):
-            data = fileops.pread_all(self._fd, min(_COPY, end - offset), offset)
-            fileops.pwrite_all(self._fd, data, offset)
+        if start == end:
+            return
+        direct = fileops.open_direct(self._path)
+        try:
+            # from a whole block on, as direct I/O wants it: what is before is on the disk
+            for offset in range(start // _BLOCK * _BLOCK, end, _COPY):
+                data = fileops.pread_all(self._fd, _COPY, offset)
+                fileops.rewrite(self._fd, direct, data, offset)
+        finally:
+            if direct >= 0:
+                os.close(direct)
         self._inherited = (0, 0)
 
     def retract(self, tip: Position) -> None:

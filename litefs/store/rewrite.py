@@ -2,7 +2,7 @@
 
 What such a sync did not write the kernel counts as written: a second sync would succeed and mean nothing. But
 the page cache still has what the disk lacks, and the page checksums tell whether it has, so the pages can be
-made dirty again.
+written again (``fileops.rewrite``).
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ def write_again(directory: DatabaseDir, file: SumsFile, lacks: Callable[[int], b
     """
     # a descriptor of its own: an old one may have yet to report the failure that this makes good
     fd = fileops.open_file(directory.database, os.O_RDWR)
+    direct = -1
     sums = file.sums
     try:
+        direct = fileops.open_direct(directory.database)
         step = max(1, CHUNK // sums.page_size)
         for first in range(1, sums.page_count + 1, step):
             data, wrong = read_pages(fd, sums, first, min(step, sums.page_count - first + 1))
             if lost := [pgno for pgno in wrong if not lacks(pgno)]:
                 raise FormatError(f"{directory.database}: page {lost[0]} was lost by a sync that failed")
-            fileops.pwrite_all(fd, data, (first - 1) * sums.page_size)
+            fileops.rewrite(fd, direct, data, (first - 1) * sums.page_size)
         fileops.fdatasync(fd)
         file.trust()
     finally:
         os.close(fd)
+        if direct >= 0:
+            os.close(direct)

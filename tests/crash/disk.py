@@ -5,7 +5,9 @@ reaches the disk in any of its versions or not at all, independently of every ot
 except that a truncation orders what is before and after it (file systems journal it with the freeing of
 blocks). A name that was created, removed or renamed since the last sync of its directory may be in either
 state, whatever was synced of the file itself (POSIX promises no more). After a failed fsync pages count as
-clean, but reached the disk or not, as on Linux; a later write dirties them again.
+clean, but reached the disk or not, as on Linux. A later write through the cache of one that did not is lost
+again, without an error (ext4 with extents that count as unwritten), until the cache has let go of the page or
+it was written past the cache.
 """
 
 from __future__ import annotations
@@ -59,6 +61,13 @@ class File:
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
     """(event, epoch, size) since the last sync."""
     epoch: int = 0
+    deaf: set[int] = field(default_factory=set)
+    """Pages that a failed sync did not write: what is written to them through the cache stays there."""
+
+    def write_direct(self, at: int, offset: int, data: bytes) -> None:
+        """Lay ``data`` over cache and disk; durable with the next sync."""
+        self.deaf -= set(range(offset // PAGE, -(-(offset + len(data)) // PAGE)))
+        self.write(at, offset, data)
 
     def write(self, at: int, offset: int, data: bytes) -> None:
         """Lay ``data`` over the cache."""
@@ -85,6 +94,7 @@ class File:
         """Truncation or growth."""
         if size < self.cache_size:
             self.epoch += 1
+            self.deaf = {number for number in self.deaf if (number + 1) * PAGE <= size}
             for number in [number for number in {*self.cache, *self.disk} if (number + 1) * PAGE > size]:
                 kept = max(0, size - number * PAGE)
                 self.put(at, number, self.cache.get(number, _ZERO)[:kept].ljust(PAGE, b"\0"), cut=True)
@@ -94,19 +104,24 @@ class File:
     def sync(self) -> None:
         """All of the cache that is dirty is on the disk."""
         for number, versions in self.dirty.items():
-            self.disk[number] = versions[-1].data
+            if number not in self.deaf:
+                self.disk[number] = versions[-1].data
         self.disk_size = self.cache_size
         self._clean()
 
     def fail_sync(self, rng: random.Random) -> None:
         """Some of it is, and no page counts as dirty any more."""
         self.disk_size, self.disk = self.survivors(rng, Style.SUBSET, 0)
+        self.deaf |= {n for n in self.dirty if self.disk.get(n, _ZERO) != self.cache.get(n, _ZERO)}
         self._clean()
 
-    def reread(self) -> None:
-        """The cache drops what counts as clean, and reads it from the disk again."""
+    def reread(self, first: int = 0, end: int | None = None) -> None:
+        """The cache drops what counts as clean of the pages from ``first`` to before ``end``, and reads it
+        from the disk again."""
         for number in {*self.cache, *self.disk} - set(self.dirty):
-            self.cache[number] = self.disk.get(number, _ZERO)
+            if first <= number and (end is None or number < end):
+                self.cache[number] = self.disk.get(number, _ZERO)
+                self.deaf.discard(number)
 
     def _clean(self) -> None:
         self.dirty = {}
@@ -121,13 +136,15 @@ class File:
         if style is Style.PREFIX:
             for number, versions in self.dirty.items():
                 for version in versions:
-                    if version.at <= until:
+                    if version.at <= until and number not in self.deaf:
                         pages[number] = version.data
             done = [size for at, _, size in self.sizes if at <= until]
             return done[-1] if done else self.disk_size, pages
         epoch = rng.randint(0, self.epoch)
         torn = rng.choice(sorted(self.dirty)) if style is Style.TORN and self.dirty else -1
         for number, versions in self.dirty.items():
+            if number in self.deaf:
+                continue
             choices = [pages.get(number, _ZERO)]
             for version in versions:
                 if version.epoch <= epoch:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import fcntl
 import os
 import random
 import stat
@@ -52,6 +53,7 @@ class Event:
     kind: str
     node: int
     offset: int = 0
+    end: int = 0
     data: bytes = b""
     name: str = ""
     target: int | None = None
@@ -63,6 +65,8 @@ def apply(disk: Disk, at: int, event: Event, rng: random.Random) -> None:
     match event.kind:
         case "write":
             disk.files[event.node].write(at, event.offset, event.data)
+        case "direct":
+            disk.files[event.node].write_direct(at, event.offset, event.data)
         case "map":
             disk.files[event.node].put(at, event.offset, event.data)
         case "size":
@@ -72,7 +76,8 @@ def apply(disk: Disk, at: int, event: Event, rng: random.Random) -> None:
         case "sync failed":
             disk.files[event.node].fail_sync(rng)
         case "reread":
-            disk.files[event.node].reread()
+            end = -(-event.end // PAGE) if event.end else None
+            disk.files[event.node].reread(event.offset // PAGE, end)
         case "sync names":
             disk.directories[event.node].sync()
         case "name":
@@ -145,7 +150,7 @@ class Recorder:
                 self._mapped[node] = now
                 for number, page in enumerate(now):
                     if page != before[number]:
-                        self.events.append(Event("map", node, number, page))
+                        self.events.append(Event("map", node, number, data=page))
 
     # -- faults ------------------------------------------------------------------------------------
 
@@ -179,7 +184,8 @@ class Recorder:
         if self._begin("write", grows=offset + len(data) > size) and len(data) > 1:
             data = memoryview(data)[: len(data) // 2]
         written = os.pwrite(fd, data, offset)
-        self.events.append(Event("write", node, offset, bytes(data[:written])))
+        kind = "direct" if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT else "write"
+        self.events.append(Event(kind, node, offset, data=bytes(data[:written])))
         return written
 
     def pwritev(self, fd: int, parts: Sequence[Buffer], offset: int) -> int:
@@ -215,15 +221,18 @@ class Recorder:
 
     def posix_fadvise(self, fd: int, offset: int, length: int, advice: int) -> None:
         """The file shows what the model's disk has, where that is not what was in the cache."""
-        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        assert advice == os.POSIX_FADV_DONTNEED
         node = self._node(fd)
-        self.events.append(Event("reread", node))
+        end = offset + length if length else 0
+        self.events.append(Event("reread", node, offset, end))
         disk = copy.deepcopy(self.disk)
         rng = random.Random(self._seed)
         for at, event in enumerate(self.events):
             apply(disk, at, event, rng)
         file = disk.files[node]
         for number, page in file.cache.items():
+            if number * PAGE < offset or (end and number * PAGE >= end):
+                continue
             os.pwrite(fd, page[: max(0, file.cache_size - number * PAGE)], number * PAGE)
 
     # -- names -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import random
 import shutil
 from pathlib import Path
@@ -99,14 +100,23 @@ def test_a_failed_sync_leaves_pages_that_a_later_one_does_not_write() -> None:
         lost += file.survivors(random.Random(), Style.NOTHING, 0)[1].get(0) != b"a" * PAGE
         file.write(1, 1, b"b")
         file.sync()
-        assert file.disk[0] == b"ab" + b"a" * (PAGE - 2)
+        deaf = file.disk.get(0) != b"ab" + b"a" * (PAGE - 2)
+        assert not deaf or file.disk.get(0, bytes(PAGE)) == bytes(PAGE), "written through the cache: in vain"
+        assert deaf == bool(file.deaf)
+        dropped = copy.deepcopy(file)
+        dropped.reread()
+        dropped.write(2, 0, b"c" * PAGE)
+        file.write_direct(2, 0, b"c" * PAGE)
+        for one in (file, dropped):
+            one.sync()
+            assert one.disk[0] == b"c" * PAGE
     assert 10 < lost < 40
 
 
 def test_names_are_durable_only_with_their_directory() -> None:
     disk = Disk()
     apply(disk, 0, Event("name", ROOT, name="file", target=1), random.Random())
-    apply(disk, 1, Event("write", 1, 0, b"data"), random.Random())
+    apply(disk, 1, Event("write", 1, 0, data=b"data"), random.Random())
     apply(disk, 2, Event("sync", 1), random.Random())
     assert disk.power_failed(random.Random(), Style.NOTHING, 0).names == {}
     apply(disk, 3, Event("sync names", ROOT), random.Random())

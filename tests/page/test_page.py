@@ -169,6 +169,7 @@ def test_a_node_that_does_not_answer_and_a_replica_without_a_primary(
     assert not visit.page.title().startswith("No answer")
     assert {error.partition(" (")[0] for error in visit.errors} <= {
         "Failed to load resource: net::ERR_CONNECTION_REFUSED",
+        "Failed to load resource: net::ERR_CONNECTION_RESET",
         "Failed to load resource: net::ERR_INCOMPLETE_CHUNKED_ENCODING",
     }
 
