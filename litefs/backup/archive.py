@@ -68,8 +68,8 @@ class Start:
 class Head:
     """Up to where an archive was complete at time ``as_of`` (Unix ms): the primary had committed no more.
 
-    What follows has times of ``as_of`` or later, and the files of level 0 are there up to ``txid``. ``bundle``:
-    the first TXID of the bundle that ends with it, 0 if there is none.
+    What follows has times of ``as_of`` or later, and the files of level 0 are there up to ``txid``.
+    ``bundle``: the first TXID of the bundle that ends with it, 0 if there is none.
     """
 
     txid: int

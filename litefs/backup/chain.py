@@ -172,4 +172,3 @@ def _groups(entries: Sequence[Entry], page_size: int) -> Iterator[list[Entry]]:
         group = [entries[index] for index in run]
         for start in range(0, len(group), MAX_RECORDS):
             yield group[start : start + MAX_RECORDS]
-

@@ -29,8 +29,10 @@ class Tip:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A timeline's end, and what is missing before it: ``pending`` is the first TXID of the first bundle whose
-    files of level 0 may not all be there (0: they are), ``page_size`` that of the record before it."""
+    """A timeline's end, and what is missing before it.
+
+    ``pending``: the first TXID of the first bundle whose files of level 0 may not all be there, 0 if they are;
+    ``page_size``: of the record before it."""
 
     tip: Tip
     pending: int
