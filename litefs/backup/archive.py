@@ -67,10 +67,15 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Up to where an archive was complete at time ``as_of`` (Unix ms): the primary had committed no more."""
+    """Up to where an archive was complete at time ``as_of`` (Unix ms): the primary had committed no more.
+
+    What follows has times of ``as_of`` or later, and the files of level 0 are there up to ``txid``.
+    ``bundle``: the first TXID of the bundle that ends with it, 0 if there is none.
+    """
 
     txid: int
     as_of: int
+    bundle: int = 0
 
 
 class Archive:
@@ -205,14 +210,16 @@ class Archive:
 
     def set_head(self, head: Head) -> None:
         """Note up to where the archive is complete."""
-        data = json.dumps({"txid": f"{head.txid:016x}", "as-of": head.as_of}).encode()
+        fields = {"txid": f"{head.txid:016x}", "as-of": head.as_of, "bundle": f"{head.bundle:016x}"}
+        data = json.dumps(fields).encode()
         self.target.write(own(self.prefix, "head"), data)
 
     def head(self) -> Head | None:
         """What was noted last; None if nothing was. The archive may be ahead of it. Raises ArchiveCorrupt."""
         try:
             found = json.loads(self.target.read(own(self.prefix, "head")))
-            return Head(int(found["txid"], 16), int(found["as-of"]))
+            bundle = int(found.get("bundle", "0"), 16)
+            return Head(int(found["txid"], 16), int(found["as-of"]), bundle)
         except ArchiveMissing:
             return None
         except (ValueError, KeyError, TypeError) as error:

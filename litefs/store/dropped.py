@@ -147,12 +147,27 @@ def was_removed(data: DataDir, name: str, point: Point) -> bool:
     last = tombstone(data, name)
     if last is None or last.txid <= point.txid:
         return last == point.position
-    for path in (data.path / "lost").glob(glob.escape(encode_name(name)) + "-*"):
-        if _DROPPED.fullmatch(path.name.removeprefix(encode_name(name))):
-            with LogReader(path / "log") as log:
-                if log.point_at(point.txid) == point:
-                    return True
+    for path, _ in kept_logs(data, name):
+        with LogReader(path) as log:
+            if log.point_at(point.txid) == point:
+                return True
     return False
+
+
+def kept_logs(data: DataDir, name: str) -> list[tuple[Path, int]]:
+    """Logs of removed databases of that name, as far as retention has kept them, and when each was removed
+    (Unix s); the newest first. Raises OSError."""
+    encoded = encode_name(name)
+    found = []
+    for path in (data.path / "lost").glob(glob.escape(encoded) + "-*"):
+        match = _DROPPED.fullmatch(path.name.removeprefix(encoded))
+        if match is not None:
+            found.append((path / "log", _removed_at(match)))
+    return sorted(found, key=lambda log: (log[1], log[0].parent.name), reverse=True)
+
+
+def _removed_at(match: re.Match[str]) -> int:
+    return calendar.timegm(time.strptime(match[1], "%Y%m%dT%H%M%S"))
 
 
 def reap_dropped(data: DataDir, max_age: float) -> list[Path]:
@@ -165,7 +180,7 @@ def reap_dropped(data: DataDir, max_age: float) -> list[Path]:
     for path in sorted(lost.iterdir()):
         match = _DROPPED.search(path.name)
         # by its name: moving a directory leaves its mtime as it is
-        if match and calendar.timegm(time.strptime(match[1], "%Y%m%dT%H%M%S")) < limit:
+        if match and _removed_at(match) < limit:
             fileops.remove_tree(path)
             old.append(path)
     return old
