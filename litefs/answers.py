@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import trio
 
 from litefs.apply.publish import is_published
@@ -20,8 +21,8 @@ from litefs.replica import Replica
 from litefs.rolechange import RoleChanges
 from litefs.server.event_hub import EventHub
 from litefs.server.positions import reached
-from litefs.server.status_format import Status
-from litefs.server.view import DatabaseInfo, DrillFigures, Export, HaltGrant, NodeFigures
+from litefs.server.status_format import ArchiveStatus, Status
+from litefs.server.view import ArchiveFigures, DatabaseInfo, DrillFigures, Export, HaltGrant, NodeFigures
 from litefs.server.waiting import Waiting
 from litefs.store.paths import DataDir
 from litefs.store.reader import Entry
@@ -49,8 +50,9 @@ class Parts:
     telling: Telling
     halts: Halts
     take_back: TakeBack
-    drills: Callable[[], Sequence[DrillFigures]] = tuple
-    snapshot: Callable[[str], Awaitable[Mapping[str, int]]] | None = None
+    drills: Callable[[], Sequence[DrillFigures]]
+    archived: Callable[[], Sequence[ArchiveFigures]]
+    snapshot: Callable[[str], Awaitable[Mapping[str, int]]] | None
     """As of NodeView.archive_snapshot on the primary; None without an archive."""
 
 
@@ -126,7 +128,10 @@ class Answers:
         return self._parts.telling.overview.figures()
 
     def status(self, databases: Sequence[DatabaseInfo]) -> Status:
-        return self._parts.telling.overview.status(databases)
+        status = self._parts.telling.overview.status(databases)
+        names = {one.name for one in databases}
+        archive = [_archive_status(one) for one in self.archived() if one.name in names]
+        return msgspec.structs.replace(status, archive=archive) if archive else status
 
     async def archive_snapshot(self, name: str) -> Mapping[str, int]:
         if self._parts.snapshot is None:
@@ -137,6 +142,9 @@ class Answers:
 
     def drills(self) -> Sequence[DrillFigures]:
         return self._parts.drills()
+
+    def archived(self) -> Sequence[ArchiveFigures]:
+        return self._parts.archived()
 
     async def before_stream(self) -> None:
         if self._parts.leading.grant() is not None:  # an elected primary that lost its tail cannot win
@@ -213,3 +221,7 @@ class Answers:
 
     async def drop_database(self, name: str) -> None:
         await self._copies.drop_database(name)
+
+
+def _archive_status(one: ArchiveFigures) -> ArchiveStatus:
+    return ArchiveStatus(one.name, one.timeline, f"{one.txid:016x}", one.behind, round(one.lag, 3), one.error)

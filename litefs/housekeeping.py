@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -229,39 +231,56 @@ class Primary:
         self.forget()
 
 
-class Retention:
-    """Deletes what the logs no longer need, by age (seconds) and bytes."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of each log, by age (seconds) and bytes; ``waiting_bytes``: what it may hold for an archive that it
+    waits for."""
 
-    def __init__(self, data: DataDir, catalog: StoreCatalog, max_age: float, max_bytes: int) -> None:
+    max_age: float
+    max_bytes: int
+    waiting_bytes: int
+
+
+class Retention:
+    """Deletes what the logs no longer need. ``archived``: after which TXID the archive needs a database's
+    log; None if it does not."""
+
+    def __init__(
+        self, data: DataDir, catalog: StoreCatalog, limits: Limits, archived: Callable[[str], int | None]
+    ) -> None:
         self._data = data
         self._catalog = catalog
-        self._max_age = max_age
-        self._max_bytes = max_bytes
+        self._limits = limits
+        self._archived = archived
 
     async def run(self, interval: float) -> None:
         """Look every *interval* seconds until cancelled."""
         while True:
             await trio.sleep(interval)
             for name in list(self._catalog.sources()):
-                pinned = self._catalog.pinned_txid(name)
-                await trio.to_thread.run_sync(self._reap, name, pinned)
+                pinned, archived = self._catalog.pinned_txid(name), self._archived(name)
+                await trio.to_thread.run_sync(self._reap, name, pinned, archived)
             await trio.to_thread.run_sync(self._reap_dropped)
 
     def _reap_dropped(self) -> None:
         try:
-            removed = reap_dropped(self._data, self._max_age)
+            removed = reap_dropped(self._data, self._limits.max_age)
         except OSError as exc:
             log.warning("retention of removed databases: %s", exc)
             return
         for path in removed:
             log.info("deleted %s, which was kept of a removed database", path.name)
 
-    def _reap(self, name: str, pinned: int | None) -> None:
-        directory = self._data.database_dir(name)
+    def _reap(self, name: str, pinned: int | None, archived: int | None) -> None:
+        directory, limits = self._data.database_dir(name), self._limits
+        needed = [txid for txid in (pinned, archived) if txid is not None]
         try:
             sums = SumsFile(directory.sums)
             try:
-                removed = reap(directory.log, sums.sums, self._max_age, self._max_bytes, pinned)
+                limit = min(needed, default=None)
+                removed = reap(directory.log, sums.sums, limits.max_age, limits.max_bytes, limit)
+                if archived is not None:  # a disk that is full would be worse than a gap in the archive
+                    removed += reap(directory.log, sums.sums, math.inf, limits.waiting_bytes, pinned)
             finally:
                 sums.close()
         except (LiteFSError, OSError) as exc:

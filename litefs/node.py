@@ -18,6 +18,7 @@ import trio
 
 from litefs.answers import Answers, Parts
 from litefs.application import Application
+from litefs.archiving import Archiving
 from litefs.client import SOCKET
 from litefs.cluster.follow import Callbacks
 from litefs.cluster.replicas import Replicas, sync_rules
@@ -26,7 +27,7 @@ from litefs.errors import LiteFSError
 from litefs.exposure import Exposure
 from litefs.guard import FsGuard, Hooks, prepare_mountpoint
 from litefs.halt.node import HaltLinks, Halts
-from litefs.housekeeping import Primary, Retention, raise_file_limit, rotate, tell_lag
+from litefs.housekeeping import Limits, Primary, Retention, raise_file_limit, rotate, tell_lag
 from litefs.leading import Leading, ask_for_handoff
 from litefs.link.channel import Wake
 from litefs.link.messages import (
@@ -144,6 +145,15 @@ class Node:
         )
         drills = plan_of(config.backup, data)
         self._verifying = Verifying(drills, lambda: self.roles.leads, self._telling.events.publish)
+        self._archiving = Archiving(
+            config.backup,
+            data,
+            self._catalog,
+            lambda: self.roles.leads,
+            self.roles.may_publish,
+            lambda: self.identity.hostname,
+            self._telling.events.publish,
+        )
         self._replica.end_loans = self._halts.replica.void
         self._shown = self._answers()
         self._proxying = Proxying(config, self._security, self._shown, self._replica)
@@ -194,11 +204,12 @@ class Node:
             app = create_app(self._shown, self._security.tokens, opened=opened, routes=routes)
             await nursery.start(serve, app, sockets, http_stop, self._security.tls)
             tasks = (self._wake_loop, self._watch.run, self.replicas.run, self._halts.run)
-            for task in (*tasks, self._telling.run, self._verifying.run):
+            for task in (*tasks, self._telling.run, self._verifying.run, self._archiving.run):
                 nursery.start_soon(task)
             nursery.start_soon(tell_lag, self._replica.lag, self._guard.post)
             data = self._config.data
-            retention = Retention(self._data, self._catalog, data.retention, data.retention_bytes)
+            limits = Limits(data.retention, data.retention_bytes, self._config.backup.max_log_bytes)
+            retention = Retention(self._data, self._catalog, limits, self._archiving.pinned_txid)
             nursery.start_soon(retention.run, data.retention_monitor_interval)
             nursery.start_soon(rotate, self._config.tracing)
             nursery.start_soon(self._replica.run, self._ready)
@@ -211,6 +222,7 @@ class Node:
             self._telling.events.close()
             http_stop.set()
             await self._leave(gone)
+            await self._archiving.flush()
             nursery.cancel_scope.cancel()
         return code
 
@@ -256,6 +268,8 @@ class Node:
             self._halts,
             self._take_back,
             self._verifying.figures,
+            self._archiving.figures,
+            self._archiving.snapshot if self._archiving.enabled else None,
         )
         return Answers(parts)
 
@@ -332,6 +346,7 @@ class Node:
         log.info("%s: removed", name)
         self._catalog.remove(name)
         self.replicas.dropped(name)
+        self._archiving.dropped(name)
         self._watch.dropped(name)
 
     # -- replica --------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"fs", "cluster", "notify", "proxy", "server", "supervise"}),
     frozenset(
         {
+            "archiving",
             "copies",
             "exposure",
             "figures",

@@ -261,7 +261,8 @@ class Archiver:
 
     def send(self, scratch: Scratch) -> bool:
         """Store a snapshot; False if its transactions are not archived yet, or never will be in this
-        timeline: then whoever follows might go on otherwise. Raises ArchiveUnavailable, NotPrimary, OSError."""
+        timeline: then whoever follows might go on otherwise. Raises ArchiveUnavailable, NotPrimary,
+        OSError."""
         archive, tip = self.archive, self.tip
         if archive is None or tip is None or not self._holds(archive, tip, scratch.point):
             return False

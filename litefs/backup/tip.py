@@ -31,8 +31,8 @@ class Tip:
 class Found:
     """A timeline's end, and what is missing before it.
 
-    ``pending``: the first TXID of the first bundle whose files of level 0 may not all be there, 0 if they are;
-    ``page_size``: of the record before it."""
+    ``pending``: the first TXID of the first bundle whose files of level 0 may not all be there, 0 if they
+    are; ``page_size``: of the record before it."""
 
     tip: Tip
     pending: int

@@ -13,7 +13,7 @@ from litefs.cli.connection import FLAGS, Connection
 from litefs.cli.flags import Flag, Spec, UsageError, describe, parse_flags
 from litefs.cli.table import render, seconds, size
 from litefs.errors import LiteFSError
-from litefs.server.status_format import DatabaseStatus, ReplicaStatus, Status
+from litefs.server.status_format import ArchiveStatus, DatabaseStatus, ReplicaStatus, Status
 
 WATCH_SECONDS = 1.0
 """Between two looks with ``-watch``."""
@@ -86,6 +86,15 @@ def report(view: View) -> Iterator[str]:
         return
     header = ("DATABASE", "TXID", "CHECKSUM", "SIZE", "LOG", "SYNC", "BEHIND")
     yield render(header, (_database(one, view) for one in databases), right=("SIZE", "LOG"))
+    archive = (view.primary or view.asked).archive
+    if archive:
+        yield ""
+        columns = ("ARCHIVE OF", "TIMELINE", "TXID", "BEHIND", "LAG", "STATE")
+        yield render(columns, (_archive(one) for one in archive), right=("TIMELINE", "BEHIND", "LAG"))
+
+
+def _archive(one: ArchiveStatus) -> tuple[str, ...]:
+    return (one.name, str(one.timeline), one.txid, str(one.behind), seconds(one.lag), one.error or "ok")
 
 
 def _nodes(view: View) -> Iterator[tuple[str, ...]]:

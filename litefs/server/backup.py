@@ -49,6 +49,49 @@ def drill_metrics(node: NodeView, access: Access) -> Iterator[Metric]:
     yield from (sound, ended, took, txid, runs, failures)
 
 
+def archive_metrics(node: NodeView, access: Access) -> Iterator[Metric]:
+    """Of the archive of those databases that ``access`` allows, on the primary."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ["db"]
+    gauges = {
+        "txid": "The transaction up to which the archive holds everything.",
+        "lag_transactions": "Transactions that are not archived yet.",
+        "lag_seconds": "For how long the oldest of them has been there.",
+        "timeline": "The timeline of the archive that is written.",
+        "failing": "1 if the archive cannot be written at present.",
+    }
+    counters = {
+        "bytes": "Bytes sent to the archive. A counter since this node became primary, as the next ones.",
+        "objects": "Objects stored in the archive.",
+        "snapshots": "Whole copies stored in the archive.",
+        "errors": "Attempts to write to the archive that failed.",
+    }
+    families = {
+        name: GaugeMetricFamily(f"litefs_archive_{name}", text, labels=labels)
+        for name, text in gauges.items()
+    }
+    counted = {
+        name: CounterMetricFamily(f"litefs_archive_{name}", text, labels=labels)
+        for name, text in counters.items()
+    }
+    for one in node.archived():
+        if not access.allows(one.name):
+            continue
+        of = [one.name]
+        families["txid"].add_metric(of, one.txid)
+        families["lag_transactions"].add_metric(of, one.behind)
+        families["lag_seconds"].add_metric(of, one.lag)
+        families["timeline"].add_metric(of, one.timeline)
+        families["failing"].add_metric(of, float(bool(one.error)))
+        counted["bytes"].add_metric(of, one.bytes)
+        counted["objects"].add_metric(of, one.objects)
+        counted["snapshots"].add_metric(of, one.snapshots)
+        counted["errors"].add_metric(of, one.errors)
+    yield from families.values()
+    yield from counted.values()
+
+
 def register(app: LiteFSApp, node: NodeView) -> None:
     """Add the endpoint, which is for tokens without a list of databases."""
 

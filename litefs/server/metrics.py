@@ -11,7 +11,7 @@ from quart import Response
 from litefs.meters import Meters, Times
 from litefs.server.access import current
 from litefs.server.app import LiteFSApp
-from litefs.server.backup import drill_metrics
+from litefs.server.backup import archive_metrics, drill_metrics
 from litefs.server.replication import Subscribers
 from litefs.server.view import DatabaseInfo, NodeView
 from litefs.tokens import Access
@@ -40,6 +40,7 @@ def render(node: NodeView, subscribers: Subscribers, access: Access) -> bytes:
             yield from _databases(databases)
             yield from _counted([database.name for database in databases], meters)
             yield from _timed(meters)
+            yield from archive_metrics(node, access)
             yield from drill_metrics(node, access)
 
     registry = CollectorRegistry(auto_describe=False)

@@ -64,9 +64,22 @@ class ReplicaStatus(msgspec.Struct, frozen=True, rename="camel"):
     databases: dict[str, str]
 
 
+class ArchiveStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """The fields of :class:`litefs.server.view.ArchiveFigures` that say how far the archive of a database is;
+    TXID as 16 hex digits, ``lag`` in seconds."""
+
+    name: str
+    timeline: int
+    txid: str
+    behind: int
+    lag: float
+    error: str
+
+
 class Status(msgspec.Struct, frozen=True, rename="camel"):
     """All of it. ``lag``: seconds that this node is behind the primary, 0 on a primary, null before the first
-    contact with one. ``held_up``: who keeps a demotion from being complete, a line for each."""
+    contact with one. ``held_up``: who keeps a demotion from being complete, a line for each. ``archive``: on
+    the primary, if there is one."""
 
     node: NodeStatus
     primary: PrimaryStatus | None
@@ -74,3 +87,4 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     databases: list[DatabaseStatus]
     replicas: list[ReplicaStatus]
     held_up: list[str]
+    archive: list[ArchiveStatus] | UnsetType = UNSET

@@ -102,6 +102,25 @@ class DrillFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchiveFigures:
+    """How far the archive of a database is, as the primary keeps it: everything up to ``txid`` is in timeline
+    ``timeline`` (0: not known yet); ``behind`` transactions are not, the oldest of them for ``lag`` seconds.
+    ``bytes`` sent, ``objects`` and ``snapshots`` stored, ``errors``: since this node became primary;
+    ``error``: what keeps it from going on, empty if nothing does."""
+
+    name: str
+    timeline: int = 0
+    txid: int = 0
+    behind: int = 0
+    lag: float = 0.0
+    bytes: int = 0
+    objects: int = 0
+    snapshots: int = 0
+    errors: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HaltGrant:
     """A HALT lock that is held: where the database is, and until when (Unix s) unless it is renewed."""
 
@@ -225,6 +244,9 @@ class NodeView(Protocol):
 
     def drills(self) -> Sequence[DrillFigures]:
         """What the node's own restore drills found, by database."""
+
+    def archived(self) -> Sequence[ArchiveFigures]:
+        """How far the archive of each database is; nothing without one, and on replicas."""
 
     async def before_stream(self) -> None:
         """A replica is about to be sent what this node has. Raises OSError."""

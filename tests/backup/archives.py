@@ -69,8 +69,8 @@ def by_files(archive: Archive) -> tuple[int, bytes]:
 
 
 def check_whole(target: Target, name: str, images: list[bytes]) -> list[int]:
-    """Hold the newest timeline that was begun to ``images`` (of TXID 1 on): every transaction's bytes, and the
-    files' last; returns the TXIDs that it holds."""
+    """Hold the newest timeline that was begun to ``images`` (of TXID 1 on): every transaction's bytes, and
+    the files' last; returns the TXIDs that it holds."""
     archive, start = next((a, s) for a in reversed(timelines(target, name)) if (s := a.start()) is not None)
     found = []
     for txid, image in by_bundles(archive, start):

@@ -21,7 +21,7 @@ from litefs.server.app import create_app
 from litefs.server.event_hub import Begin, EventHub
 from litefs.server.serve import bind, serve
 from litefs.server.status_format import DatabaseStatus, NodeStatus, PrimaryStatus, ReplicaStatus, Status
-from litefs.server.view import DatabaseInfo, DrillFigures, Export, HaltGrant, NodeFigures
+from litefs.server.view import ArchiveFigures, DatabaseInfo, DrillFigures, Export, HaltGrant, NodeFigures
 from litefs.server.waiting import Waiting
 from litefs.stream.memory import MemoryCatalog
 from litefs.stream.protocols import Entry, Identity
@@ -53,6 +53,7 @@ class FakeNode:
         self.reasons: list[str] = []
         self.complaint = ""
         self.drilled: list[DrillFigures] = []
+        self.archive_figures: list[ArchiveFigures] = []
         self.damaged: set[str] = set()
         self.unknown: set[Position] = set()
         self.imported: dict[str, bytes] = {}
@@ -125,6 +126,9 @@ class FakeNode:
         if name and name not in sources:
             raise DatabaseNotFound(f"{name}: database not found")
         return {one: source.position().txid for one, source in sources.items() if name in ("", one)}
+
+    def archived(self) -> Sequence[ArchiveFigures]:
+        return self.archive_figures
 
     def drills(self) -> Sequence[DrillFigures]:
         return self.drilled
