@@ -10,6 +10,7 @@ from operator import attrgetter
 
 from litefs.backup.archive import Archive, LtxFile, Start
 from litefs.backup.bundle import Bundle, Logged, big_name
+from litefs.backup.compaction import chain
 from litefs.backup.layout import LEVELS, SNAPSHOT_LEVEL, own
 from litefs.backup.pieces import Piece, read_header
 from litefs.errors import ArchiveMissing, NotRestorable
@@ -17,7 +18,8 @@ from litefs.errors import ArchiveMissing, NotRestorable
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is looked for: the last transaction before ``time`` (Unix ms), or transaction ``txid``."""
+    """What is looked for: the last transaction before ``time`` (Unix ms), or transaction ``txid``, or without
+    either the newest."""
 
     time: int | None = None
     txid: int | None = None
@@ -27,7 +29,8 @@ class Goal:
 class Moment:
     """A database as it was: which pieces it is made of, the oldest first, and what follows from the last one.
 
-    ``time``: Unix ms that its files show.
+    ``time``: Unix ms that its files show; ``checksum``: of the whole database as the primary had it, None if
+    the archive does not say.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Moment:
     page_size: int
     commit: int
     pieces: Sequence[Piece]
+    checksum: int | None = None
 
     @property
     def size(self) -> int:
@@ -103,7 +107,16 @@ class Timeline:
     def locate(self, goal: Goal) -> At | None:
         """The transaction; 0 if the timeline begins later, None if the database was removed before. Raises
         NotRestorable."""
-        return self._at_txid(goal.txid) if goal.txid is not None else self._before(goal.time or 0)
+        if goal.txid is not None:
+            return self._at_txid(goal.txid)
+        return self._before(goal.time) if goal.time is not None else self._newest()
+
+    def _newest(self) -> At | None:
+        last = self._last()
+        if last is None:
+            return At(0, 0)
+        dropped = bool(self._bundles) and self._front(self._bundles[-1]).dropped
+        return None if dropped else last
 
     def _at_txid(self, txid: int) -> At:
         first = self.start.point.txid if self.start is not None else 0
@@ -186,27 +199,16 @@ class Timeline:
                     pieces.append(self._piece(bundle, entry))
                     reached = entry.txid
         header = read_header(self._archive.target, pieces[-1])
-        return Moment(self._archive.name, at.txid, at.time, header.page_size, header.commit, pieces)
+        checksum = self.checksum(at.txid)
+        return Moment(self._archive.name, at.txid, at.time, header.page_size, header.commit, pieces, checksum)
 
     def _chosen(self, txid: int) -> list[LtxFile]:
         """Litestream's choice (reference §2), as far as it leads."""
         snapshots = [file for file in self._files[SNAPSHOT_LEVEL] if file.max_txid <= txid]
         chosen = snapshots[-1:]
         reached = chosen[0].max_txid if chosen else 0
-        while reached < txid:
-            fitting = [
-                file
-                for level in LEVELS
-                if level != SNAPSHOT_LEVEL
-                for file in self._files[level]
-                if file.min_txid <= reached + 1 and reached < file.max_txid <= txid
-            ]
-            if not fitting:
-                break
-            best = max(fitting, key=lambda file: (file.max_txid, -file.min_txid, file.level))
-            chosen.append(best)
-            reached = best.max_txid
-        return chosen
+        others = (file for level in LEVELS if level != SNAPSHOT_LEVEL for file in self._files[level])
+        return chosen + chain([file for file in others if file.max_txid <= txid], reached)
 
     def _piece(self, bundle: Bundle, entry: Logged) -> Piece:
         prefix = self._archive.prefix

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from litefs._core.pagesums import page_checksums
 from litefs.backup.archive import Archive
 from litefs.backup.audit import Advance, Audit, Auditor, Listing, check_names
 from litefs.backup.finding import Moment, Timeline
-from litefs.backup.pagemap import RUN_PAGES_BYTES, PageMap
-from litefs.backup.pieces import read_indexes
+from litefs.backup.restore import Check, integrity, write_moment
 from litefs.errors import ArchiveCorrupt, LiteFSError, NotRestorable
 from litefs.store import fileops
 from litefs.types import CHECKSUM_FLAG
@@ -84,8 +82,12 @@ def _restore(archive: Archive, scratch: Path, found: Verified, advance: Advance)
     moment = timeline.moment(at)
     found.txid, found.time, found.size = moment.txid, moment.time, moment.size
     with _place(scratch, moment) as path:
-        write_moment(archive, moment, path, advance)
-        expected = timeline.checksum(moment.txid)
+        fd = fileops.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            write_moment(archive, moment, fd, advance=advance)
+        finally:
+            os.close(fd)
+        expected = moment.checksum
         if expected is not None:
             checksum = database_checksum(path, moment.page_size)
             if checksum != expected:
@@ -94,7 +96,7 @@ def _restore(archive: Archive, scratch: Path, found: Verified, advance: Advance)
                     f"the primary had {expected:016x}"
                 )
             found.proved = checksum == expected
-        found.problems += [f"integrity_check: {line}" for line in integrity_check(path)]
+        found.problems += [f"integrity_check: {line}" for line in integrity(path, Check.FULL)]
 
 
 @contextmanager
@@ -120,27 +122,6 @@ def clear(scratch: Path) -> None:
             path.unlink()
 
 
-def write_moment(archive: Archive, moment: Moment, path: Path, advance: Advance = lambda count: None) -> None:
-    """Make a database file of a moment; 16 bytes of memory a page. Raises ArchiveCorrupt, OSError."""
-    pages = PageMap(moment.page_size, moment.commit)
-    target = archive.target
-    with closing(read_indexes(target, list(reversed(moment.pieces)))) as indexed:
-        pages.fill(indexed, archive.url)
-    fd = fileops.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    try:
-        os.ftruncate(fd, moment.size)
-        step = max(1, RUN_PAGES_BYTES // moment.page_size)
-        for first in range(1, moment.commit + 1, step):
-            wanted = [pgno for pgno in range(first, min(first + step, moment.commit + 1)) if pages.has(pgno)]
-            for run in pages.runs(wanted):
-                found = pages.decode(run, target.read(run.key, run.start, run.length))
-                for pgno, page in found.items():
-                    fileops.pwrite_all(fd, page, (pgno - 1) * moment.page_size)
-                advance(run.length)
-    finally:
-        os.close(fd)
-
-
 def database_checksum(path: Path, page_size: int) -> int:
     """The rolling checksum of a database file's pages."""
     total, first, step = 0, 1, max(1, _CHECK_BYTES // page_size)
@@ -152,13 +133,3 @@ def database_checksum(path: Path, page_size: int) -> int:
                 total ^= value
             first += step
     return total | CHECKSUM_FLAG
-
-
-def integrity_check(path: Path) -> list[str]:
-    """What SQLite finds wrong with a file that nobody writes; nothing if it is sound."""
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as db:
-            lines = [str(row[0]) for row in db.execute("PRAGMA integrity_check(20)")]
-    except sqlite3.Error as error:
-        return [str(error)]
-    return [] if lines == ["ok"] else lines

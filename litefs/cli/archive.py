@@ -10,6 +10,7 @@ from litefs import config as configuration
 from litefs.backup.target import Target
 from litefs.backup.targets import TargetOptions, open_target, target_of
 from litefs.cli.flags import Arguments, Flag, UsageError
+from litefs.config_types import Duration
 from litefs.errors import ConfigError
 
 KEY_FLAG = Flag("key-file", "the file of the keys, if the archive is encrypted", "PATH")
@@ -39,6 +40,15 @@ def parse_time(text: str, flag: str) -> int:
     if moment is None or moment.tzinfo is None:
         raise UsageError(f"-{flag}: write the time as 2026-09-21T14:13:50Z or with +02:00, not {text!r}")
     return math.ceil(round(moment.timestamp() * 1_000_000) / 1000)
+
+
+def parse_moment(text: str, flag: str, now: float) -> int:
+    """As ``parse_time``, or how long before ``now`` (Unix s): ``90s``, ``15m``, ``2h``. Raises UsageError."""
+    try:
+        ago = Duration.parse(text.removesuffix(" ago"))
+    except (ConfigError, ValueError):
+        return parse_time(text, flag)
+    return math.ceil((now - ago) * 1000)
 
 
 def parse_txid(text: str, flag: str = "txid") -> int:

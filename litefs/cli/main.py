@@ -42,6 +42,7 @@ COMMANDS = (
     Command("drop", "remove a database from the cluster", "litefs.cli.databases", "drop"),
     Command("ltx", "list, show or verify the log, also of a stopped node", "litefs.cli.ltx", "ltx"),
     Command("lost", "list what was set aside, make a database of it", "litefs.cli.lost", "lost"),
+    Command("restore", "restore databases from an archive, at any moment", "litefs.cli.restore", "restore"),
     Command("backup", "look at an archive, verify or prune it", "litefs.cli.backup", "backup"),
     Command("config", "check a configuration and show what is in force", "litefs.cli.config", "config"),
     Command("completion", "print a completion script for a shell", "litefs.cli.completion", "completion"),

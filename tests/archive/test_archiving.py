@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ import pytest
 from litefs.backup.archive import Archive, timelines
 from litefs.backup.directory import DirectoryTarget
 from litefs.backup.finding import Goal, find
-from litefs.backup.verify import database_checksum, verify, write_moment
+from litefs.backup.restore import Check, restore
+from litefs.backup.verify import verify
 from tests.support.elected import Elected, lease_settings
 from tests.support.node import Node, wait_equal, wait_present
 from tests.support.processes import Client, ClientError, wait_until
@@ -56,8 +55,8 @@ def restored(root: Path, txid: int, name: str = "app.db") -> bytes:
     """The bytes of the database at a transaction."""
     found = find(lines(root, name), Goal(txid=txid))
     assert found is not None
-    path = root / f"restored-{txid}"
-    write_moment(*found, path)
+    path = root / "restored.db"
+    assert restore(*found, path, check=Check.FULL).proved
     data = path.read_bytes()
     path.unlink()
     return data
@@ -69,12 +68,9 @@ def archived(root: Path, node: Node, name: str = "app.db", timeout: float = ARCH
     assert position is not None
     wait_until(lambda: tip(root, name) == position.txid, timeout, f"TXID {position.txid} is archived", 0.05)
     path = root / "whole.db"
-    found = find(lines(root, name), Goal(txid=position.txid))
+    found = find(lines(root, name), Goal())
     assert found is not None
-    write_moment(*found, path)
-    assert database_checksum(path, found[1].page_size) == position.checksum
-    with closing(sqlite3.connect(path)) as db:
-        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert restore(*found, path, check=Check.FULL).checksum == position.checksum
     path.unlink()
     return position.txid
 

@@ -1,0 +1,210 @@
+"""``litefs restore``: databases out of an archive, as they were at a moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from litefs.backup.archive import Archive
+from litefs.backup.finding import Goal, Moment, find, moment_text
+from litefs.backup.histories import histories
+from litefs.cli.archive import KEY_FLAG, parse_moment, parse_txid, target_at
+from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
+from litefs.cli.progress import progress
+from litefs.cli.table import size
+from litefs.errors import ArchiveMissing, DatabaseNotFound, LiteFSError, NotRestorable
+
+if TYPE_CHECKING:
+    from litefs.backup.restore import Restored
+
+_CHECKS = ("none", "quick", "full")
+MAX_PARALLELISM = 64
+_FLAGS = (
+    Flag("o", "the file to restore to; with -all: the directory", "PATH"),
+    Flag("timestamp", "as it was right before TIME: 2026-09-21T14:13:50Z, or 90s, 15m, 2h ago", "TIME"),
+    Flag("txid", "as it was after this transaction, in hexadecimal (default: the newest)", "TXID"),
+    Flag("timeline", "of this number, if the archive has several histories of the database", "N"),
+    Flag("database", "which database, if the archive has several", "NAME"),
+    Flag("all", "every database of the archive that existed then"),
+    Flag("integrity-check", "have SQLite check what was restored: none, quick or full", "KIND", "none"),
+    Flag("if-db-not-exists", "do nothing, and succeed, if there is a file already"),
+    Flag("force", "take the place of a file that is there"),
+    Flag("parallelism", "requests at a time", "N", "4"),
+    Flag("dry-run", "only say what would be restored, and of what"),
+    Flag("json", "print JSON"),
+    KEY_FLAG,
+    Flag("config", "litefs.yml, whose backup section says where the archive is", "PATH"),
+)
+
+_HELP = """Usage:
+
+  litefs restore -o PATH [ARGUMENTS] [SOURCE]
+
+Restores a database as it was at any moment that the archive SOURCE holds: a directory or the URL of
+an object store, also of Litestream's; without it the one of -config. The result is compared with the
+checksum that the primary had at that transaction. What cannot be restored exactly is an error, which
+names the nearest moments that can.
+
+Arguments:
+
+"""
+USAGE = {"restore": f"{_HELP}{describe(_FLAGS)}"}
+SPECS = {"restore": Spec(_FLAGS, paths=True)}
+
+
+class _Shown(msgspec.Struct, rename="kebab"):
+    """A database as ``-json`` has it: TXID and checksum as 16 hex digits, the time as RFC 3339, sizes in
+    bytes; ``pieces``: files and records that it is made of. ``checksum`` is null with -dry-run and without
+    one in the archive."""
+
+    name: str
+    timeline: int
+    txid: str
+    time: str
+    size: int
+    pieces: int
+    path: str
+    checksum: str | None = None
+    proved: bool = False
+    seconds: float = 0.0
+
+
+def restore(argv: Sequence[str]) -> int:
+    """``litefs restore``. Raises UsageError, ConfigError, LiteFSError."""
+    arguments = parse_flags(_FLAGS, argv)
+    values, switches = arguments.values, arguments.switches
+    if len(arguments.rest) > 1:
+        raise UsageError("too many arguments")
+    if not values["o"] and "dry-run" not in switches:
+        raise UsageError("required: -o PATH")
+    if values["integrity-check"] not in _CHECKS:
+        raise UsageError(f"-integrity-check: one of {', '.join(_CHECKS)}, not {values['integrity-check']!r}")
+    if values["txid"] and "all" in switches:
+        raise UsageError("-txid counts the transactions of one database: not with -all")
+    goal = _goal(values)
+    parallelism = _number(values["parallelism"], "parallelism", MAX_PARALLELISM)
+    found = _found(arguments, goal)
+    shown = []
+    for archive, moment in found:
+        out = Path(values["o"] or moment.name)
+        if "all" in switches and values["o"]:
+            out = Path(values["o"], moment.name)
+            out.parent.mkdir(parents=True, exist_ok=True)
+        one = _Shown(
+            moment.name,
+            archive.number,
+            f"{moment.txid:016x}",
+            moment_text(moment.time),
+            moment.size,
+            len(moment.pieces),
+            str(out),
+        )
+        if "dry-run" not in switches:
+            restored = _restored(arguments, archive, moment, out, parallelism)
+            if restored is None:
+                continue
+            one.proved, one.seconds = restored.proved, round(restored.seconds, 3)
+            one.checksum = f"{restored.checksum:016x}"
+        shown.append(one)
+        if "json" not in switches:
+            print(_line(one, dry="dry-run" in switches))
+    if "json" in switches:
+        print(msgspec.json.encode(shown).decode())
+    return 0
+
+
+def _goal(values: dict[str, str]) -> Goal:
+    if values["txid"] and values["timestamp"]:
+        raise UsageError("give either -txid or -timestamp")
+    if values["txid"]:
+        return Goal(txid=parse_txid(values["txid"]))
+    if values["timestamp"]:
+        return Goal(time=parse_moment(values["timestamp"], "timestamp", time.time()))
+    return Goal()
+
+
+def _number(text: str, flag: str, most: int) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= most:
+        raise UsageError(f"-{flag}: a number from 1 to {most}, not {text!r}")
+    return int(text)
+
+
+def _found(arguments: Arguments, goal: Goal) -> list[tuple[Archive, Moment]]:
+    """What is to be restored. Raises LiteFSError, DatabaseNotFound, NotRestorable."""
+    values, whole = arguments.values, "all" in arguments.switches
+    target = target_at(arguments.rest[0] if arguments.rest else "", arguments)
+    there = histories(target)
+    wanted = values["database"]
+    if wanted and wanted not in there:
+        known = ", ".join(sorted(there)) or "none"
+        raise DatabaseNotFound(f"{target.name} has no database {wanted}; it has: {known}")
+    if not there:
+        raise ArchiveMissing(f"{target.name} holds no database")
+    if not (wanted or whole or len(there) == 1):
+        raise UsageError(f"required: -database NAME or -all; there are {', '.join(sorted(there))}")
+    names = [wanted] if wanted else sorted(there)
+    found = []
+    for name in names:
+        archives = _of_number(there[name], values["timeline"])
+        one = find(archives, goal)
+        if one is not None:
+            found.append(one)
+        elif not whole:
+            raise NotRestorable(
+                f"{name}: it did not exist then: it was made later, or removed before; "
+                "litefs backup status shows the moments that can be restored"
+            )
+    if not found:
+        raise NotRestorable(f"{target.name}: no database existed then")
+    return found
+
+
+def _of_number(archives: list[Archive], number: str) -> list[Archive]:
+    if not number:
+        return archives
+    wanted = _number(number, "timeline", 1 << 31)
+    found = [one for one in archives if one.number == wanted]
+    if not found:
+        last = archives[-1]
+        raise LiteFSError(f"{last.name}: there is no timeline {wanted}, the newest is {last.number}")
+    return found
+
+
+def _restored(
+    arguments: Arguments, archive: Archive, moment: Moment, out: Path, parallelism: int
+) -> Restored | None:
+    """Restore one; None if -if-db-not-exists kept it. Raises LiteFSError."""
+    # Only now: it brings the kernels.
+    from litefs.backup.restore import Check, restore
+
+    switches = arguments.switches
+    if "if-db-not-exists" in switches and out.exists():
+        return None
+    check = Check(arguments.values["integrity-check"])
+    try:
+        with progress(f"restore {moment.name}", moment.size) as advance:
+            return restore(
+                archive,
+                moment,
+                out,
+                check=check,
+                parallelism=parallelism,
+                replace="force" in switches,
+                advance=advance,
+            )
+    except FileExistsError as error:
+        raise LiteFSError(f"{error}; -force replaces a database, -if-db-not-exists leaves it") from None
+    except OSError as error:
+        raise LiteFSError(f"{out}: {error.strerror or error}") from error
+
+
+def _line(one: _Shown, *, dry: bool) -> str:
+    what = f"{one.name}: TXID {one.txid} of {one.time}, {size(one.size)}"
+    if dry:
+        return f"{what}, out of {one.pieces} files and records"
+    proof = "as the primary had it" if one.proved else "the archive has no checksum of it"
+    return f"{what}, restored to {one.path}: {proof}"
