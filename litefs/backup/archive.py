@@ -89,10 +89,11 @@ class Archive:
 
     # -- Litestream's files ---------------------------------------------------------------------------
 
-    def files(self, level: int) -> list[LtxFile]:
-        """The files of a level, ascending by name."""
+    def files(self, level: int, after: int = 0) -> list[LtxFile]:
+        """The files of a level that begin after TXID ``after``, ascending by name."""
         found = []
-        for stored in self.target.entries(self.target.layout.level(self.prefix, level)):
+        name = f"{after:016x}-~" if after else ""  # "~" sorts after every digit
+        for stored in self.target.entries(self.target.layout.level(self.prefix, level), name):
             txids = parse_ltx_name(stored.name)
             if txids is not None:
                 found.append(LtxFile(level, *txids, stored.size, stored.modified, stored.key))

@@ -94,6 +94,24 @@ class Decoder:
         return self._trailer
 
     def __iter__(self) -> Iterator[tuple[bytes, bytearray]]:
+        for pgnos, images, _, _ in self._batches():
+            yield pgnos, images
+
+    def frames(self) -> Iterator[tuple[list[int], list[bytes]]]:
+        """Iterate (once) over the pages as the record has them: numbers and, for each, its whole frame.
+
+        Nothing differs from iterating over images but what is handed out: all is decoded and verified.
+        """
+        for pgnos, _, index, raw in self._batches(raw=True):
+            base = self._offset - len(raw)
+            entries = pagedecode.parse_index(index + b"\0")
+            yield (
+                memoryview(pgnos).cast("I").tolist(),
+                [raw[offset - base : offset - base + size] for _, offset, size in entries],
+            )
+
+    def _batches(self, raw: bool = False) -> Iterator[tuple[bytes, bytearray, bytes, bytes]]:
+        """(page numbers, images, their index entries, with ``raw`` their frames) until all is verified."""
         page_size = self.header.page_size
         limit = max(1, BATCH_BYTES // page_size)
         last = 0
@@ -113,12 +131,13 @@ class Decoder:
                 )
             except pagedecode.BlockError as error:
                 raise format_error(error) from None
+            frames = bytes(memoryview(self._buffer)[self._start : self._start + used]) if raw else b""
             self._skip(used)
             if pgnos:
                 last = memoryview(pgnos).cast("I")[-1]
                 index_length += len(index)
                 index_crc = crc64(index, index_crc)
-                yield pgnos, images
+                yield pgnos, images, index, frames
             if ended:
                 break
             if not pgnos and not self._fill():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from litefs._core import pagedecode
 from litefs._core.crc64 import crc64
 from litefs._core.pageblock import encode_pages, encode_record
-from litefs.ltx.format import HEADER_SIZE, INDEX_LENGTH_SIZE, Header, Trailer, page_total
+from litefs.errors import FormatError
+from litefs.ltx.format import HEADER_SIZE, INDEX_LENGTH_SIZE, Header, Trailer, format_error, page_total
 from litefs.ltx.stored import stored_pages
 from litefs.types import CHECKSUM_FLAG
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _END_OF_PAGES = bytes(6)
+COPY_BYTES = 1 << 20
+"""Uncompressed pages that ``Encoder.copy`` looks at in one call, at most."""
 
 
 def encode(header: Header, pgnos: Buffer, images: Buffer, post_apply: int, *, compress: bool = True) -> bytes:
@@ -32,7 +36,7 @@ def encode(header: Header, pgnos: Buffer, images: Buffer, post_apply: int, *, co
 
 
 class Encoder:
-    """A record in pieces: ``begin``, any number of ``add``, ``finish``; their results joined are the record.
+    """A record in pieces: ``begin``, any number of ``add`` and ``copy``, ``finish``; joined: the record.
 
     Memory: about 10 bytes per page, for the index. Without ``compress`` the LZ4 blocks hold the
     pages as they are.
@@ -72,6 +76,39 @@ class Encoder:
         self._size += len(block)
         self._last = numbers[-1]
         self._count += len(numbers)
+        return block
+
+    def copy(self, frames: Buffer) -> bytes:
+        """The next pages, as whole frames of another record that are not compressed again.
+
+        Raises FormatError for frames that are damaged, or are of pages that cannot follow.
+        """
+        if self._size < HEADER_SIZE:
+            raise ValueError("begin() comes first")
+        block = bytes(frames)
+        header, used = self.header, 0
+        while used < len(block):
+            try:
+                pgnos, _, index, size, self._crc, _ = pagedecode.decode_pages(
+                    block,
+                    used,
+                    self._size,
+                    header.page_size,
+                    header.commit,
+                    self._last,
+                    header.is_full,
+                    max(1, COPY_BYTES // header.page_size),
+                    self._crc,
+                )
+            except pagedecode.BlockError as error:
+                raise format_error(error) from None
+            if not pgnos:
+                raise FormatError(f"no whole page frame (at byte {self._size})")
+            self._index.append(index)
+            self._size += size
+            used += size
+            self._last = memoryview(pgnos).cast("I")[-1]
+            self._count += len(pgnos) // 4
         return block
 
     def finish(self, post_apply: int) -> bytes:
