@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import msgspec
 
+from litefs.config_backup import BackupConfig
 from litefs.config_http import TLSConfig, TokenConfig, validate_patterns, validate_tls, validate_tokens
 from litefs.config_lease import LeaseConfig
 from litefs.config_proxy import ProxyConfig
 from litefs.config_sections import (
-    BackupConfig,
     DataConfig,
     FuseConfig,
     LogConfig,
@@ -35,9 +35,6 @@ FILE_NAME = "litefs.yml"
 
 MAX_SYNC_TIMEOUT = 8.0
 """Seconds: the kernel keeps the lock of a WAL while a commit's answer is held, and new connections wait."""
-
-_UNIMPLEMENTED = ("backup",)
-"""Keys, or whole sections, that are read but have no function yet."""
 
 
 class ExecCommand(_Section, frozen=True):
@@ -109,7 +106,7 @@ class Config(_Section, frozen=True):
     replication: ReplicationConfig = ReplicationConfig()
     """Ours: synchronous replication."""
     backup: BackupConfig = BackupConfig()
-    """Where the primary copies its log to."""
+    """The archive."""
     log: LogConfig = LogConfig()
     """The process log."""
     tracing: TracingConfig = TracingConfig()
@@ -149,11 +146,14 @@ class Config(_Section, frozen=True):
         _validate_replication(self.replication)
         if self.lease.type == "object" and self.lease.object.directory is not None:
             # A node must not need its own mount to become primary.
-            _refuse_inside(os.path.abspath(self.lease.object.directory), os.path.abspath(self.fuse.dir))
+            _refuse_inside(
+                os.path.abspath(self.lease.object.directory),
+                os.path.abspath(self.fuse.dir),
+                "lease.object.url",
+            )
         if self.log.format not in ("text", "json"):
             raise ConfigError(f"invalid log format: {self.log.format!r}, must be 'text' or 'json'")
-        if self.backup.type not in ("", "file", "litefs-cloud"):
-            raise ConfigError(f"invalid backup client type: {self.backup.type!r}")
+        self._validate_backup()
         self.proxy.validate()
         if self.proxy.target:
             split_address(self.proxy.addr, "proxy.addr")
@@ -172,13 +172,21 @@ class Config(_Section, frozen=True):
         for command in self.commands:
             split_command(command.cmd)
 
+    def _validate_backup(self) -> None:
+        self.backup.validate()
+        validate_patterns(self.backup.databases, "backup.databases")
+        validate_patterns(self.backup.exclude, "backup.exclude")
+        if self.backup.directory is not None:
+            archive = os.path.abspath(self.backup.directory)
+            _refuse_inside(archive, os.path.abspath(self.fuse.dir), "backup.path")
+            _refuse_inside(archive, os.path.abspath(self.data.dir), "backup.path", "data")
+
 
 class LoadedConfig(msgspec.Struct, frozen=True):
-    """A configuration, the file it came from and the keys that the file sets (nested, plain)."""
+    """A configuration and the file it came from."""
 
     config: Config
     path: str
-    raw: dict[str, object]
 
 
 def load(path: str | None = None, *, expand_env: bool = True) -> LoadedConfig:
@@ -198,19 +206,19 @@ def load(path: str | None = None, *, expand_env: bool = True) -> LoadedConfig:
         except UnicodeDecodeError as error:
             raise ConfigError(f"{candidate}: not valid YAML: no UTF-8 at byte {error.start}") from None
         else:
-            config, raw = parse(text, candidate, os.environ if expand_env else None)
-            return LoadedConfig(config, os.path.abspath(candidate), raw)
+            config = parse(text, candidate, os.environ if expand_env else None)
+            return LoadedConfig(config, os.path.abspath(candidate))
     raise ConfigError(
         f"config file not found; looked for {', '.join(Config.SEARCH_PATH)}. Name one by -config PATH, or "
         "try `litefs mount -dir DIR`, which needs none"
     )
 
 
-def parse(text: str, origin: str, environment: Mapping[str, str] | None) -> tuple[Config, dict[str, object]]:
+def parse(text: str, origin: str, environment: Mapping[str, str] | None) -> Config:
     """Read and check a configuration's text; ``environment`` None leaves ``$`` alone. Raises ConfigError."""
     if environment is not None:
         text = expand_environment(text, environment)
-    config, raw = decode(text, Config, origin)
+    config = decode(text, Config, origin)
     try:
         scheme = "https" if config.http.tls.serves else "http"
         lease = config.lease.with_defaults(scheme, config.http.host_port[1], os.environ)
@@ -218,24 +226,7 @@ def parse(text: str, origin: str, environment: Mapping[str, str] | None) -> tupl
         config.validate()
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
-    return config, raw
-
-
-def unimplemented_keys(raw: Mapping[str, object]) -> list[str]:
-    """Keys that are set in ``raw`` and have no function yet, as dotted names in the order of the file."""
-    found: list[str] = []
-
-    def visit(section: Mapping[str, object], prefix: str, inside: bool) -> None:
-        for key, value in section.items():
-            name = prefix + key
-            hit = inside or name in _UNIMPLEMENTED
-            if isinstance(value, Mapping):
-                visit(value, f"{name}.", hit)
-            elif hit:
-                found.append(name)
-
-    visit(raw, "", False)
-    return found
+    return config
 
 
 def split_address(address: str, key: str) -> tuple[str, int]:
@@ -287,9 +278,9 @@ def _refuse_overlap(mount: str, data: str) -> None:
         raise ConfigError(f"the fuse directory {mount} lies inside the data directory {data}")
 
 
-def _refuse_inside(lease: str, mount: str) -> None:
-    if os.path.commonpath([lease, mount]) == mount:
-        raise ConfigError(f"lease.object.url: {lease} lies inside the fuse directory {mount}")
+def _refuse_inside(path: str, directory: str, key: str, what: str = "fuse") -> None:
+    if os.path.commonpath([path, directory]) == directory:
+        raise ConfigError(f"{key}: {path} lies inside the {what} directory {directory}")
 
 
 def _resolve_mount(path: str) -> str:

@@ -1,5 +1,5 @@
-"""Sections of ``litefs.yml`` that need nothing but values: ``data``, ``fuse``, ``replication``, ``backup``,
-``log``, ``tracing``. The text below each key is what docs/configuration.md says of it."""
+"""Sections of ``litefs.yml`` that need nothing but values: ``data``, ``fuse``, ``replication``, ``log``,
+``tracing``. The text below each key is what docs/configuration.md says of it."""
 
 from __future__ import annotations
 
@@ -61,21 +61,6 @@ class ReplicationConfig(Section, frozen=True):
     """Ours: `refuse` commits while too few replicas are in sync, or `degrade` to those that are."""
     databases: tuple[ReplicatedDatabase, ...] = ()
     """Ours: exceptions; the first entry that matches a database counts."""
-
-
-class BackupConfig(Section, frozen=True):
-    """Where the primary copies its log to."""
-
-    type: str = ""
-    """`file` or `litefs-cloud`; empty: no backup."""
-    path: str = ""
-    """Of `file`: a directory."""
-    url: str = ""
-    """Of `litefs-cloud`: the service."""
-    cluster: str = ""
-    """Of `litefs-cloud`: the cluster's name there."""
-    auth_token: str = ""
-    """Of `litefs-cloud`: the token."""
 
 
 class LogConfig(Section, frozen=True):

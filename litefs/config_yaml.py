@@ -56,10 +56,10 @@ def expand_environment(text: str, environment: Mapping[str, str] | None = None) 
     return _REFERENCE.sub(replacement, text)
 
 
-def decode(text: str, model: type[T], origin: str) -> tuple[T, dict[str, object]]:
+def decode(text: str, model: type[T], origin: str) -> T:
     """Read one YAML document into ``model``; ``origin`` names the file in messages.
 
-    Returns the value and the plain mapping of the keys that the document sets (null is "not set", as in Go).
+    Null is "not set", as in Go.
     Raises ConfigError with line and column: not YAML, empty, unknown or doubled key, wrong type.
     """
     try:
@@ -78,7 +78,7 @@ def decode(text: str, model: type[T], origin: str) -> tuple[T, dict[str, object]
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}{_place(node.start_mark)}: expected keys and values, not {_kind(node)}")
     try:
-        return msgspec.convert(raw, model, dec_hook=_parse_scalar), raw
+        return msgspec.convert(raw, model, dec_hook=_parse_scalar)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{origin}: {error}") from None
 

@@ -17,7 +17,7 @@ STATIC = "lease: {type: static}\n"
 
 
 def read(text: str, environment: dict[str, str] | None = None) -> Config:
-    return parse(text, "litefs.yml", environment)[0]
+    return parse(text, "litefs.yml", environment)
 
 
 def http(text: str) -> str:

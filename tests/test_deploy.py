@@ -255,7 +255,7 @@ def test_the_user_of_the_image_is_the_one_of_every_configuration() -> None:
     _, final = stages(DEPLOY / "docker/Dockerfile")
     assert any(f"useradd --system --uid {APP} " in line for line in final)
     for name, text in configurations().items():
-        fuse = parse(text, name, {**FLY, "POD_NAMESPACE": "n", "POD_NAME": "p"})[0].fuse
+        fuse = parse(text, name, {**FLY, "POD_NAMESPACE": "n", "POD_NAME": "p"}).fuse
         assert (fuse.uid, fuse.gid, fuse.allow_other) == (APP, APP, True), name
 
 
@@ -285,7 +285,7 @@ def test_the_manifests_hold_to_the_schema() -> None:
 def test_the_manifests_hold_together() -> None:
     config = parse(
         manifest("ConfigMap")["data"]["litefs.yml"], "k8s", {"POD_NAME": "p", "POD_NAMESPACE": "n"}
-    )[0]
+    )
     statefulset, service = manifest("StatefulSet")["spec"], manifest("Service")
     pod = statefulset["template"]
     (container,) = pod["spec"]["containers"]
@@ -314,7 +314,7 @@ def test_the_compose_file_holds_to_the_schema() -> None:
     jsonschema.validate(content, yaml.safe_load(schema.read_text()))
     nodes = {name: service for name, service in content["services"].items() if name.startswith("node")}
     assert len(nodes) == 3
-    config = parse((DEPLOY / "docker/litefs.yml").read_text(), "compose", {"CONSUL_URL": "http://c:1"})[0]
+    config = parse((DEPLOY / "docker/litefs.yml").read_text(), "compose", {"CONSUL_URL": "http://c:1"})
     # Without the lease's store nobody leads: it has to come back with the machine, as the nodes do.
     assert {service["restart"] for service in content["services"].values()} == {"unless-stopped"}
     for name, node in nodes.items():
@@ -331,14 +331,14 @@ def test_the_fly_example_holds_together(monkeypatch: pytest.MonkeyPatch) -> None
     build = (DEPLOY / "fly/Dockerfile").read_text()
     assert "ARG LITEFS=" in build, "Fly's builders do not have an image of this machine"
     assert "FROM ${LITEFS}" in build
-    config = parse((DEPLOY / "fly/litefs.yml").read_text(), "fly", FLY)[0]
+    config = parse((DEPLOY / "fly/litefs.yml").read_text(), "fly", FLY)
     assert app["mounts"]["destination"] == config.data.dir
     assert config.proxy.addr == f":{app['http_service']['internal_port']}"
     assert app["checks"]["litefs"]["port"] == config.http.host_port[1]
     assert config.lease.candidate
     assert config.lease.advertise_url == "http://m.vm.a.internal:20202"
     monkeypatch.setenv("FLY_REGION", "ams")
-    assert not parse((DEPLOY / "fly/litefs.yml").read_text(), "fly", FLY)[0].lease.candidate
+    assert not parse((DEPLOY / "fly/litefs.yml").read_text(), "fly", FLY).lease.candidate
 
 
 # -- monitoring -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"client", "trace"}),
     frozenset({"config_types", "bench"}),
     frozenset({"config_yaml"}),
-    frozenset({"config_lease", "config_http", "config_proxy", "config_sections"}),
+    frozenset({"config_backup", "config_lease", "config_http", "config_proxy", "config_sections"}),
     frozenset({"config", "fromfiles"}),
     frozenset({"logs", "sqlite", "ltx", "tls", "tokens"}),
     frozenset({"store", "link"}),

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 import msgspec
 
-from litefs import config as configuration
 from litefs.config import Config
 from litefs.config_types import Duration, FileMode, FilePath, Secret, Sync
 
@@ -97,7 +96,7 @@ def type_text(kind: object) -> str:
         return _TYPES[kind]
     arguments = [part for part in typing.get_args(kind) if part not in (types.NoneType, Ellipsis)]
     if typing.get_origin(kind) is tuple:
-        return f"list of {'entries' if section_of(kind) else 'texts'}"
+        return f"list of {'entries' if section_of(kind) else f'{type_text(arguments[0])}s'}"
     return " or ".join(type_text(part) for part in arguments)
 
 
@@ -108,16 +107,9 @@ def default_text(field: msgspec.structs.FieldInfo) -> str:
         return "required" if default is msgspec.NODEFAULT else "none"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
+    if isinstance(default, tuple):
+        return f"`[{', '.join(map(str, default))}]`"
     return "`off`" if default == Sync(0) and isinstance(default, Sync) else f"`{default}`"
-
-
-def is_idle(path: str) -> bool:
-    """Whether a key is read but has no function yet."""
-    nested: object = True
-    for part in reversed(path.split(".")):
-        nested = {part: nested}
-    assert isinstance(nested, dict)
-    return bool(configuration.unimplemented_keys(nested))
 
 
 def fields(section: type[msgspec.Struct]) -> Iterator[tuple[msgspec.structs.FieldInfo, object]]:
@@ -137,9 +129,8 @@ def table(section: type[msgspec.Struct], path: str) -> Iterator[str]:
         if inner is not None and isinstance(kind, type):
             continue
         name = f"{path}.{field.encode_name}" if path else field.encode_name
-        idle = " **No function yet.**" if is_idle(name.replace("[]", "")) else ""
         marked = f"*Ours.* {text}" if ours else text
-        yield f"| `{name}` | {type_text(kind)} | {default_text(field)} | {marked}{idle} |".replace("\n", " ")
+        yield f"| `{name}` | {type_text(kind)} | {default_text(field)} | {marked} |".replace("\n", " ")
 
 
 def sections(section: type[msgspec.Struct], path: str = "") -> Iterator[tuple[str, type[msgspec.Struct]]]:

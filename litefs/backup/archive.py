@@ -16,7 +16,7 @@ from litefs.backup.layout import (
     parse_prefix,
     prefix_of,
 )
-from litefs.backup.target import Reader, Target
+from litefs.backup.target import ENCRYPTED, SEALED, Reader, Target
 from litefs.errors import ArchiveCorrupt, ArchiveMissing
 from litefs.ltx.format import HEADER_SIZE, Header
 from litefs.types import Point
@@ -61,7 +61,8 @@ class Start:
                 Point.parse(found["point"]), int(found["time"]), str(found["reason"]), str(found["node"])
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise ArchiveCorrupt(f"the start of a timeline cannot be read: {error}") from None
+            why = ENCRYPTED if data.startswith(SEALED) else error
+            raise ArchiveCorrupt(f"the start of a timeline cannot be read: {why}") from None
 
 
 @dataclass(frozen=True, slots=True)

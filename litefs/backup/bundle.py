@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import xxhash
 
+from litefs.backup.target import ENCRYPTED, SEALED
 from litefs.errors import ArchiveCorrupt
 from litefs.store.segments import record_hash
 from litefs.types import Point
@@ -139,7 +140,7 @@ def needed(data: bytes) -> int:
     """How many bytes of a bundle that begins with ``data`` (64 or more) ``parse`` needs. Raises
     ArchiveCorrupt."""
     if len(data) < _HEAD.size or data[:8] != _MAGIC:
-        raise ArchiveCorrupt("not a bundle of transactions")
+        raise ArchiveCorrupt(ENCRYPTED if data.startswith(SEALED) else "not a bundle of transactions")
     count = _HEAD.unpack_from(data)[1]
     if count > MAX_RECORDS:
         raise ArchiveCorrupt(f"a bundle of {count} transactions")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from litefs.backup.layout import Layout
-from litefs.backup.target import Stored
+from litefs.backup.target import Stored, holds
 from litefs.errors import ArchiveMissing, ArchiveUnavailable
 from litefs.store import fileops
 
@@ -27,6 +27,8 @@ class DirectoryTarget:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.name = f"file://{root}"
+        self._made: set[Path] = set()
+        """Directories whose names are durable."""
 
     def entries(self, directory: str, after: str = "") -> Iterator[Stored]:
         """See the protocol."""
@@ -75,32 +77,52 @@ class DirectoryTarget:
         """See the protocol. Written beside its place, synced, and put there by one rename(2) or link(2)."""
         path = self.root / key
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-        with _translated(self.name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                fd = fileops.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                try:
-                    offset = 0
-                    for piece in (data,) if isinstance(data, bytes) else data:
-                        fileops.pwrite_all(fd, piece, offset)
-                        offset += len(piece)
-                    if timestamp is not None:
-                        os.utime(fd, ns=(timestamp * 1_000_000, timestamp * 1_000_000))
-                    fileops.fsync(fd)
-                finally:
-                    os.close(fd)
+        try:
+            with _translated(self.name):
+                self._make(path.parent)
+                self._store(temporary, (data,) if isinstance(data, bytes) else data, timestamp)
+                done = True
                 if create:
-                    try:
-                        fileops.link(temporary, path)
-                    except FileExistsError:
-                        return False
+                    done = self._link(temporary, key, data)
                 else:
                     fileops.rename(temporary, path)
                 fileops.sync_dir(path.parent)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._made.discard(path.parent)
+            raise ArchiveUnavailable(f"{self.name}: {error.filename}: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(temporary)
+        return done
+
+    def _link(self, temporary: Path, key: str, data: bytes | Iterable[bytes]) -> bool:
+        try:
+            fileops.link(temporary, self.root / key)
+        except FileExistsError:
+            assert isinstance(data, bytes)
+            with contextlib.suppress(ArchiveMissing):
+                return holds(self, key, data)
+            return False
         return True
+
+    def _make(self, directory: Path) -> None:
+        if directory not in self._made or not directory.is_dir():
+            fileops.make_dir(directory)
+            self._made.add(directory)
+
+    def _store(self, path: Path, pieces: Iterable[bytes], timestamp: int | None) -> None:
+        """A new file of these pieces, durable but for its name."""
+        fd = fileops.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            offset = 0
+            for piece in pieces:
+                fileops.pwrite_all(fd, piece, offset)
+                offset += len(piece)
+            if timestamp is not None:
+                os.utime(fd, ns=(timestamp * 1_000_000, timestamp * 1_000_000))
+            fileops.fsync(fd)
+        finally:
+            os.close(fd)
 
     def delete(self, keys: Iterable[str]) -> None:
         """See the protocol."""

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 from litefs.backup.layout import Layout
+
+SEALED = b"LFSSEAL1"
+"""The first bytes of an encrypted object (sealed.py)."""
+ENCRYPTED = "the archive is encrypted; give its key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +71,21 @@ class Target(Protocol):
         """Store an object whole and durably, replacing what is there; readers see all of it or none.
 
         ``timestamp``: Unix ms of the newest transaction in it, stored as Litestream stores it. ``create``:
-        only if there is none of that key, else False (``data`` must be bytes then).
+        only if there is none of that key, else False (``data`` must be bytes then); True also if there is one
+        of the same bytes: who repeats a write whose answer was lost is told what became of it.
         """
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are not there are no error."""
+
+
+def holds(target: Target, key: str, data: bytes) -> bool:
+    """Whether an object is there with just these bytes. Raises as ``Target.read``."""
+    return target.size(key) == len(data) and target.read(key) == data
+
+
+def rfc3339(timestamp: int) -> str:
+    """Unix ms as Go's RFC3339Nano in UTC: no zeros at the end of the fraction, and no empty fraction."""
+    seconds, milliseconds = divmod(timestamp, 1000)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}{f'.{milliseconds:03d}'.rstrip('0') if milliseconds else ''}Z"

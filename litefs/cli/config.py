@@ -49,8 +49,6 @@ def config(argv: Sequence[str]) -> int:
     expand = "no-expand-env" not in arguments.switches
     loaded = configuration.load(arguments.values["config"] or None, expand_env=expand)
     logging.basicConfig(format="WARNING: %(message)s", level=logging.WARNING)
-    for key in configuration.unimplemented_keys(loaded.raw):
-        logging.warning("%s has no function yet", key)
     # Only now: it brings HTTP. It reads certificates and tokens.
     from litefs.security import Security
 

@@ -45,10 +45,8 @@ def mount(argv: Sequence[str]) -> int:
         raise UsageError("too many arguments, specify a '--' to specify an exec command")
     # Go sets it too, for the configuration as well as for the supervised command.
     os.environ.setdefault("HOSTNAME", socket.gethostname())
-    config, raw = _configure(arguments)
+    config = _configure(arguments)
     logs.setup(config.log)
-    for key in configuration.unimplemented_keys(raw):
-        log.warning("configuration key has no function yet: %s", key)
     for name in _IGNORED_FLAGS:
         if name in arguments.switches:
             log.warning("flag has no function: -%s", name)
@@ -70,12 +68,11 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
     return arguments[:end], command
 
 
-def _configure(arguments: Arguments) -> tuple[Config, dict[str, object]]:
+def _configure(arguments: Arguments) -> Config:
     """The configuration from file or ``-dir``, with what the flags change. Raises UsageError, ConfigError."""
     path, directory = arguments.values["config"], arguments.values["dir"]
     if path and directory:
         raise UsageError("-config and -dir exclude each other")
-    raw: dict[str, object] = {}
     if directory:
         config = Config.for_dir(directory)
         print(
@@ -84,7 +81,7 @@ def _configure(arguments: Arguments) -> tuple[Config, dict[str, object]]:
     else:
         loaded = configuration.load(path or None, expand_env="no-expand-env" not in arguments.switches)
         print(f"config file read from {loaded.path}", flush=True)
-        config, raw = loaded.config, loaded.raw
+        config = loaded.config
     replace = msgspec.structs.replace
     if "debug" in arguments.switches:
         config = replace(config, log=replace(config.log, debug=True))
@@ -92,4 +89,4 @@ def _configure(arguments: Arguments) -> tuple[Config, dict[str, object]]:
         config = replace(config, fuse=replace(config.fuse, debug=True))
     if "tracing" in arguments.switches:
         config = replace(config, tracing=replace(config.tracing, stdout=True))
-    return config, raw
+    return config

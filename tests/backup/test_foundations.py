@@ -64,7 +64,8 @@ def test_a_timeline_is_one_history(tmp_path: Path) -> None:
     assert not archive.claim("other", 2)
     start = Start(START, 1, "new", "node")
     assert archive.begin(start)
-    assert not archive.begin(start)
+    assert archive.begin(start), "who repeats what was done is told that it was"
+    assert not archive.begin(Start(START, 1, "new", "other"))
     assert archive.start() == start
     one, two = point(1, b"one"), point(2, b"two")
     assert archive.append(1, bundle.pack(START, [(one, 10, b"one")]))
