@@ -14,12 +14,12 @@ SOAK_ROUNDS ?= 500
 SOAK_SECONDS ?= 28800
 # whatever LITEFS_SOAK lengthens
 SOAK_TESTS ?= tests/crash tests/model tests/cluster tests/fs/test_super_crash.py \
-	tests/cluster_unit/test_lease_faults.py tests/product
+	tests/cluster_unit/test_lease_faults.py tests/product tests/backup
 FUZZ_SECONDS ?= 3600
 # SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
 BOUNDED = timeout --foreground --signal=INT --kill-after=60
 
-.PHONY: setup consul demo docs test lint bench soak fuzz suites clean
+.PHONY: setup consul litestream demo docs test lint bench soak fuzz suites clean
 .DELETE_ON_ERROR:
 
 setup: .build-stamp consul
@@ -35,6 +35,10 @@ setup: .build-stamp consul
 # The server that tests of the Consul lease run; nothing is done if there is one.
 consul:
 	./tools/consul/build.sh >/dev/null
+
+# With it, tests restore archives by the real one too; about a minute the first time.
+litestream:
+	./tools/litestream/build.sh
 
 demo: .build-stamp
 	$(PYTHON) tools/demo.py $(DEMO_ARGS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import netns
+from tests.support import litestream, netns
 from tests.support.netns import Host, Network
 from tests.support.node import Node, unmount_below
 from tests.support.processes import MARKER, Client, command_line, proc_stat, run_members
@@ -133,5 +133,8 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    passed = terminalreporter.stats.get("passed", ())
+    if any("test_litestream" in test.nodeid or "test_golden" in test.nodeid for test in passed):
+        terminalreporter.write_line(litestream.which())
     for description in config.stash[_left_behind]:
         terminalreporter.write_line(f"LEFT BEHIND: {description}", red=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from litefs.backup.directory import DirectoryTarget
 from litefs.backup.transcode import SINGLE_MAX, l0_big, l0_files, l0_spans, write_l0
 from litefs.errors import ArchiveCorrupt, FormatError
 from litefs.ltx import Header
+from litefs.types import CHECKSUM_FLAG
 from tests.kernels import reference_ltx as reference
 from tests.support.histories import History, applied
 
@@ -84,6 +86,16 @@ def test_a_big_record_is_the_same_file_in_pieces() -> None:
             list(l0_big(front, io.BytesIO(damaged))[3])
     with pytest.raises(ArchiveCorrupt, match="damaged"):
         list(l0_big(front, io.BytesIO(history.steps[0].record))[3])
+
+
+def test_a_big_record_under_another_name_is_refused() -> None:
+    history = History(3)
+    step = history.add(2)[1]
+    for wrong in (replace(step.point, txid=3), replace(step.point, checksum=CHECKSUM_FLAG | 1)):
+        after = replace(history.steps[0].point, txid=wrong.txid - 1)
+        front = bundle.parse(bundle.pack_big(after, wrong, step.time, len(step.record)))
+        with pytest.raises(ArchiveCorrupt, match="is not that of"):
+            list(l0_big(front, io.BytesIO(step.record))[3])
 
 
 def test_files_are_stored_from_what_the_archive_has(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from litefs.backup.transcode import write_l0
 from litefs.ltx import encode
 from litefs.ltx.compactor import derived_header
 from litefs.types import START
-from tests.support.histories import FIRST_TIME, History, Step
+from tests.support.histories import FIRST_TIME, Step, Steps
 
 INTERVALS = {1: 1_000, 2: 5_000, 3: 20_000}
 """Of the levels, in ms."""
@@ -31,10 +31,11 @@ def snapshot(step: Step) -> bytes:
 class Archived:
     """A timeline of ``history``, from the transaction after ``start`` on."""
 
-    def __init__(self, target: Target, prefix: str, history: History, scratch: Path, start: int = 0) -> None:
+    def __init__(self, target: Target, prefix: str, history: Steps, scratch: Path, start: int = 0) -> None:
         self.archive = Archive(target, prefix)
         self.history = history
         self.scratch = scratch
+        self.root = Path(target.name.removeprefix("file://")) / prefix
         self.done = start
         assert self.archive.claim("node", FIRST_TIME)
         if start:
@@ -47,18 +48,21 @@ class Archived:
     def now(self) -> int:
         return self.history.steps[self.done - 1].time if self.done else FIRST_TIME
 
-    def store(self, count: int) -> None:
-        """The next ``count`` transactions as one bundle; fewer if the page size changes before."""
+    def store(self, count: int, big: bool | None = None) -> None:
+        """The next ``count`` transactions as one bundle; fewer if the page size changes before. ``big``: a
+        single one beside its bundle, now and then by default."""
         steps = self.history.steps
         first = steps[self.done]
         changes = self.done > 0 and first.page_size != steps[self.done - 1].page_size
-        last = min(self.done + count, len(steps))
-        while steps[last - 1].page_size != first.page_size:
-            last -= 1
+        last = self.done + 1
+        while last < min(self.done + count, len(steps)) and steps[last].page_size == first.page_size:
+            last += 1
         after = steps[self.done - 1].point if self.done else START
         some = steps[self.done : last]
         packed = bundle.pack(after, [(step.point, step.time, step.record) for step in some])
-        if len(some) == 1 and self.history.rng.random() < 0.2:
+        if big is None:
+            big = len(some) == 1 and self.history.rng.random() < 0.2
+        if big:
             packed = bundle.pack_big(after, some[0].point, some[0].time, len(some[0].record))
             self.archive.write_big(some[0].point, [some[0].record])
         assert self.archive.append(self.done + 1, packed)
