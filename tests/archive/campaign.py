@@ -340,8 +340,9 @@ class Campaign:
 
     # -- the archive ----------------------------------------------------------------------------------
 
-    def judge(self, name: str, tip: Point) -> list[Timeline]:
-        """Hold the archive of a database to its history. Its timelines."""
+    def judge(self, name: str, tip: Point) -> tuple[list[Timeline], int]:
+        """Hold the archive of a database to its history. Its timelines, and how many transactions they hold
+        that were given up."""
         truth = self.truths[name]
         surviving = {record.point for record in truth.history(tip)}
         found = read_timelines(self.target, name)
@@ -362,7 +363,7 @@ class Campaign:
         print(f"{name}: {len(surviving)} transactions, {len(found)} timelines, {lost} of other histories")
         if missing:
             print(f"{name}: {len(missing)} transactions only in the snapshots that timelines begin with")
-        return found
+        return found, lost
 
 
 def unfollowed(found: Sequence[Timeline], truth: Truth) -> Iterator[range]:
