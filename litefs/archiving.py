@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import trio
@@ -123,7 +122,7 @@ class Archiving:
 
     def pinned_txid(self, name: str) -> int | None:
         """Retention of the log keeps what comes after it for the archive; None if it need not wait."""
-        if not self.enabled or not self._leads() or not self._wants(name):
+        if not self.enabled or not self._leads() or not self._config.wants(name):
             return None
         followed = self._followed.get(name)
         tip = followed.archiver.tip if followed is not None else None
@@ -201,7 +200,7 @@ class Archiving:
 
     def dropped(self, name: str) -> None:
         """That database was removed."""
-        if self._wants(name):
+        if self._config.wants(name):
             self._removed.add(name)
 
     # -- looking --------------------------------------------------------------------------------------
@@ -220,7 +219,7 @@ class Archiving:
         for name in [name for name, one in self._followed.items() if sources.get(name) is not one.source]:
             self._forget(name)
         for name, source in sources.items():
-            if not self._wants(name):
+            if not self._config.wants(name):
                 continue
             one = self._followed.get(name) or self._follow(name, source)
             if one is None:
@@ -242,12 +241,6 @@ class Archiving:
         except LiteFSError as error:
             log.error("archive: %s", error)
             raise
-
-    def _wants(self, name: str) -> bool:
-        config = self._config
-        if any(fnmatchcase(name, pattern) for pattern in config.exclude):
-            return False
-        return not config.databases or any(fnmatchcase(name, pattern) for pattern in config.databases)
 
     def _lacks(self, one: _Followed) -> bool:
         """Whether something of it is not archived."""
@@ -437,7 +430,7 @@ class Archiving:
 
     def _end_all(self, target: Target, names: set[str], whole: bool) -> None:
         if whole:
-            names |= {name for name in databases(target) if self._wants(name)}
+            names |= {name for name in databases(target) if self._config.wants(name)}
         for name in sorted(names - set(self._catalog.sources())):
             if end_removed(target, self._data, name, self._may):
                 log.info("%s: the archive says that it was removed", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from litefs.config_types import Duration, FilePath, Secret, Section
@@ -157,6 +158,12 @@ class BackupConfig(Section, frozen=True):
             return None
         url = urlsplit(self.url)
         return os.path.abspath(self.path or (unquote(url.path) if url.scheme == "file" else self.url))
+
+    def wants(self, name: str) -> bool:
+        """Whether a database of that name is archived."""
+        if any(fnmatchcase(name, pattern) for pattern in self.exclude):
+            return False
+        return not self.databases or any(fnmatchcase(name, pattern) for pattern in self.databases)
 
     @property
     def reach(self) -> Duration:

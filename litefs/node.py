@@ -51,6 +51,7 @@ from litefs.proxying import Proxying
 from litefs.replica import Replica, ReplicaSettings, SinkHooks
 from litefs.rolechange import RoleChanges
 from litefs.security import Security
+from litefs.seeding import seed
 from litefs.server.app import create_app
 from litefs.server.serve import bind, bind_local, serve
 from litefs.starting import start_message, trace_to
@@ -390,6 +391,9 @@ async def _main(config: Config, command: list[str] | None) -> int:
     raise_file_limit()
     TRACE.setup(trace_to(config))
     try:
+        # nobody else has the databases of a static primary
+        alone = config.lease.type == "static" and config.lease.candidate
+        await seed(config.backup, data, required=alone)
         return await Node(config, data, lock_fd).run(command)
     finally:
         (data.path / SOCKET).unlink(missing_ok=True)

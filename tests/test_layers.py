@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "mountprobe",
             "replica",
             "security",
+            "seeding",
             "starting",
             "timetravel",
             "verifying",

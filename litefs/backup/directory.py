@@ -52,7 +52,11 @@ class DirectoryTarget:
             try:
                 with os.scandir(self.root / directory) as entries:
                     return sorted(entry.name for entry in entries if entry.is_dir())
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
+                return []
+            except NotADirectoryError:
+                if not directory:
+                    raise ArchiveUnavailable(f"{self.name}: is not a directory") from None
                 return []
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:

@@ -14,6 +14,7 @@ from litefs.backup.compaction import chain
 from litefs.backup.layout import LEVELS, SNAPSHOT_LEVEL, own
 from litefs.backup.pieces import Piece, read_header
 from litefs.errors import ArchiveMissing, NotRestorable
+from litefs.types import Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ class Goal:
 class Moment:
     """A database as it was: which pieces it is made of, the oldest first, and what follows from the last one.
 
-    ``time``: Unix ms that its files show; ``checksum``: of the whole database as the primary had it, None if
-    the archive does not say.
+    ``time``: Unix ms that its files show; ``point``: of the log as the primary had it, None if the archive
+    does not say.
     """
 
     name: str
@@ -39,7 +40,12 @@ class Moment:
     page_size: int
     commit: int
     pieces: Sequence[Piece]
-    checksum: int | None = None
+    point: Point | None = None
+
+    @property
+    def checksum(self) -> int | None:
+        """Of the whole database as the primary had it."""
+        return self.point.checksum if self.point is not None else None
 
     @property
     def size(self) -> int:
@@ -174,10 +180,11 @@ class Timeline:
         """The last transaction; None if there is none."""
         return self._last()
 
-    def checksum(self, txid: int) -> int | None:
-        """The database's checksum after a transaction, if its bundle is there."""
+    def _point(self, txid: int) -> Point | None:
         entry = self._entry(txid)
-        return entry.point.checksum if entry is not None else None
+        if entry is not None:
+            return entry.point
+        return self.start.point if self.start is not None and self.start.point.txid == txid else None
 
     # -- from a transaction to pieces -----------------------------------------------------------------
 
@@ -199,8 +206,8 @@ class Timeline:
                     pieces.append(self._piece(bundle, entry))
                     reached = entry.txid
         header = read_header(self._archive.target, pieces[-1])
-        checksum = self.checksum(at.txid)
-        return Moment(self._archive.name, at.txid, at.time, header.page_size, header.commit, pieces, checksum)
+        name, size = self._archive.name, header.page_size
+        return Moment(name, at.txid, at.time, size, header.commit, pieces, self._point(at.txid))
 
     def _chosen(self, txid: int) -> list[LtxFile]:
         """Litestream's choice (reference §2), as far as it leads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from litefs.backup.archive import Archive
 from litefs.backup.finding import Goal, Moment, find, moment_text
 from litefs.backup.histories import histories
 from litefs.cli.archive import KEY_FLAG, parse_moment, parse_txid, target_at
+from litefs.cli.connection import FLAGS, Connection
 from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
 from litefs.cli.progress import progress
 from litefs.cli.table import size
+from litefs.cli.transfer import import_database
 from litefs.errors import ArchiveMissing, DatabaseNotFound, LiteFSError, NotRestorable
 
 if TYPE_CHECKING:
@@ -37,7 +40,9 @@ _FLAGS = (
     Flag("dry-run", "only say what would be restored, and of what"),
     Flag("json", "print JSON"),
     KEY_FLAG,
-    Flag("config", "litefs.yml, whose backup section says where the archive is", "PATH"),
+    Flag("into-cluster", "instead of -o: make it the database of a running cluster, as a new transaction"),
+    Flag("as", "with -into-cluster: under another name", "NAME"),
+    *FLAGS,
 )
 
 _HELP = """Usage:
@@ -47,7 +52,8 @@ _HELP = """Usage:
 Restores a database as it was at any moment that the archive SOURCE holds: a directory or the URL of
 an object store, also of Litestream's; without it the one of -config. The result is compared with the
 checksum that the primary had at that transaction. What cannot be restored exactly is an error, which
-names the nearest moments that can.
+names the nearest moments that can. With -into-cluster the database of the cluster gets the old content
+by a new transaction, which every replica follows and the archive keeps: it can be undone likewise.
 
 Arguments:
 
@@ -79,8 +85,10 @@ def restore(argv: Sequence[str]) -> int:
     values, switches = arguments.values, arguments.switches
     if len(arguments.rest) > 1:
         raise UsageError("too many arguments")
-    if not values["o"] and "dry-run" not in switches:
-        raise UsageError("required: -o PATH")
+    if bool(values["o"]) == ("into-cluster" in switches) and "dry-run" not in switches:
+        raise UsageError("required: either -o PATH or -into-cluster")
+    if values["as"] and ("into-cluster" not in switches or "all" in switches):
+        raise UsageError("-as names what one database becomes with -into-cluster")
     if values["integrity-check"] not in _CHECKS:
         raise UsageError(f"-integrity-check: one of {', '.join(_CHECKS)}, not {values['integrity-check']!r}")
     if values["txid"] and "all" in switches:
@@ -89,32 +97,44 @@ def restore(argv: Sequence[str]) -> int:
     parallelism = _number(values["parallelism"], "parallelism", MAX_PARALLELISM)
     found = _found(arguments, goal)
     shown = []
-    for archive, moment in found:
-        out = Path(values["o"] or moment.name)
-        if "all" in switches and values["o"]:
-            out = Path(values["o"], moment.name)
-            out.parent.mkdir(parents=True, exist_ok=True)
-        one = _Shown(
-            moment.name,
-            archive.number,
-            f"{moment.txid:016x}",
-            moment_text(moment.time),
-            moment.size,
-            len(moment.pieces),
-            str(out),
-        )
-        if "dry-run" not in switches:
-            restored = _restored(arguments, archive, moment, out, parallelism)
-            if restored is None:
-                continue
-            one.proved, one.seconds = restored.proved, round(restored.seconds, 3)
-            one.checksum = f"{restored.checksum:016x}"
-        shown.append(one)
-        if "json" not in switches:
-            print(_line(one, dry="dry-run" in switches))
+    with tempfile.TemporaryDirectory(prefix="litefs-restore-") as scratch:
+        for archive, moment in found:
+            out = _place(arguments, moment, Path(scratch))
+            one = _Shown(
+                moment.name,
+                archive.number,
+                f"{moment.txid:016x}",
+                moment_text(moment.time),
+                moment.size,
+                len(moment.pieces),
+                values["as"] or moment.name if "into-cluster" in switches else str(out),
+            )
+            if "dry-run" not in switches:
+                restored = _restored(arguments, archive, moment, out, parallelism)
+                if restored is None:
+                    continue
+                one.proved, one.seconds = restored.proved, round(restored.seconds, 3)
+                one.checksum = f"{restored.checksum:016x}"
+                if "into-cluster" in switches:
+                    import_database(Connection.of(arguments), one.path, out)
+                    out.unlink()
+            shown.append(one)
+            if "json" not in switches:
+                print(_line(one, dry="dry-run" in switches))
     if "json" in switches:
         print(msgspec.json.encode(shown).decode())
     return 0
+
+
+def _place(arguments: Arguments, moment: Moment, scratch: Path) -> Path:
+    """Where a database is restored to."""
+    if "into-cluster" in arguments.switches:
+        return scratch / "database"
+    out = Path(arguments.values["o"] or moment.name)
+    if "all" in arguments.switches and arguments.values["o"]:
+        out = out / moment.name
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def _goal(values: dict[str, str]) -> Goal:

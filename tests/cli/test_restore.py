@@ -101,7 +101,8 @@ def test_what_cannot_be_restored_names_what_can(made: Archived, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ((), "required: -o PATH"),
+        ((), "required: either -o PATH or -into-cluster"),
+        (("-o", "x", "-as", "y"), "-as names what one database becomes"),
         (("-o", "x", "-txid", "1", "-timestamp", "1h"), "give either -txid or -timestamp"),
         (("-o", "x", "-txid", "zz"), "hexadecimal"),
         (("-o", "x", "-timestamp", "yesterday"), "write the time as"),
