@@ -190,24 +190,32 @@ class Timeline:
 
     def moment(self, at: At) -> Moment:
         """What makes up a transaction. Raises NotRestorable."""
-        chosen = self._chosen(at.txid)
+        pieces = self._pieces(self._chosen(at.txid), 0, at)
+        header = read_header(self._archive.target, pieces[-1])
+        name, size = self._archive.name, header.page_size
+        return Moment(name, at.txid, at.time, size, header.commit, pieces, self._point(at.txid))
+
+    def after(self, txid: int, last: int) -> list[Piece]:
+        """What leads from one transaction to another, the oldest piece first. Raises NotRestorable."""
+        others = (file for level in LEVELS if level != SNAPSHOT_LEVEL for file in self._files[level])
+        fitting = [file for file in others if txid < file.max_txid <= last]
+        return self._pieces(chain(fitting, txid), txid, self._at_txid(last))
+
+    def _pieces(self, chosen: Sequence[LtxFile], reached: int, at: At) -> list[Piece]:
+        """Those files, and from their end the records of bundles."""
         pieces = [Piece(file.key, 0, file.size) for file in chosen]
-        reached = chosen[-1].max_txid if chosen else 0
+        reached = chosen[-1].max_txid if chosen else reached
         while reached < at.txid:
             place = bisect_left(self._bundles, reached + 2) - 1
             bundle = self._front(self._bundles[place]) if place >= 0 else None
-            if bundle is not None and bundle.last.txid <= reached:
-                bundle = None
-            if bundle is None:
+            if bundle is None or bundle.last.txid <= reached:
                 gap = f"TXID {at.txid:016x}: the transaction after {reached:016x} is missing"
                 raise self._refusal(gap, *self._around(at.txid))
             for entry in bundle.entries:
                 if reached < entry.txid <= at.txid:
                     pieces.append(self._piece(bundle, entry))
                     reached = entry.txid
-        header = read_header(self._archive.target, pieces[-1])
-        name, size = self._archive.name, header.page_size
-        return Moment(name, at.txid, at.time, size, header.commit, pieces, self._point(at.txid))
+        return pieces
 
     def _chosen(self, txid: int) -> list[LtxFile]:
         """Litestream's choice (reference §2), as far as it leads."""

@@ -53,16 +53,23 @@ class PageMap:
     def fill(self, indexed: Iterable[Indexed], where: str) -> None:
         """Lay the pieces of a moment, the newest first, until every page has its place.
 
+        Raises ArchiveCorrupt, with ``where``, if a page is in none.
+        """
+        left = self.lay(indexed, where)
+        if left:
+            raise ArchiveCorrupt(f"{where}: {left} of {self.commit} pages are in none of its files")
+
+    def lay(self, indexed: Iterable[Indexed], where: str) -> int:
+        """Lay pieces, the newest first; returns how many pages still have no place.
+
         A page that an intermediate transaction cut off is not found in what is older: the piece that made the
-        database grow again holds it. Raises ArchiveCorrupt, with ``where``, if a page is in none.
+        database grow again holds it. Raises ArchiveCorrupt.
         """
         left = page_total(self.page_size, self.commit)
         limit = self.commit
         for one in indexed:
-            if not left:
-                break
-            if one.header.page_size != self.page_size:
-                break  # older than the change of the page size, which wrote every page
+            if not left or one.header.page_size != self.page_size:
+                break  # what is older than a change of the page size, which wrote every page, is in no piece
             limit = min(limit, one.header.commit)
             try:
                 left -= lay_index(
@@ -71,8 +78,11 @@ class PageMap:
             except BlockError as error:
                 raise ArchiveCorrupt(f"{where}: {one.piece.key}: {error}") from None
             self._from.append(one.piece)
-        if left:
-            raise ArchiveCorrupt(f"{where}: {left} of {self.commit} pages are in none of its files")
+        return left
+
+    def laid(self) -> list[int]:
+        """The pages that have a place, ascending."""
+        return [pgno for pgno, size in enumerate(self._sizes, 1) if size]
 
     def has(self, pgno: int) -> bool:
         """Whether the page is stored; the lock page is not, and is all zeros."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +16,15 @@ import msgspec
 from litefs.backup.archive import Archive
 from litefs.backup.finding import Goal, Moment, find, moment_text
 from litefs.backup.histories import histories
+from litefs.backup.target import Target
 from litefs.cli.archive import KEY_FLAG, parse_moment, parse_txid, target_at
 from litefs.cli.connection import FLAGS, Connection
 from litefs.cli.flags import Arguments, Flag, Spec, UsageError, describe, parse_flags
 from litefs.cli.progress import progress
 from litefs.cli.table import size
 from litefs.cli.transfer import import_database
-from litefs.errors import ArchiveMissing, DatabaseNotFound, LiteFSError, NotRestorable
+from litefs.config_types import Duration
+from litefs.errors import ArchiveMissing, ArchiveUnavailable, DatabaseNotFound, LiteFSError, NotRestorable
 
 if TYPE_CHECKING:
     from litefs.backup.restore import Restored
@@ -36,6 +41,8 @@ _FLAGS = (
     Flag("integrity-check", "have SQLite check what was restored: none, quick or full", "KIND", "none"),
     Flag("if-db-not-exists", "do nothing, and succeed, if there is a file already"),
     Flag("force", "take the place of a file that is there"),
+    Flag("follow", "then keep it up with the archive, until Ctrl-C or SIGTERM; -o may be such a file"),
+    Flag("follow-interval", "between two looks at the archive", "TIME", "1s"),
     Flag("parallelism", "requests at a time", "N", "4"),
     Flag("dry-run", "only say what would be restored, and of what"),
     Flag("json", "print JSON"),
@@ -94,6 +101,8 @@ def restore(argv: Sequence[str]) -> int:
     if values["txid"] and "all" in switches:
         raise UsageError("-txid counts the transactions of one database: not with -all")
     goal = _goal(values)
+    if "follow" in switches:
+        return _follow(arguments)
     parallelism = _number(values["parallelism"], "parallelism", MAX_PARALLELISM)
     found = _found(arguments, goal)
     shown = []
@@ -124,6 +133,49 @@ def restore(argv: Sequence[str]) -> int:
     if "json" in switches:
         print(msgspec.json.encode(shown).decode())
     return 0
+
+
+def _follow(arguments: Arguments) -> int:
+    """Restore the newest moment, and keep up. Raises UsageError, LiteFSError."""
+    from litefs.backup.following import Follower
+
+    values, switches = arguments.values, arguments.switches
+    if switches & {"all", "into-cluster", "dry-run", "force"} or values["txid"] or values["timestamp"]:
+        raise UsageError("-follow goes with -o, and always shows the newest moment of one database")
+    interval = float(Duration.parse(values["follow-interval"]))
+    target = target_at(arguments.rest[0] if arguments.rest else "", arguments)
+    name = _one(target, values["database"])
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: stop.set())
+    follower = Follower(Path(values["o"]), lambda: _of_number(histories(target)[name], values["timeline"]))
+    try:
+        shown = follower.begin()
+        print(f"{name}: TXID {shown.txid:016x}, followed at {values['o']}", flush=True)
+        while not stop.wait(interval):
+            try:
+                if follower.step() and follower.shown is not None:
+                    print(f"{name}: TXID {follower.shown.txid:016x}", flush=True)
+            except (ArchiveUnavailable, TimeoutError) as error:
+                print(f"{name}: {error}; tried again", file=sys.stderr, flush=True)
+    except OSError as error:
+        raise LiteFSError(str(error)) from error
+    finally:
+        follower.close()
+    return 0
+
+
+def _one(target: Target, wanted: str) -> str:
+    """The database meant. Raises UsageError, DatabaseNotFound, ArchiveMissing."""
+    there = histories(target)
+    if wanted and wanted not in there:
+        known = ", ".join(sorted(there)) or "none"
+        raise DatabaseNotFound(f"{target.name} has no database {wanted}; it has: {known}")
+    if not there:
+        raise ArchiveMissing(f"{target.name} holds no database")
+    if not wanted and len(there) > 1:
+        raise UsageError(f"required: -database NAME; there are {', '.join(sorted(there))}")
+    return wanted or next(iter(there))
 
 
 def _place(arguments: Arguments, moment: Moment, scratch: Path) -> Path:
@@ -158,15 +210,12 @@ def _found(arguments: Arguments, goal: Goal) -> list[tuple[Archive, Moment]]:
     values, whole = arguments.values, "all" in arguments.switches
     target = target_at(arguments.rest[0] if arguments.rest else "", arguments)
     there = histories(target)
-    wanted = values["database"]
-    if wanted and wanted not in there:
-        known = ", ".join(sorted(there)) or "none"
-        raise DatabaseNotFound(f"{target.name} has no database {wanted}; it has: {known}")
-    if not there:
+    if not whole:
+        names = [_one(target, values["database"])]
+    elif there:
+        names = sorted(there)
+    else:
         raise ArchiveMissing(f"{target.name} holds no database")
-    if not (wanted or whole or len(there) == 1):
-        raise UsageError(f"required: -database NAME or -all; there are {', '.join(sorted(there))}")
-    names = [wanted] if wanted else sorted(there)
     found = []
     for name in names:
         archives = _of_number(there[name], values["timeline"])

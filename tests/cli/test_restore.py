@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sqlite3
+import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from litefs.backup.finding import moment_text
-from tests.cli.support import inside
+from tests.cli.support import LITEFS, inside
 from tests.support.handmade import Archived
+from tests.support.processes import end, spawn
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def test_several_databases(made: Archived, tmp_path: Path) -> None:
     source, out = tmp_path / "archive", tmp_path / "out"
     done = inside("restore", "-o", out, source)
     assert done.status == 2
-    assert "-database NAME or -all; there are app.db, sub/b.db" in done.err
+    assert "-database NAME; there are app.db, sub/b.db" in done.err
     assert inside("restore", "-o", out, "-all", source).status == 0
     assert (out / "app.db").read_bytes() == made.copies[5]
     assert (out / "sub" / "b.db").read_bytes() == other.copies[1]
@@ -143,3 +148,38 @@ def test_encrypted_and_by_the_configuration(tmp_path: Path) -> None:
     out.unlink()
     assert inside("restore", "-o", out, "-config", config).status == 0
     assert out.read_bytes() == made.copies[1]
+
+
+def test_following_until_told_to_stop(made: Archived, tmp_path: Path) -> None:
+    out = tmp_path / "out.db"
+    line = [
+        *LITEFS,
+        "restore",
+        "-follow",
+        "-follow-interval",
+        "50ms",
+        "-o",
+        str(out),
+        str(tmp_path / "archive"),
+    ]
+    for _ in range(2):
+        process = spawn(line, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            assert f"TXID {made.txid:016x}, followed at" in first
+            made.execute("INSERT INTO t VALUES (9)")
+            made.bundle()
+            assert process.stdout.readline() == f"app.db: TXID {made.txid:016x}\n"
+            with closing(sqlite3.connect(out)) as db:
+                assert db.execute("SELECT max(n) FROM t").fetchone() == (9,)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            end(process)
+    assert inside("restore", "-follow", "-o", out, "-txid", "1", tmp_path / "archive").status == 2
+    other = tmp_path / "other.db"
+    other.write_text("precious")
+    done = inside("restore", "-follow", "-o", other, tmp_path / "archive")
+    assert done.status == 1
+    assert "was not followed" in done.err
