@@ -28,6 +28,7 @@ from litefs.errors import DatabaseNotFound, LiteFSError, NotPrimary
 from litefs.server.view import ArchiveFigures
 from litefs.store.paths import DataDir
 from litefs.stream.catalog import StoreCatalog, StoreSource
+from litefs.types import Point
 
 log = logging.getLogger("litefs.archive")
 
@@ -35,13 +36,14 @@ LOOK_SECONDS = 0.05
 """Between two looks at most so many of the databases that change all the time."""
 IDLE_LOOK_SECONDS = 0.5
 """Between two looks while nothing changes."""
-HEAD_SECONDS = 30.0
-"""How often the archive of a database is told that nothing more was committed, soon after it changed."""
+HEAD_SECONDS = 10.0
+"""How often the archive of a database that changes is told how far it goes: the next primary goes on from
+there."""
 IDLE_HEAD_SECONDS = 600.0
 """The same of one that does not change: each time is a request."""
 PRUNE_SECONDS = 3600.0
 """Between two prunings of a timeline."""
-MAX_BACK_OFF_SECONDS = 60.0
+MAX_BACK_OFF_SECONDS = 15.0
 FLUSH_SECONDS = 10.0
 """That a stop waits for the last transactions."""
 SCRATCH = "archive"
@@ -68,6 +70,8 @@ class _Followed:
     tend_failures: int = 0
     error: str = ""
     head_due: float = 0.0
+    noted: Point | None = None
+    """Where the archive was told last that it ends."""
     pruned: float = 0.0
     snapshots: int = 0
     errors: int = 0
@@ -299,9 +303,12 @@ class Archiving:
             if done:
                 one.behind_since = None
             if done and (flush or begun >= one.head_due):
-                busy = one.head_due > 0 and self._lacks(one)
-                if await trio.to_thread.run_sync(one.archiver.note_head, limiter=self._limit):
-                    one.head_due = begun + (HEAD_SECONDS if busy else IDLE_HEAD_SECONDS)
+                complete = await trio.to_thread.run_sync(one.archiver.note_head, limiter=self._limit)
+                tip = one.archiver.tip
+                point = tip.point if tip is not None else None
+                idle = complete and one.noted == point
+                one.noted = point
+                one.head_due = begun + (IDLE_HEAD_SECONDS if idle else HEAD_SECONDS)
             elif done:
                 one.head_due = min(one.head_due, begun + HEAD_SECONDS)
             if one.failures:

@@ -118,14 +118,15 @@ class Archiver:
             raise
 
     def note_head(self) -> bool:
-        """Note in the archive that it was complete a moment ago; False if it is not. Raises as ``sync``."""
+        """Note in the archive how far it goes; whether it was complete a moment ago. Raises as ``sync``."""
         as_of = self._settings.now()
         wanted, *_ = self._local.header()
         chain = self._chain
-        if chain is None or self._doubtful or chain.tip.point != wanted or not chain.derived:
+        if chain is None or self._doubtful or not chain.derived:
             return False
-        chain.note_head(as_of)
-        return True
+        complete = chain.tip.point == wanted
+        chain.note_head(as_of if complete else chain.tip.time)
+        return complete
 
     def close(self) -> None:
         """Let go of the log; harmless if repeated."""

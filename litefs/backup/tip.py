@@ -54,11 +54,16 @@ def find(archive: Archive, start: Start) -> Found:
 
 
 def _from_head(archive: Archive, head: Head, begun: Bundle) -> Found:
-    last, pending = begun, 0
+    last, pending, previous = begun, 0, begun
+    derived: int | None = None
     for bundle in archive.bundles(head.bundle):
+        if bundle.last.txid > begun.last.txid and not pending:
+            if derived is None:  # raw files are written in their order, and the newest is never pruned
+                derived = max((file.max_txid for file in archive.files(0, head.txid)), default=head.txid)
+            if bundle.last.txid > derived:
+                pending, previous = bundle.first_txid, last
         last = bundle
-        pending = pending or (bundle.first_txid if bundle is not begun and bundle != begun else 0)
-    size = page_size_of(archive, begun)
+    size = page_size_of(archive, previous if pending else last)
     return Found(_tip(archive, last, head.as_of, size), pending, size)
 
 
