@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -32,7 +33,7 @@ from litefs.types import Point
 
 log = logging.getLogger("litefs.archive")
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.1
 """Between two looks at most so many of the databases that change all the time."""
 IDLE_LOOK_SECONDS = 0.5
 """Between two looks while nothing changes."""
@@ -44,8 +45,10 @@ IDLE_HEAD_SECONDS = 600.0
 PRUNE_SECONDS = 3600.0
 """Between two prunings of a timeline."""
 MAX_BACK_OFF_SECONDS = 15.0
-FLUSH_SECONDS = 10.0
+FLUSH_SECONDS = 3.0
 """That a stop waits for the last transactions."""
+SNAPSHOT_WAIT_SECONDS = 60.0
+"""That a snapshot waits for its transactions to be archived."""
 SCRATCH = "archive"
 """The directory of the data directory for copies and compaction."""
 
@@ -60,7 +63,8 @@ class _Followed:
     archiver: Archiver
     levels: list[int]
     """Unix ms of the boundary up to which each level was compacted, from level 1 on."""
-    snapshot_boundary: int
+    snapshot_boundary: int = 0
+    """The same of snapshots; of a database just met the archive says whether one is due."""
     tending: bool = False
     due: float = 0.0
     behind_since: float | None = None
@@ -82,6 +86,10 @@ class _Followed:
     def syncing(self) -> bool:
         """Whether one is."""
         return not self.idle.is_set()
+
+
+_in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
+"""A stop of the node does not wait for a store that does not answer."""
 
 
 class Archiving:
@@ -106,6 +114,7 @@ class Archiving:
         self._node = node
         self._publish = publish
         self._target: Target | None = None
+        self._open_due = 0.0
         self._followed: dict[str, _Followed] = {}
         self._removed: set[str] = set()
         self._swept = False
@@ -176,13 +185,13 @@ class Archiving:
         if not self.enabled:
             return
         self._token = trio.lowlevel.current_trio_token()
-        await trio.to_thread.run_sync(_empty, self._scratch)
+        await _in_thread(_empty, self._scratch)
         async with trio.open_nursery() as self._nursery:
             while True:
                 seen = self._catalog.revision
                 if self._leads() and not self._stopping:
                     self._look(time.monotonic())
-                else:
+                elif not self._stopping:
                     self._let_go()
                 await trio.sleep(LOOK_SECONDS)
                 with trio.move_on_after(IDLE_LOOK_SECONDS):
@@ -213,7 +222,8 @@ class Archiving:
         """Start what is due."""
         assert self._nursery is not None
         if self._target is None:
-            self._open()
+            if now >= self._open_due:
+                self._open()
             return
         if not self._swept or self._removed:
             names, self._removed = set(self._removed), set()
@@ -242,9 +252,9 @@ class Archiving:
 
         try:
             self._target = target_of(self._config)
-        except LiteFSError as error:
-            log.error("archive: %s", error)
-            raise
+        except (LiteFSError, OSError) as error:
+            log.error("archive: nothing is archived: %s", error)
+            self._open_due = time.monotonic() + MAX_BACK_OFF_SECONDS
 
     def _lacks(self, one: _Followed) -> bool:
         """Whether something of it is not archived."""
@@ -266,8 +276,7 @@ class Archiving:
         archiver = Archiver(self._target, self._data, source, self._may, settings)
         moment = now_ms()
         levels = [boundary(moment, int(level * 1000)) for level in self._config.levels]
-        taken = boundary(moment, int(self._config.snapshot.interval * 1000))
-        one = self._followed[name] = _Followed(source, archiver, levels, taken)
+        one = self._followed[name] = _Followed(source, archiver, levels)
         one.idle.set()
         return one
 
@@ -299,11 +308,11 @@ class Archiving:
         if one.idle.is_set():
             one.idle = trio.Event()
         try:
-            done = await trio.to_thread.run_sync(one.archiver.sync, limiter=self._limit)
+            done = await _in_thread(one.archiver.sync, limiter=self._limit)
             if done:
                 one.behind_since = None
             if done and (flush or begun >= one.head_due):
-                complete = await trio.to_thread.run_sync(one.archiver.note_head, limiter=self._limit)
+                complete = await _in_thread(one.archiver.note_head, limiter=self._limit)
                 tip = one.archiver.tip
                 point = tip.point if tip is not None else None
                 idle = complete and one.noted == point
@@ -361,14 +370,14 @@ class Archiving:
         """Compact, take the snapshot that is due, prune."""
         try:
             for level, at in self._passed(one):
-                await trio.to_thread.run_sync(self._compact, one, level, at, limiter=self._slow)
+                await _in_thread(self._compact, one, level, at, limiter=self._slow)
                 one.levels[level - 1] = at
             if at := self._snapshot_boundary(one):
-                if await trio.to_thread.run_sync(one.archiver.snapshot_due, at, limiter=self._slow):
+                if await _in_thread(one.archiver.snapshot_due, at, limiter=self._slow):
                     await self._snapshot(one, wait=False)
                 one.snapshot_boundary = at
             if time.monotonic() >= one.pruned + PRUNE_SECONDS:
-                await trio.to_thread.run_sync(self._prune, one, limiter=self._slow)
+                await _in_thread(self._prune, one, limiter=self._slow)
                 one.pruned = time.monotonic()
             one.tend_failures = 0
         except (NotPrimary, DatabaseNotFound):
@@ -403,21 +412,23 @@ class Archiving:
 
     async def _snapshot(self, one: _Followed, *, wait: bool) -> int:
         """Copy and send; returns the TXID. Raises LiteFSError, OSError."""
-        scratch = await trio.to_thread.run_sync(one.archiver.copy, limiter=self._slow)
+        scratch = await _in_thread(one.archiver.copy, limiter=self._slow)
         try:
-            while not await trio.to_thread.run_sync(one.archiver.send, scratch, limiter=self._slow):
+            deadline = time.monotonic() + SNAPSHOT_WAIT_SECONDS
+            while not await _in_thread(one.archiver.send, scratch, limiter=self._slow):
                 if not self._leads() or self._followed.get(one.archiver.name) is not one:
                     raise NotPrimary(f"{one.archiver.name}: no snapshot: this node is no longer the primary")
-                if one.error and wait:
-                    raise LiteFSError(f"{one.archiver.name}: no snapshot: {one.error}")
-                if one.error:
-                    return 0
+                if one.error or time.monotonic() > deadline:
+                    if not wait:
+                        return 0
+                    reason = one.error or "its transactions are not archived yet"
+                    raise LiteFSError(f"{one.archiver.name}: no snapshot: {reason}")
                 await trio.sleep(0.1)  # its transactions are on their way
             one.snapshots += 1
             return scratch.point.txid
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(scratch.close, limiter=self._slow)
+                await _in_thread(scratch.close, limiter=self._slow)
 
     # -- removed databases ----------------------------------------------------------------------------
 
@@ -427,7 +438,7 @@ class Archiving:
         target = self._target
         assert target is not None
         try:
-            await trio.to_thread.run_sync(self._end_all, target, set(names), whole, limiter=self._slow)
+            await _in_thread(self._end_all, target, set(names), whole, limiter=self._slow)
         except (LiteFSError, OSError) as error:
             if not isinstance(error, NotPrimary):
                 log.warning("archive: removed databases are not noted yet: %s", error)

@@ -177,7 +177,13 @@ class Archiver:
         return False
 
     def _look_again(self, chain: Chain) -> None:
-        """Go on behind what another archiver appended, or we did unheard, if it is this log's history."""
+        """Go on behind what another archiver appended, or we did unheard, if it is this log's history.
+
+        The place may be another one by now: a directory that was unmounted, a bucket that was emptied.
+        """
+        if not chain.is_there():
+            self._forget()
+            return
         while (found := chain.look_again()) is not None:
             self._let_go()
             if found.dropped or not self._seek(found.last):
@@ -229,9 +235,10 @@ class Archiver:
             with copy(self._local, settings.scratch) as scratch:
                 self._send(archive, scratch)
                 tip = Tip(scratch.point, scratch.time, scratch.page_size)
-        if not archive.begin(Start(tip.point, tip.time, reason, settings.node)):
+        start = Start(tip.point, tip.time, reason, settings.node)
+        if not archive.begin(start):
             return
-        self._chain, self._number, self._doubtful = Chain(archive, tip), number, False
+        self._chain, self._number, self._doubtful = Chain(archive, start, tip), number, False
         point = tip.point
         log.log(
             logging.INFO if reason in ("new", "recreated") else logging.WARNING,
@@ -252,7 +259,8 @@ class Archiver:
             return False
         files = archive.files(SNAPSHOT_LEVEL)
         if not files:
-            return True
+            start = archive.start()
+            return start is not None and start.time < boundary
         newest = max(files, key=lambda file: file.max_txid)
         return newest.modified < boundary and newest.max_txid < tip.point.txid
 

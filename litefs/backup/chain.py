@@ -27,9 +27,12 @@ class Chain:
     was asked of the store may have happened.
     """
 
-    def __init__(self, archive: Archive, tip: Tip, pending: int = 0, page_size: int = 0) -> None:
+    def __init__(
+        self, archive: Archive, start: Start, tip: Tip, pending: int = 0, page_size: int = 0
+    ) -> None:
         """``pending``, ``page_size``: as in :class:`litefs.backup.tip.Found`."""
         self.archive = archive
+        self.start = start
         self.tip = tip
         self._pending = pending
         self._derived_size = page_size if pending else tip.page_size
@@ -39,7 +42,7 @@ class Chain:
     def found(cls, archive: Archive, start: Start) -> Chain:
         """One that is in the archive. Raises ArchiveCorrupt, ArchiveUnavailable."""
         end = find(archive, start)
-        return cls(archive, end.tip, end.pending, end.page_size)
+        return cls(archive, start, end.tip, end.pending, end.page_size)
 
     @property
     def derived(self) -> bool:
@@ -92,6 +95,13 @@ class Chain:
             return False
         self._advance(bundles.parse(data), self.tip.page_size)
         return True
+
+    def is_there(self) -> bool:
+        """Whether the archive has this timeline, and the last bundle that is known of it."""
+        if self.archive.start() != self.start:
+            return False
+        found = self.archive.bundle(self.tip.bundle) if self.tip.bundle else None
+        return found.last == self.tip.point if found is not None else not self.tip.bundle
 
     def look_again(self) -> Bundle | None:
         """What follows the tip in the archive, if anything does. Raises ArchiveCorrupt."""

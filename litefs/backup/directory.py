@@ -29,6 +29,8 @@ class DirectoryTarget:
         self.name = f"file://{root}"
         self._made: set[Path] = set()
         """Directories whose names are durable."""
+        self._root: tuple[int, int] | None = None
+        """Device and inode of the root that was written to last."""
 
     def entries(self, directory: str, after: str = "") -> Iterator[Stored]:
         """See the protocol."""
@@ -110,9 +112,21 @@ class DirectoryTarget:
         return True
 
     def _make(self, directory: Path) -> None:
+        if self._root is not None and self._root != self._identity():
+            self._root = None
+            self._made.clear()
+            raise ArchiveUnavailable(f"{self.name}: the directory was replaced, or is no longer mounted")
         if directory not in self._made or not directory.is_dir():
             fileops.make_dir(directory)
             self._made.add(directory)
+            self._root = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            stat = self.root.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return stat.st_dev, stat.st_ino
 
     def _store(self, path: Path, pieces: Iterable[bytes], timestamp: int | None) -> None:
         """A new file of these pieces, durable but for its name."""

@@ -4,6 +4,7 @@ and an S3 server behind a proxy that drops, refuses, delays, and loses answers."
 from __future__ import annotations
 
 import http.client
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from tests.support import s3
 from tests.support.disks import small_disk
 
 KINDS = ("directory", "s3")
-DIRECTORY_MEGABYTES = 256
+DIRECTORY_MEGABYTES = 2048 if "LITEFS_SOAK" in os.environ else 256
 SLOW_SECONDS = 0.4
 FORWARD_SECONDS = 30.0
 

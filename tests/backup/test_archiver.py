@@ -278,3 +278,25 @@ def test_a_snapshot_waits_until_its_transactions_are_archived(place: Place) -> N
         archiver.sync()
         assert archiver.send(scratch)
     assert snapshot(newest(place), len(place.writer.images)) == place.writer.images[-1]
+
+
+def test_a_directory_that_is_unmounted_and_comes_back(place: Place) -> None:
+    """What is written meanwhile goes to where the directory would be; the archive gets no gap by it."""
+    archive, elsewhere, other = (place.root / name for name in ("archive", "elsewhere", "other"))
+    place.writer.fill(2)
+    archiver = place.archiver()
+    archiver.sync()
+    archive.rename(elsewhere)
+    insert(place, 2)
+    with pytest.raises(ArchiveUnavailable, match="no longer mounted"):
+        archiver.sync()
+    archiver.sync()
+    assert check_whole(place.target(), NAME, place.writer.images)[-1] == len(place.writer.images)
+    archive.rename(other)
+    elsewhere.rename(archive)
+    insert(place, 2)
+    with pytest.raises(ArchiveUnavailable, match="no longer mounted"):
+        archiver.sync()
+    archiver.sync()
+    assert check_whole(place.target(), NAME, place.writer.images)[-1] == len(place.writer.images)
+    assert [one.number for one in timelines(place.target(), NAME)] == [1]
