@@ -14,7 +14,7 @@ SOAK_ROUNDS ?= 500
 SOAK_SECONDS ?= 28800
 # whatever LITEFS_SOAK lengthens
 SOAK_TESTS ?= tests/crash tests/model tests/cluster tests/fs/test_super_crash.py \
-	tests/cluster_unit/test_lease_faults.py tests/product tests/backup
+	tests/cluster_unit/test_lease_faults.py tests/product tests/backup tests/archive
 FUZZ_SECONDS ?= 3600
 # SIGINT lets pytest's fixtures unmount; SIGKILL follows a minute later.
 BOUNDED = timeout --foreground --signal=INT --kill-after=60
@@ -56,7 +56,7 @@ test: lint consul
 	$(BOUNDED) $(TEST_SECONDS) $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=25 $(PYTEST_ARGS) </dev/null
 
 bench: .build-stamp
-	@set -e; for benchmark in kernels bench commit reads lag memory; do $(PYTHON) benchmarks/$$benchmark.py; done
+	@set -e; for benchmark in kernels bench commit reads lag memory compactor archive_lag archive_cost restore; do $(PYTHON) benchmarks/$$benchmark.py; done
 
 soak: setup
 	LITEFS_SOAK=$(SOAK_ROUNDS) $(BOUNDED) $(SOAK_SECONDS) $(PYTHON) -m pytest --timeout=0 $(SOAK_TESTS) </dev/null

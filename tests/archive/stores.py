@@ -3,25 +3,22 @@ and an S3 server behind a proxy that drops, refuses, delays, and loses answers."
 
 from __future__ import annotations
 
-import http.client
 import os
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tests.support import s3
+from tests.support import faulty_s3, s3
 from tests.support.disks import small_disk
+from tests.support.faulty_s3 import Proxy
 
 KINDS = ("directory", "s3")
 DIRECTORY_MEGABYTES = 2048 if "LITEFS_SOAK" in os.environ else 256
-SLOW_SECONDS = 0.4
-FORWARD_SECONDS = 30.0
 
-Mode = Literal["", "drop", "503", "slow", "lost", "full"]
+
+Mode = Literal[faulty_s3.Mode, "full"]
+"""Of a bucket as there; ``full``: the directory's disk is."""
 
 
 class Store(Protocol):
@@ -80,76 +77,6 @@ class Bucket:
         self._proxy.mode = mode
 
 
-class Proxy(ThreadingHTTPServer):
-    """Passes requests on to an HTTP server, as ``mode`` says. ``drop``: closes the connection before it is
-    passed on; ``lost``: passes a request on and closes the connection in place of the answer."""
-
-    daemon_threads = True
-
-    def __init__(self, port: int) -> None:
-        """``port``: of the server."""
-        super().__init__(("127.0.0.1", 0), _Forward)
-        self.port = port
-        self.mode: Mode = ""
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that closed its connection is none."""
-
-
-class _Forward(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Proxy
-
-    def log_message(self, format: str, *words: object) -> None:
-        """Nothing."""
-
-    def _forward(self) -> None:
-        mode = self.server.mode
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if mode == "drop":
-            self.close_connection = True
-            return
-        if mode == "503":
-            self._answer(503, [("Retry-After", "1")], b"<Error><Code>SlowDown</Code></Error>")
-            return
-        if mode == "slow":
-            time.sleep(SLOW_SECONDS)
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=FORWARD_SECONDS)
-        try:
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() not in ("connection", "expect"):
-                    connection.putheader(name, value)
-            connection.endheaders(body)
-            answer = connection.getresponse()
-            content = answer.read()
-            headers = answer.getheaders()
-            status = answer.status
-        except OSError:
-            self.close_connection = True
-            return
-        finally:
-            connection.close()
-        if mode == "lost":
-            self.close_connection = True
-            return
-        self._answer(status, headers, content)
-
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward
-
-    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
-        self.send_response_only(status)
-        for name, value in headers:
-            if name.lower() not in ("connection", "content-length", "transfer-encoding"):
-                self.send_header(name, value)
-        length = {name.lower(): value for name, value in headers}.get("content-length")
-        size = length if self.command == "HEAD" and length is not None else str(len(content))
-        self.send_header("Content-Length", size)
-        self.end_headers()
-        self.wfile.write(content)
-
-
 @contextmanager
 def store(kind: str, root: Path) -> Iterator[Store]:
     """A store of that kind, empty, until the end of the block."""
@@ -157,13 +84,5 @@ def store(kind: str, root: Path) -> Iterator[Store]:
         with small_disk(root / "store", DIRECTORY_MEGABYTES) as path:
             yield Directory(path)
         return
-    with s3.running(root) as server:
-        proxy = Proxy(int(server.endpoint.rpartition(":")[2]))
-        thread = threading.Thread(target=proxy.serve_forever, args=(0.1,), daemon=True)
-        thread.start()
-        try:
-            yield Bucket(server, proxy)
-        finally:
-            proxy.shutdown()
-            thread.join(10)
-            proxy.server_close()
+    with s3.running(root) as server, faulty_s3.before(server.endpoint) as proxy:
+        yield Bucket(server, proxy)
