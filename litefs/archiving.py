@@ -79,6 +79,8 @@ class _Followed:
     pruned: float = 0.0
     snapshots: int = 0
     errors: int = 0
+    compacted: dict[tuple[int, int], int] = field(default_factory=dict)
+    """By timeline and level the last TXID of it, once known."""
     idle: trio.Event = field(default_factory=trio.Event)
     """Set while no thread is sending its transactions."""
 
@@ -393,11 +395,13 @@ class Archiving:
         if archive is None:
             return
         self._scratch.mkdir(parents=True, exist_ok=True)
-        files = compact_level(archive, level, before, self._scratch)
+        known = one.compacted.get((archive.number, level))  # saves listing the level
+        files = compact_level(archive, level, before, self._scratch, after=known)
         if files:
+            one.compacted[archive.number, level] = files[-1].max_txid
             log.debug("%s: level %d up to TXID %016x", one.archiver.name, level, files[-1].max_txid)
         if level == 1:
-            prune_raw(archive, self._policy, now_ms())
+            prune_raw(archive, self._policy, now_ms(), one.compacted.get((archive.number, 1)))
 
     def _prune(self, one: _Followed) -> None:
         archive = one.archiver.archive
