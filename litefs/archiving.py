@@ -124,6 +124,7 @@ class Archiving:
         self._slow = trio.CapacityLimiter(1)
         self._nursery: trio.Nursery | None = None
         self._stopping = False
+        self._flush_seconds = FLUSH_SECONDS
         self._token: trio.lowlevel.TrioToken | None = None
         self._scratch = data.path / SCRATCH
         self._policy = Policy(retention=int(config.reach * 1000))
@@ -200,15 +201,21 @@ class Archiving:
                     await self._catalog.wait_change(seen)
 
     async def flush(self) -> None:
-        """Archive what is left, at a stop of the primary; bounded."""
+        """Archive what is left, at a stop of the primary; bounded, also if it is called twice."""
         self._stopping = True
         if not self.enabled or self._nursery is None or not self._leads():
             return
-        with trio.move_on_after(FLUSH_SECONDS) as scope:
-            for one in list(self._followed.values()):
+        if self._target is None:
+            self._open()
+        if self._target is None:
+            return
+        with trio.move_on_after(self._flush_seconds) as scope:
+            for one in self._follow_all():
                 await one.idle.wait()
                 if self._lacks(one):
                     await self._sync(one, flush=True)
+        if scope.cancelled_caught:
+            self._flush_seconds = 0.5
         behind = [one.name for one in self.figures() if one.behind]
         if scope.cancelled_caught or behind:
             log.warning("archive: stopped before everything was sent: %s", ", ".join(behind) or "-")
@@ -223,23 +230,15 @@ class Archiving:
     def _look(self, now: float) -> None:
         """Start what is due."""
         assert self._nursery is not None
+        if self._target is None and now >= self._open_due:
+            self._open()
         if self._target is None:
-            if now >= self._open_due:
-                self._open()
             return
         if not self._swept or self._removed:
             names, self._removed = set(self._removed), set()
             whole, self._swept = not self._swept, True
             self._nursery.start_soon(self._end_removed, names, whole)
-        sources = self._catalog.sources()
-        for name in [name for name, one in self._followed.items() if sources.get(name) is not one.source]:
-            self._forget(name)
-        for name, source in sources.items():
-            if not self._config.wants(name):
-                continue
-            one = self._followed.get(name) or self._follow(name, source)
-            if one is None:
-                continue
+        for one in self._follow_all():
             if self._lacks(one) and one.behind_since is None:
                 one.behind_since = now
             if not one.syncing and now >= one.due and (one.behind_since is not None or now >= one.head_due):
@@ -248,6 +247,16 @@ class Archiving:
             if not one.tending and now >= one.tend_due and self._is_tendable(one):
                 one.tending = True
                 self._nursery.start_soon(self._tend, one)
+
+    def _follow_all(self) -> list[_Followed]:
+        """What is to be archived now."""
+        sources = self._catalog.sources()
+        for name in [name for name, one in self._followed.items() if sources.get(name) is not one.source]:
+            self._forget(name)
+        for name, source in sources.items():
+            if name not in self._followed and self._config.wants(name):
+                self._follow(name, source)
+        return list(self._followed.values())
 
     def _open(self) -> None:
         from litefs.backup.targets import target_of
@@ -267,12 +276,12 @@ class Archiving:
             return True
         return position.txid > 0 and (tip is None or position != tip.point.position)
 
-    def _follow(self, name: str, source: StoreSource) -> _Followed | None:
+    def _follow(self, name: str, source: StoreSource) -> None:
         try:
             if source.position().txid == 0 or source.damaged:
-                return None
+                return
         except TimeoutError:
-            return None
+            return
         assert self._target is not None
         settings = Settings(self._node(), self._scratch, self._news(name))
         archiver = Archiver(self._target, self._data, source, self._may, settings)
@@ -280,7 +289,6 @@ class Archiving:
         levels = [boundary(moment, int(level * 1000)) for level in self._config.levels]
         one = self._followed[name] = _Followed(source, archiver, levels)
         one.idle.set()
-        return one
 
     def _news(self, name: str) -> News:
         def tell(kind: str, data: Mapping[str, object]) -> None:

@@ -219,6 +219,8 @@ class Node:
             code = await application.run(lambda: self._signal)
             self._manager.stopping()
             self.roles.stopping = True
+            if not self.replicas.connected():
+                await self._archiving.flush()  # nobody would go on with it
             await self._leading.stop()  # the next primary still has to be sent what it lacks
             self._telling.events.close()
             http_stop.set()

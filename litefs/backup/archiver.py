@@ -260,7 +260,8 @@ class Archiver:
         files = archive.files(SNAPSHOT_LEVEL)
         if not files:
             start = archive.start()
-            return start is not None and start.time < boundary
+            first = archive.bundle(start.point.txid + 1) if start is not None else None
+            return first is not None and bool(first.entries) and first.entries[0].time < boundary
         newest = max(files, key=lambda file: file.max_txid)
         return newest.modified < boundary and newest.max_txid < tip.point.txid
 

@@ -275,6 +275,38 @@ def test_the_next_primary_goes_on_in_the_same_timeline(
     assert found.sound, found.problems
 
 
+@pytest.mark.parametrize("lease", ["static", "directory"])
+def test_a_node_that_is_alone_stops_with_everything_archived(
+    lease: str, tmp_path: Path, make_node: MakeNode, make_client: MakeClient
+) -> None:
+    primary = make_node("primary", backup=backup(tmp_path, **{"sync-interval": "5s"}))
+    if lease == "directory":
+        settings = {"type": "object", "object": {"url": f"file://{tmp_path}/lease"}}
+        own = {"hostname": "primary", "advertise-url": primary.url, "candidate": True}
+        primary.configure("lease", {**own, **settings})
+    primary.start()
+    client = make_client("sql", "sqlite3")
+    wait_until(lambda: opened(client, primary), 20, "it leads")
+    create(client, primary)
+    for _ in range(5):
+        insert(client)
+    position = primary.position("app.db")
+    assert position is not None
+    assert tip(tmp_path) < position.txid
+    client.close()
+    assert primary.stop() == 0
+    assert tip(tmp_path) == position.txid
+
+
+def opened(client: Client, node: Node) -> bool:
+    try:
+        client.call("open", path=node.path("app.db"))
+        client.call("execute", statement="CREATE TABLE IF NOT EXISTS first (n)")
+    except ClientError:
+        return False
+    return True
+
+
 def test_snapshots_on_demand(tmp_path: Path, make_node: MakeNode, make_client: MakeClient) -> None:
     primary = make_node("primary", backup=backup(tmp_path, exclude=["not*"])).start()
     client, other = make_client("sql", "sqlite3"), make_client("sql", "sqlite3")
