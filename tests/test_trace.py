@@ -128,7 +128,7 @@ def test_a_full_disk_loses_lines_and_nothing_else(caplog: pytest.LogCaptureFixtu
 
 def test_the_flag_writes_to_standard_output(tmp_path: Path) -> None:
     for flags, expected in (((), False), (("-tracing",), True), (("--tracing",), True)):
-        config, _ = _configure(parse_flags(_FLAGS, [*flags, "-dir", str(tmp_path / "mnt")]))
+        config = _configure(parse_flags(_FLAGS, [*flags, "-dir", str(tmp_path / "mnt")]))
         assert config.tracing.stdout is expected
 
 

@@ -19,7 +19,7 @@ from tests.support.s3 import BUCKET, S3
 
 
 def config_of(lease: str) -> Config:
-    return parse(f"lease: {{{lease}}}\n", "litefs.yml", None)[0]
+    return parse(f"lease: {{{lease}}}\n", "litefs.yml", None)
 
 
 def test_a_directory(tmp_path: Path) -> None:
