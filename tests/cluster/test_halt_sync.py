@@ -30,6 +30,10 @@ def state(node: Node) -> tuple[Position, bool]:
         return position, file.sums.synced_txid >= position.txid
 
 
+def rows(client: Client) -> int:
+    return int(client.call("execute", statement="SELECT count(*) FROM t")[0][0])
+
+
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest, make_node: Callable[..., Node]) -> list[Node]:
     """A primary and as many replicas as a commit needs, all in sync, with a table."""
@@ -104,4 +108,10 @@ def test_a_commit_that_another_replica_does_not_get_is_not_acknowledged(
         halting.call("unhalt", 30)
     for node in (holder, other):
         assert wait_equal(primary, node, "app.db") == position
+    for node in nodes:  # positions are those of the logs: readers see a commit that was not completed once
+        reader = make_client("sql", "sqlite3")  # it was published
+        reader.call("open", path=node.path("app.db"), readonly=True)
+        wait_until(lambda sql=reader: rows(sql) == 2, 10, f"readers of {node.name} see both rows")
+        reader.close()
+    for node in (holder, other):
         pages_equal(primary, node, "app.db")
